@@ -1,0 +1,110 @@
+"""Files that are there whole or not at all.
+
+A run can be killed, a disk can fill up, at any byte. So nothing is ever written in its own place:
+
+- `replace_files` writes every file beside its place under a hidden name, forces it to the disk,
+  and only when all of them lie there renames them, in the order given. A reader sees each old file
+  or each new one, never half of one; a process that still maps the old file keeps it.
+- `new_directory` does the same for a whole directory: it is filled under a hidden name next to its
+  place and renamed when complete.
+
+What the operating system refuses (full disk, no permission) becomes one line for a person. A kill
+that cannot be caught leaves at most a hidden `.NAME.xxxxxxxx.tmp`, which nothing ever reads.
+"""
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+from regpt.errors import UserError
+
+Content = bytes | Callable[[BinaryIO], None]
+"""What a file shall hold: its bytes, or a function that writes them to an open file."""
+
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+@contextlib.contextmanager
+def writing_to(place: Path) -> Iterator[None]:
+    """Turn what the system refuses while we write into one `UserError` naming `place`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        if error.errno in _NO_SPACE:
+            message = f"{place}: no space left ({reason}); free some or choose another place"
+        elif error.errno in _NO_PERMISSION:
+            message = f"{place}: not writable ({reason}); choose another place"
+        else:
+            message = f"{place}: cannot be written ({reason}); choose another place"
+        raise UserError(message) from error
+
+
+def replace_files(directory: Path, contents: Mapping[str, Content]) -> None:
+    """Write or replace the named files of an existing directory, the last one as the seal.
+
+    Raises `UserError` if the system refuses; then every file is as it was before.
+    """
+    token = secrets.token_hex(4)
+    beside = {name: directory / f".{name}.{token}.tmp" for name in contents}
+    with writing_to(directory):
+        try:
+            for name, content in contents.items():
+                _write(beside[name], content)
+            for name, path in beside.items():
+                os.replace(path, directory / name)
+        except BaseException:
+            for path in beside.values():
+                with contextlib.suppress(OSError):
+                    path.unlink()
+            raise
+        _sync_directory(directory)
+
+
+@contextlib.contextmanager
+def new_directory(directory: Path) -> Iterator[Path]:
+    """A hidden directory to fill, renamed to `directory` on success and removed on failure.
+
+    `directory` must not exist; its parents are made. Raises `UserError` if the system refuses.
+    """
+    hidden = directory.parent / f".{directory.name}.{secrets.token_hex(4)}.tmp"
+    with writing_to(directory):
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        hidden.mkdir()
+    try:
+        yield hidden
+        with writing_to(directory):
+            _sync_directory(hidden)
+            os.rename(hidden, directory)
+            _sync_directory(directory.parent)
+    except BaseException:
+        shutil.rmtree(hidden, ignore_errors=True)
+        raise
+
+
+def _write(path: Path, content: Content) -> None:
+    """Make a new file and force its content to the disk."""
+    with path.open("xb") as file:
+        if callable(content):
+            content(file)
+        else:
+            file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(directory: Path) -> None:
+    """Force the names in a directory to the disk, where the system lets one open a directory."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

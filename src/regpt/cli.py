@@ -1,0 +1,136 @@
+"""The command line: `regpt COMMAND ...`.
+
+Each command is a function in `regpt.commands` (or, for `train`, a preset's dataclass); tyro turns
+its signature into flags and help. Nothing is imported before it is needed, so `regpt --help` is
+instant. Whatever a person can mend ends as one line on stderr and exit code 2.
+"""
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any, NoReturn
+
+from regpt import __version__
+from regpt.allocator import keep_pages
+from regpt.errors import UserError
+
+COMMANDS = {
+    "train": "train a GPT-2 from random weights: regpt train quickstart",
+    "sample": "let a model continue a prompt",
+}
+
+USAGE = """\
+regpt: GPT-2, reproduced.
+
+usage: regpt COMMAND [ARGUMENTS]
+
+commands:
+{commands}
+
+  regpt train quickstart           a small GPT-2 learns real text in about a minute
+  regpt sample --model gpt2        the lecture's five samples, from the released weights
+  regpt COMMAND --help             the flags of a command
+  regpt --version
+"""
+
+
+def fail(message: str) -> NoReturn:
+    """One line on stderr, exit code 2."""
+    sys.stderr.write(f"regpt: error: {' '.join(message.split())}\n")
+    raise SystemExit(2)
+
+
+def first_paragraph(box: str) -> str:
+    """The message in tyro's framed error: the lines before the first rule, unframed."""
+    lines = []
+    for line in box.splitlines():
+        inside = line.strip().strip("│").strip()
+        if set(inside) <= set("─"):
+            if lines:
+                break
+            continue
+        if not line.lstrip().startswith(("╭", "╰")):
+            lines.append(inside)
+    return " ".join(lines) or box
+
+
+def parse(target: Any, arguments: Sequence[str], *, prog: str, **options: Any) -> Any:
+    """Let tyro parse; its errors become one line."""
+    import tyro
+
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(target, args=list(arguments), prog=prog, **options)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        fail(f"{first_paragraph(errors.getvalue())} (see {prog} --help)")
+
+
+def run_function(name: str) -> Callable[[Sequence[str]], Any]:
+    """A command whose function has the command's name, in a module of that name."""
+
+    def run(arguments: Sequence[str]) -> Any:
+        function = getattr(import_module(f"regpt.commands.{name}"), name)
+        return parse(function, arguments, prog=f"regpt {name}")
+
+    return run
+
+
+def run_train(arguments: Sequence[str]) -> None:
+    """`regpt train PRESET [FLAGS]`."""
+    from regpt.presets import PRESETS, preset
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        lines = [f"  {name:<12} {(make.__doc__ or '').strip()}" for name, make in PRESETS.items()]
+        sys.stdout.write(
+            "usage: regpt train PRESET [FLAGS]\n\npresets:\n" + "\n".join(lines) + "\n\n"
+            "  regpt train PRESET --help    every flag, with the preset's values\n"
+        )
+        if not arguments:
+            fail(f"train needs a preset: one of {', '.join(PRESETS)}")
+        return
+    name, *flags = arguments
+    base = preset(name)
+    from regpt.commands.train import train
+    from regpt.train.config import RunConfig
+
+    train(parse(RunConfig, flags, prog=f"regpt train {name}", default=base))
+
+
+def dispatch(arguments: Sequence[str]) -> None:
+    """Find the command and run it."""
+    commands = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        sys.stdout.write(USAGE.format(commands=commands))
+        return
+    name, *rest = arguments
+    if name in ("--version", "-V"):
+        sys.stdout.write(f"regpt {__version__}\n")
+        return
+    if name not in COMMANDS:
+        fail(f"unknown command {name!r}: choose one of {', '.join(COMMANDS)}")
+    if os.environ.get("REGPT_KEEP_PAGES", "1") != "0":
+        keep_pages()
+    (run_train if name == "train" else run_function(name))(rest)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the `regpt` command."""
+    try:
+        dispatch(sys.argv[1:] if arguments is None else arguments)
+    except UserError as error:
+        fail(str(error))
+    except BrokenPipeError:  # `regpt sample | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        sys.stderr.write("\nregpt: interrupted\n")
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

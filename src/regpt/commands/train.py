@@ -1,0 +1,126 @@
+"""`regpt train`: run a preset and show how it goes."""
+
+import shlex
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from regpt.train.config import RunConfig
+from regpt.train.events import Event, Finished, Sampled, Started, Stepped, Validated
+from regpt.train.loop import train as run
+
+
+class Display:
+    """Prints what a run tells: a line per fact, and a progress bar with loss and tokens/s."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.config: RunConfig | None = None
+        self.progress = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
+            TextColumn("{task.description}"),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self.task: TaskID | None = None
+        self.speed = 0.0
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Started():
+                self.start(event)
+            case Stepped():
+                self.step(event)
+            case Validated():
+                self.validated(event)
+            case Sampled():
+                self.sampled(event)
+            case Finished():
+                self.finish(event)
+
+    def line(self, text: str = "") -> None:
+        """Print above the bar, as it is: no markup, no wrapping of paths."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def start(self, event: Started) -> None:
+        config = self.config = event.config
+        shape = config.model
+        self.line(f"regpt train {config.preset}: {', '.join(config.data)} -> {event.directory}")
+        self.line(
+            f"model      {event.num_parameters:,} parameters: {shape.n_layer} layers, "
+            f"{shape.n_head} heads, {shape.n_embd} channels, {shape.block_size} positions"
+        )
+        held_out = f", {event.validation_tokens:,} held out" if event.validation_tokens else ""
+        self.line(f"data       {event.train_tokens:,} tokens{held_out}")
+        self.line(
+            f"training   {config.steps:,} steps of {config.sequences(1)} x {config.block_size} "
+            f"tokens, {event.steps_per_epoch:,} steps per epoch, {config.optimizer.name}"
+        )
+        self.line(f"on         {event.place}")
+
+    def step(self, event: Stepped) -> None:
+        assert self.config is not None
+        if self.task is None:
+            self.task = self.progress.add_task("", total=self.config.steps)
+            self.progress.start()
+        blend = 0.9 if self.speed else 0.0
+        self.speed = blend * self.speed + (1 - blend) * event.tokens_per_second
+        self.progress.update(
+            self.task,
+            completed=event.step,
+            description=f"loss {event.loss:.3f}  {self.speed:,.0f} tokens/s",
+        )
+        if not self.console.is_terminal:  # a log file gets lines instead of a bar
+            every = max(self.config.steps // 10, 1)
+            if event.step == 1 or event.step % every == 0:
+                self.line(
+                    f"step {event.step:>6}/{self.config.steps}  loss {event.loss:.4f}  "
+                    f"{self.speed:,.0f} tokens/s"
+                )
+
+    def validated(self, event: Validated) -> None:
+        result = event.result
+        self.line(
+            f"step {event.step:>6}  validation loss {result.loss:.4f} nats per token, "
+            f"{result.bits_per_byte:.4f} bits per byte, "
+            f"{result.nats_per_character:.4f} nats per character"
+        )
+
+    def sampled(self, event: Sampled) -> None:
+        when = "before training" if event.step == 0 else f"after {event.step:,} steps"
+        self.line(f"\nsamples {when}:")
+        for text in event.texts:
+            self.line(f"> {text}")
+        self.line()
+
+    def finish(self, event: Finished) -> None:
+        assert self.config is not None
+        self.progress.stop()
+        self.line(f"done in {event.seconds:.0f} s. In {event.directory}:")
+        self.line("  config.json, model.safetensors, tokenizer files   the model")
+        self.line("  metrics.jsonl, loss.png                           its curve")
+        self.line("  run.json, samples.txt                             what was run, and texts")
+        self.line("Write with it:")
+        length = min(self.config.model.block_size, 100)
+        prompt = shlex.quote(self.config.prompt)
+        model = shlex.quote(str(event.directory))
+        self.line(f"  regpt sample {prompt} --model {model} --max-length {length}")
+
+
+def train(config: RunConfig) -> None:
+    """Run a training and show its progress."""
+    display = Display(Console())
+    try:
+        run(config, display)
+    finally:
+        display.progress.stop()

@@ -1,0 +1,299 @@
+"""Texts to learn from: two that have a name, and any UTF-8 files.
+
+A `Corpus` is a name and documents in order; it splits itself and turns itself into tokens.
+
+- `pydocs`: the topics of Python's own manual and the docstrings of the standard library, read from
+  the running interpreter, so that there is English to train on with no network and no file. The
+  standard library is parsed, never imported: importing all of it opens a browser, prints a poem
+  and starts Tk. The text belongs to one build of Python, and so does its fingerprint.
+- `shakespeare`: tiny Shakespeare, downloaded once into the user's cache folder. Its digest is
+  verified on the way in and at every later reading; a damaged copy is downloaded again.
+- files, one document each: UTF-8 whatever the locale says, line ends untouched. A byte order mark
+  at the start says how the file is encoded and is no text: it is dropped.
+
+    >>> training, validation = load_corpus(["shakespeare"]).split(0.1)
+    >>> training.num_characters, validation.num_characters
+    (1003854, 111540)
+"""
+
+import ast
+import codecs
+import contextlib
+import hashlib
+import inspect
+import os
+import sys
+import sysconfig
+import tempfile
+import urllib.request
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from http.client import HTTPException
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regpt.errors import UserError
+from regpt.tokenizer import Tokenizer
+
+Progress = Callable[[int, int | None], None]  # bytes so far; and in all, if the server says it
+
+CORPORA = {
+    "pydocs": "Python's manual topics and the standard library's docstrings, on every machine",
+    "shakespeare": "tiny Shakespeare, 1.1 MB, downloaded once",
+}
+
+SHAKESPEARE_URL = (
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+)
+SHAKESPEARE_BYTES = 1_115_394
+SHAKESPEARE_DIGEST = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+TIMEOUT_SECONDS = 20.0
+
+# Applications, code tables, and what later Pythons no longer have.
+SKIPPED_MODULES = {"distutils", "encodings", "ensurepip", "idlelib", "lib2to3", "turtledemo"}
+SKIPPED_FOLDERS = {"test", "tests", "idle_test"}
+SHORTEST_DOCSTRING = 40
+
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+STATEMENTS = (ast.stmt, ast.ExceptHandler, ast.match_case)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents in order, and what they are called."""
+
+    name: str
+    documents: tuple[str, ...]
+
+    @property
+    def num_characters(self) -> int:
+        """Unicode characters of all documents."""
+        return sum(len(document) for document in self.documents)
+
+    @cached_property
+    def num_bytes(self) -> int:
+        """Bytes of all documents in UTF-8, the denominator of bits per byte."""
+        return sum(len(document.encode()) for document in self.documents)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the documents, each after its length, so that no two divisions agree."""
+        digest = hashlib.sha256()
+        for document in self.documents:
+            data = document.encode()
+            digest.update(len(data).to_bytes(8, "little") + data)
+        return digest.hexdigest()
+
+    def split(self, validation_fraction: float) -> tuple["Corpus", "Corpus"]:
+        """The first part, and the last `validation_fraction` of the characters.
+
+        The text is cut as a whole, at int((1 - f) * characters) with f taken as the decimal number
+        it was written as; a document across the border is cut in two. Both parts keep the name.
+        """
+        if not 0 <= validation_fraction < 1:
+            raise UserError(f"validation fraction {validation_fraction}: give 0 or more, below 1")
+        # In floating point, (1 - 0.9) * 10 is a little less than 1: the cut would be off by one.
+        cut = int((1 - Fraction(str(validation_fraction))) * self.num_characters)
+        first: list[str] = []
+        last: list[str] = []
+        for document in self.documents:
+            first += filter(None, [document[:cut]])
+            last += filter(None, [document[cut:]])
+            cut = max(0, cut - len(document))
+        return Corpus(self.name, tuple(first)), Corpus(self.name, tuple(last))
+
+    def tokens(self, tokenizer: Tokenizer) -> NDArray[np.uint16]:
+        """All documents as one array (num_tokens,), `tokenizer.eot` between two documents.
+
+        A single document therefore has none: tiny Shakespeare is the lecture's 338,025 tokens.
+        Text that looks like a special token is encoded as the plain text it is.
+        """
+        if tokenizer.vocab_size > 1 << 16:
+            raise UserError(f"vocabulary of {tokenizer.vocab_size}: tokens are uint16, <= 65536")
+        parts: list[NDArray[np.uint16]] = []
+        for document in self.documents:
+            if parts:
+                parts.append(np.array([tokenizer.eot], dtype=np.uint16))
+            parts.append(np.array(tokenizer.encode(document), dtype=np.uint16))
+        return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint16)
+
+
+def load_corpus(
+    sources: Sequence[str | Path],
+    *,
+    cache_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> Corpus:
+    """One name from CORPORA, or files; `cache_dir` and `progress` are for what is downloaded."""
+    if isinstance(sources, str | Path):  # a str is a Sequence[str], so no type checker objects
+        sources = [sources]
+    if not sources:
+        raise UserError(f"no data given: name one of {', '.join(CORPORA)}, or UTF-8 files")
+    named = [source for source in sources if isinstance(source, str) and source in CORPORA]
+    if named and len(sources) > 1:
+        raise UserError(
+            f"data {named[0]!r} is a named text and stands alone; write ./{named[0]} for a file"
+        )
+    if named == ["pydocs"]:
+        return Corpus("pydocs", read_pydocs())
+    if named == ["shakespeare"]:
+        return Corpus("shakespeare", (read_shakespeare(cache_dir, progress),))
+    paths = [Path(source) for source in sources]
+    return Corpus(", ".join(path.name for path in paths), tuple(map(read_file, paths)))
+
+
+def read_file(path: Path) -> str:
+    """The text of one UTF-8 file: every character as it stands, but for a byte order mark."""
+    shown = repr(str(path))
+    try:
+        if path.is_dir():
+            raise UserError(f"data {shown} is a folder; name the files in it")
+        data = path.read_bytes()
+    except FileNotFoundError:
+        names = ", ".join(CORPORA)
+        raise UserError(f"data {shown}: no such file, and no named text ({names})") from None
+    except OSError as error:
+        raise UserError(f"data file {shown} cannot be read: {explain(error)}") from None
+    try:
+        text = data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+    except UnicodeDecodeError as error:
+        offset = error.start + len(data) - len(error.object)
+        line = data.count(b"\n", 0, offset) + 1
+        guess = " and looks like UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+        raise UserError(
+            f"data file {shown} is not UTF-8{guess}: byte 0x{data[offset]:02x} at offset {offset},"
+            f" line {line}; convert it to UTF-8 first"
+        ) from None
+    if not text:
+        raise UserError(f"data file {shown} is empty; give a file with text in it")
+    return text
+
+
+def read_shakespeare(cache_dir: Path | None = None, progress: Progress | None = None) -> str:
+    """Tiny Shakespeare from the cache folder, downloaded into it first where need be."""
+    folder = find_cache_folder() if cache_dir is None else cache_dir
+    path = folder / "tinyshakespeare.txt"
+    with contextlib.suppress(OSError):  # absent, damaged, or not readable: writing will tell why
+        return verify(path.read_bytes())
+    try:
+        data = download(SHAKESPEARE_URL, limit=SHAKESPEARE_BYTES, progress=progress)
+        text = verify(data)
+        write_whole(path, data)
+    except (OSError, HTTPException) as error:
+        raise UserError(
+            f"cannot download shakespeare from {SHAKESPEARE_URL} to {str(path)!r}:"
+            f" {explain(error)}; give a text with --data FILE, or take --data pydocs"
+        ) from None
+    return text
+
+
+def verify(data: bytes) -> str:
+    """The text, if these are the bytes we pinned; OSError otherwise."""
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != SHAKESPEARE_DIGEST:
+        raise OSError(f"wrong content, sha256 {digest}, expected {SHAKESPEARE_DIGEST}")
+    return data.decode("utf-8")
+
+
+def find_cache_folder() -> Path:
+    """Our folder in the user's caches; the one place that reads XDG_CACHE_HOME, LOCALAPPDATA."""
+    try:
+        home = Path.home()
+    except RuntimeError:
+        raise UserError("no home folder to cache shakespeare in: set HOME") from None
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "regpt/cache"
+    if sys.platform == "darwin":
+        return home / "Library" / "Caches" / "regpt"
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))  # to be ignored if relative, says XDG
+    return (given if given.is_absolute() else home / ".cache") / "regpt"
+
+
+def download(url: str, *, limit: int, progress: Progress | None = None) -> bytes:
+    """The bytes behind `url`, at most about `limit` of them; OSError when the connection ends."""
+    request = urllib.request.Request(url, headers={"User-Agent": "regpt"})
+    with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
+        length = response.headers.get("Content-Length", "")
+        total = int(length) if length.isdecimal() else None
+        data = bytearray()
+        while len(data) <= limit and (chunk := response.read(1 << 16)):
+            data += chunk
+            if progress is not None:
+                progress(len(data), total)
+    if total is not None and len(data) < min(total, limit):  # http.client does not complain
+        raise ConnectionError(f"the connection ended after {len(data)} of {total} bytes")
+    return bytes(data)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file beside `path` and rename it: whole, or not there at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.name}.") as beside:
+        whole = Path(beside) / path.name
+        whole.write_bytes(data)
+        os.replace(whole, path)
+
+
+def explain(error: BaseException) -> str:
+    """What an operating system or network error says, in one line."""
+    cause = error.reason if type(error) is URLError else error
+    return " ".join(str(getattr(cause, "strerror", None) or cause or repr(cause)).split())
+
+
+def read_pydocs() -> tuple[str, ...]:
+    """Manual topics by name, then one document per standard library module, no docstring twice.
+
+    An interpreter that carries no sources (a zip, a frozen application) has its topics only.
+    """
+    documents: list[str] = []
+    with contextlib.suppress(ImportError):  # a minimal Python leaves its manual out
+        from pydoc_data.topics import topics
+
+        documents += [tidy(topics[name]) + "\n" for name in sorted(topics)]
+    seen: set[str] = set()
+    for path in find_library_sources(Path(sysconfig.get_path("stdlib"))):
+        found = dict.fromkeys(read_docstrings(path))
+        fresh = [text for text in found if len(text) >= SHORTEST_DOCSTRING and text not in seen]
+        seen.update(fresh)
+        if fresh:
+            documents.append("\n\n".join(fresh) + "\n")
+    if not documents:
+        raise UserError("this Python carries neither manual nor sources: use --data FILE")
+    return tuple(documents)
+
+
+def find_library_sources(folder: Path) -> Iterator[Path]:
+    """Source files of the standard library's modules and packages, in order of their names."""
+    for name in sorted(sys.stdlib_module_names - SKIPPED_MODULES):
+        for path in [*folder.glob(f"{name}.py"), *sorted((folder / name).rglob("*.py"))]:
+            if SKIPPED_FOLDERS.isdisjoint(path.relative_to(folder).parts):
+                yield path
+
+
+def read_docstrings(path: Path) -> Iterator[str]:
+    """Docstrings of a source file in order of appearance; none if it cannot be parsed."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in other people's code
+            tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError, RecursionError):
+        return
+    stack: list[ast.AST] = [tree]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, DOCUMENTED) and (docstring := ast.get_docstring(node, clean=False)):
+            yield tidy(docstring)
+        children = [*ast.iter_child_nodes(node)]
+        stack += [child for child in reversed(children) if isinstance(child, STATEMENTS)]
+
+
+def tidy(text: str) -> str:
+    """Without common indentation, tabs, blanks at line ends, and lone surrogates."""
+    lines = inspect.cleandoc(text).encode("utf-8", "ignore").decode("utf-8").splitlines()
+    return "\n".join(line.rstrip() for line in lines)

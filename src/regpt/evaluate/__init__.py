@@ -1,0 +1,1 @@
+"""Knowing what was trained: losses that compare."""

@@ -1,0 +1,1 @@
+"""Training: one visible loop (`loop.py`) over small verbs, each in a file of its own."""

@@ -1,0 +1,144 @@
+"""A run is a value: one frozen dataclass, printed and saved as JSON beside its results.
+
+Flags are derived from these fields and never written by hand; the dials people turn are the fields
+of `RunConfig` itself, everything else is reached by its dotted name (`--optimizer.weight-decay`).
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from regpt.data.loader import Order
+from regpt.errors import UserError
+from regpt.model import GPTConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """What turns gradients into steps."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """adamw; or muon for the blocks' matrices and adamw for the rest."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's averaging of the gradient and of its square."""
+    epsilon: float = 1e-8
+    """AdamW's floor of the denominator."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay, times the learning rate."""
+    decay: Literal["matrices", "all"] = "matrices"
+    """Which parameters decay: matrices and embeddings, or biases and LayerNorms too."""
+    clip: float | None = 1.0
+    """Gradients above this norm are scaled down to it; None: never."""
+    muon_lr: float = 0.02
+    """Muon's learning rate for the blocks' matrices."""
+    muon_momentum: float = 0.95
+    """Muon's momentum (Nesterov's form)."""
+
+    def __post_init__(self) -> None:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"optimizer.betas must be in [0, 1), got {self.betas}")
+        if self.weight_decay < 0:
+            raise UserError(f"optimizer.weight_decay must not be negative, got {self.weight_decay}")
+        if self.clip is not None and not self.clip > 0:
+            raise UserError(f"optimizer.clip must be positive or None, got {self.clip}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """The learning rate over the steps, as a factor of `lr`."""
+
+    name: Literal["constant", "cosine", "wsd"] = "constant"
+    """constant; cosine decay; or warmup-stable-decay (a plateau, then linear)."""
+    warmup_steps: int = 0
+    """Linear warmup over the first steps."""
+    floor: float = 0.0
+    """The factor that decay ends at, on the last step."""
+    decay_fraction: float = 0.3
+    """wsd: the share of the steps, at the end, in which the rate falls."""
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0:
+            raise UserError(f"schedule.warmup_steps must not be negative, got {self.warmup_steps}")
+        if not 0 <= self.floor <= 1:
+            raise UserError(f"schedule.floor must be in [0, 1], got {self.floor}")
+        if not 0 <= self.decay_fraction <= 1:
+            raise UserError(f"schedule.decay_fraction must be in [0, 1], got {self.decay_fraction}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A training run."""
+
+    data: tuple[str, ...] = ("pydocs",)
+    """What to read: shakespeare, pydocs, or UTF-8 text files."""
+    out: str | None = None
+    """The run's directory; default runs/PRESET, numbered if taken."""
+    steps: int = 50
+    """Optimisation steps."""
+    seed: int = 1337
+    """Seed of the initialisation and of the data order."""
+    batch_size: int = 4
+    """Sequences per micro-batch, on each process."""
+    batch_tokens: int | None = None
+    """Tokens per step over all processes; default: one micro-batch each."""
+    block_size: int = 32
+    """Tokens per training sequence (T)."""
+    lr: float = 3e-4
+    """Peak learning rate of AdamW."""
+    eval_every: int | None = None
+    """Steps between validations; default: only at the end. Without a validation split: none."""
+    device: str = "auto"
+    """auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps."""
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Compute dtype: bf16 autocast, or fp32; auto takes bf16 where the hardware has it."""
+    threads: int | None = None
+    """CPU threads; default: torch's choice."""
+    order: Order = "shuffled"
+    """Data order: shuffled (each window once per epoch), or the lecture's sequential walk."""
+    validation_fraction: float = 0.0
+    """Share of the text, at its end, that is held out; 0: no validation."""
+    overfit: bool = False
+    """Train on the first batch again and again."""
+    prompt: str = "Hello, I'm a language model,"
+    """What the samples before and after training continue."""
+    sample_tokens: int = 30
+    """Length of those samples in tokens, the prompt included."""
+    model: GPTConfig = field(default_factory=GPTConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    preset: str = "custom"
+    """The preset this run started from."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "block_size", "sample_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.block_size > self.model.block_size:
+            raise UserError(
+                f"block_size {self.block_size} is above the model's {self.model.block_size} "
+                f"positions: use less, or --model.block-size {self.block_size} as well"
+            )
+        if not self.lr > 0:
+            raise UserError(f"lr must be positive, got {self.lr}")
+        if not 0 <= self.validation_fraction < 1:
+            raise UserError(
+                f"validation_fraction must be in [0, 1), got {self.validation_fraction}"
+            )
+        if self.eval_every is not None and self.eval_every < 1:
+            raise UserError(f"eval_every must be at least 1, got {self.eval_every}")
+        if self.batch_tokens is not None and (
+            self.batch_tokens < 1 or self.batch_tokens % self.block_size
+        ):
+            raise UserError(
+                f"batch_tokens {self.batch_tokens} is not a multiple of block_size "
+                f"{self.block_size}"
+            )
+
+    def sequences(self, world_size: int) -> int:
+        """Sequences of the global batch: what one optimisation step is trained on."""
+        if self.batch_tokens is None:
+            return self.batch_size * world_size
+        return self.batch_tokens // self.block_size
+
+    def to_json(self) -> dict[str, Any]:
+        """The configuration as JSON values."""
+        return asdict(self)

@@ -1,0 +1,63 @@
+"""What a run tells its observers. They read and never steer; the library itself prints nothing."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from regpt.evaluate.validation import Validation
+from regpt.train.config import RunConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """Everything is built; the first step is next."""
+
+    config: RunConfig
+    directory: Path
+    place: str
+    """Device, threads, dtype."""
+    num_parameters: int
+    train_tokens: int
+    validation_tokens: int
+    steps_per_epoch: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stepped:
+    """A step is done. The fields are a line of metrics.jsonl."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens: int
+    """Trained on so far, this step included."""
+    tokens_per_second: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validated:
+    """The validation text was scored after `step` steps."""
+
+    step: int
+    result: Validation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """The model wrote something after `step` steps."""
+
+    step: int
+    texts: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """The run is complete and saved."""
+
+    directory: Path
+    seconds: float
+
+
+Event = Started | Stepped | Validated | Sampled | Finished
+Observer = Callable[[Event], None]

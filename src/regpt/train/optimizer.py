@@ -1,0 +1,109 @@
+"""The optimizers, behind one small object: AdamW, or Muon for the hidden matrices beside it.
+
+AdamW is torch's fused one, on CPU too. Muon is torch's own `torch.optim.Muon`; it orthogonalises
+the update of each matrix, and `c_attn` is three matrices stacked, so q, k and v are handed to it as
+three parameters that share the storage of the one (orthogonalising the stack would tie their
+scales). Embeddings, LayerNorms and biases stay with AdamW, as Muon's author has it.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from regpt.model import GPT
+from regpt.train.config import OptimizerConfig
+
+
+def split_parameters(
+    model: GPT, config: OptimizerConfig
+) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
+    """(Muon's matrices, decayed, not decayed): every parameter in exactly one list."""
+    hidden, decayed, plain = [], [], []
+    for name, parameter in model.named_parameters():
+        if config.name == "muon" and parameter.ndim == 2 and name.startswith("h."):
+            hidden.append(parameter)
+        elif parameter.ndim >= 2 or config.decay == "all":
+            decayed.append(parameter)
+        else:
+            plain.append(parameter)
+    return hidden, decayed, plain
+
+
+def separate_qkv(matrix: nn.Parameter) -> list[nn.Parameter]:
+    """A (3C, C) c_attn matrix as three (C, C) parameters on the same storage; others alone."""
+    rows, columns = matrix.shape
+    if rows != 3 * columns:
+        return [matrix]
+    return [nn.Parameter(part) for part in matrix.detach().split(columns)]
+
+
+class Optimizer:
+    """What the training step needs: zero_grad, set_factor, step."""
+
+    def __init__(self, model: GPT, config: OptimizerConfig, *, lr: float) -> None:
+        hidden, decayed, plain = split_parameters(model, config)
+        groups = [
+            {"params": decayed, "weight_decay": config.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
+        self.parameters = list(model.parameters())
+        self.adamw = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=lr,
+            betas=config.betas,
+            eps=config.epsilon,
+            fused=True,
+        )
+        self._pieces = [(matrix, separate_qkv(matrix)) for matrix in hidden]
+        self.muon = None
+        if hidden:
+            self.muon = torch.optim.Muon(
+                [piece for _, pieces in self._pieces for piece in pieces],
+                lr=config.muon_lr,
+                momentum=config.muon_momentum,
+                nesterov=True,
+                weight_decay=config.weight_decay,
+            )
+        for group in self._groups():
+            group["peak_lr"] = group["lr"]
+
+    def _groups(self) -> Iterator[dict]:
+        for optimizer in (self.adamw, self.muon):
+            if optimizer is not None:
+                yield from optimizer.param_groups
+
+    def set_factor(self, factor: float) -> None:
+        """Set every learning rate to `factor` times its peak."""
+        for group in self._groups():
+            group["lr"] = group["peak_lr"] * factor
+
+    @property
+    def lr(self) -> float:
+        """AdamW's learning rate now."""
+        return self.adamw.param_groups[0]["lr"]
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def step(self) -> None:
+        """Apply the gradients."""
+        if self.muon is not None:
+            for matrix, pieces in self._pieces:
+                assert matrix.grad is not None
+                if len(pieces) > 1:
+                    for piece, grad in zip(pieces, matrix.grad.split(len(pieces[0])), strict=True):
+                        piece.grad = grad
+            self.muon.step()
+        self.adamw.step()
+
+    def clip(self, limit: float | None) -> Tensor:
+        """Scale the gradients down to norm `limit`; returns their norm before, a scalar."""
+        norm = torch.nn.utils.get_total_norm(
+            [p.grad for p in self.parameters if p.grad is not None]
+        )
+        if limit is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, limit, norm)
+        return norm

@@ -1,0 +1,34 @@
+"""A model on disk: a directory in Hugging Face layout, read and written without transformers.
+
+config.json says the shape, model.safetensors holds the tensors, the tokenizer files stand beside
+them. This one form serves the hub's models, our own runs and our exports. The way in:
+
+    directory = locate("gpt2")                       # a hub name or a directory
+    settings = read_config(directory)                # keyword arguments of GPTConfig
+    tensors = read_tensors(directory, shapes)        # the model's own names and orientation
+
+and the way out, `write_model(directory, tensors, settings)`. The rules of the house:
+
+- nothing is guessed and nothing ignored: a setting we do not implement is refused by name, and
+  every tensor is accounted for, missing, unexpected and misshapen ones in one error;
+- nothing is executed: pickles are read as tensors only;
+- nothing is half-written: a directory or a file is there whole or not at all;
+- one copy of the model in memory: tensors go through one by one (read.py, write.py).
+
+Nothing here knows the model's code: names.py is the whole agreement between the two.
+"""
+
+from regpt.weights.config import read_config
+from regpt.weights.hub import locate
+from regpt.weights.names import tensor_shapes
+from regpt.weights.read import read_tensors
+from regpt.weights.write import write_model, write_model_files
+
+__all__ = [
+    "locate",
+    "read_config",
+    "read_tensors",
+    "tensor_shapes",
+    "write_model",
+    "write_model_files",
+]

@@ -1,0 +1,127 @@
+"""From what a person calls a model to a directory on this machine.
+
+A directory is taken as it is. Any other name is a model on the Hugging Face hub, fetched once
+into the cache that transformers uses too (huggingface_hub keeps it, and obeys HF_HUB_OFFLINE=1:
+then no connection is tried). Only what we read is fetched: a hub repository often holds the same
+weights four times over, and the released gpt2 is 0.5 GB as safetensors and 6 GB as a whole.
+"""
+
+import os
+from pathlib import Path
+
+from regpt.errors import UserError
+
+DESCRIPTION = ("config.json", "generation_config.json")
+TOKENIZER = (
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "added_tokens.json",
+    # not ours to read: their presence says that the tokenizer is not GPT-2's
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.txt",
+)
+SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
+
+
+def locate(name_or_directory: str | Path, *, revision: str | None = None) -> Path:
+    """The directory of a model: a local one as it is, or a hub model's, fetched if need be.
+
+    A `Path`, or a string that can only be a path, never reaches for the network. `revision` is a
+    branch, tag or commit of a hub model. Raises `UserError` for a directory or model that is not
+    there, and where the hub cannot be reached and its cache does not have the model.
+    """
+    path = Path(name_or_directory).expanduser()
+    if path.is_dir():
+        if revision is not None:
+            raise UserError(f"{path} is a directory: revision {revision!r} is for hub models only")
+        return path
+    if path.exists():
+        raise UserError(f"{path} is a file: give the directory it lies in")
+    if isinstance(name_or_directory, Path) or _is_path_like(name_or_directory):
+        raise UserError(f"no such directory: {path}")
+    return _fetch(name_or_directory, revision)
+
+
+def _is_path_like(name: str) -> bool:
+    """Whether a string that is no directory was meant as one: hub names are `name` or `owner/name`.
+
+    `owner/name` counts as a path if there is a folder `owner` here: a mistyped runs/NAME should
+    not be looked for on the hub.
+    """
+    if not name or name.startswith((".", "~")) or "\\" in name:
+        return True
+    owner, slash, rest = name.replace(os.sep, "/").partition("/")
+    return bool(slash) and (not owner or not rest or "/" in rest or Path(owner).is_dir())
+
+
+def _fetch(name: str, revision: str | None) -> Path:
+    """The cached snapshot of a hub model; safetensors preferred, pickles only without them."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        directory = _snapshot(name, revision, (*DESCRIPTION, *TOKENIZER, *SAFETENSORS))
+        if not any(directory.glob("model*.safetensors")):
+            directory = _snapshot(name, revision, (*DESCRIPTION, *PICKLES))
+        return directory
+    except LocalEntryNotFoundError:
+        pass
+    except Exception as error:
+        # huggingface_hub lets its transport's own exceptions through, and has changed transport
+        # twice (requests, httpx, httpx2): they have no base class in common but this one
+        raise UserError(_explain(name, revision, error)) from error
+    # offline, with a cache that lacks something: perhaps only files that we can do without
+    for patterns in (SAFETENSORS, PICKLES):
+        try:
+            directory = _snapshot(name, revision, (DESCRIPTION[0], *patterns), offline=True)
+        except LocalEntryNotFoundError:
+            continue
+        if any(directory.glob(pattern) for pattern in patterns):
+            return directory
+    raise UserError(
+        f"model {name!r} is neither a directory nor in the hub's cache on this machine, and the "
+        "hub cannot be reached (no network, or HF_HUB_OFFLINE is set): give the directory of a "
+        "model, or 'random' where random weights will do"
+    )
+
+
+def _snapshot(
+    name: str, revision: str | None, patterns: tuple[str, ...], *, offline: bool = False
+) -> Path:
+    from huggingface_hub import snapshot_download
+
+    directory = snapshot_download(
+        name, revision=revision, allow_patterns=list(patterns), local_files_only=offline
+    )
+    return Path(directory)
+
+
+def _explain(name: str, revision: str | None, error: Exception) -> str:
+    """What went wrong at the hub, and what to do, in one line."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    if isinstance(error, HFValidationError):
+        return f"{name!r} is neither a directory nor a possible name of a hub model"
+    if isinstance(error, RevisionNotFoundError):
+        return f"hub model {name!r} has no revision {revision!r}: give a branch, tag or commit"
+    if isinstance(error, GatedRepoError):
+        return f"hub model {name!r} is gated: accept its terms on the hub and log in there first"
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            f"{name!r} is neither a directory nor a model on the hub (or it is private: log in "
+            "there first)"
+        )
+    reason = str(error).strip().partition("\n")[0] or "no reason given"
+    return (
+        f"hub model {name!r} cannot be fetched ({type(error).__name__}: {reason}): try again, or "
+        "give the directory of a model"
+    )

@@ -1,0 +1,98 @@
+"""The agreement between the model and its files: names, shapes and orientation.
+
+Our state dict has the names of the released checkpoint (`wte.weight`, `h.0.attn.c_attn.weight`),
+so little is left to translate:
+
+- orientation: OpenAI's code wrote a linear layer as a one-wide convolution and its matrix as
+  (in, out). Hugging Face kept that in the four `Conv1D` matrices of a block; ours are nn.Linear,
+  (out, in). These four, and nothing else, are transposed between file and model;
+- prefixes: transformers writes `transformer.` before every name (the released gpt2 does not),
+  DistributedDataParallel `module.`, torch.compile `_orig_mod.`;
+- buffers: older files carry each layer's causal mask as `attn.bias` and `attn.masked_bias`;
+- the head: `lm_head.weight` is `wte.weight` once more, or is not written at all.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+
+PREFIXES = ("transformer.", "module.", "_orig_mod.")
+EMBEDDING = "wte.weight"
+HEAD = "lm_head.weight"
+
+_CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+_MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+def tensor_shapes(config: Mapping[str, int | float]) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a GPT-2 of this shape: our names, our orientation, in the model's order.
+
+    `config` holds the fields of GPTConfig; only the sizes are read.
+    """
+    width = int(config["n_embd"])
+    block = {
+        "ln_1.weight": (width,),
+        "ln_1.bias": (width,),
+        "attn.c_attn.weight": (3 * width, width),
+        "attn.c_attn.bias": (3 * width,),
+        "attn.c_proj.weight": (width, width),
+        "attn.c_proj.bias": (width,),
+        "ln_2.weight": (width,),
+        "ln_2.bias": (width,),
+        "mlp.c_fc.weight": (4 * width, width),
+        "mlp.c_fc.bias": (4 * width,),
+        "mlp.c_proj.weight": (width, 4 * width),
+        "mlp.c_proj.bias": (width,),
+    }
+    shapes: dict[str, tuple[int, ...]] = {
+        EMBEDDING: (int(config["vocab_size"]), width),
+        "wpe.weight": (int(config["block_size"]), width),
+    }
+    for layer in range(int(config["n_layer"])):
+        shapes |= {f"h.{layer}.{name}": shape for name, shape in block.items()}
+    return shapes | {"ln_f.weight": (width,), "ln_f.bias": (width,)}
+
+
+def is_transposed(name: str) -> bool:
+    """Whether this tensor is (in, out) in a file and (out, in) in our model."""
+    return name.endswith(_CONV1D)
+
+
+def is_mask(name: str) -> bool:
+    """Whether this is a causal mask that an older file carries along."""
+    return _MASK.fullmatch(name) is not None
+
+
+def strip_prefixes(key: str) -> str:
+    """Our name for a name in a file."""
+    while key.startswith(PREFIXES):
+        key = key.split(".", 1)[1]
+    return key
+
+
+def summarize(names: Iterable[str]) -> str:
+    """All the names, with runs of layers drawn together: `h.0-11.ln_1.bias, wte.weight`.
+
+    >>> summarize(["h.0.ln_1.bias", "h.1.ln_1.bias", "h.3.ln_1.bias", "wte.weight"])
+    'h.0-1,3.ln_1.bias, wte.weight'
+    """
+    layers: dict[str, list[int]] = {}
+    for name in names:
+        number = _NUMBER.search(name)
+        pattern = _NUMBER.sub("\0", name, count=1)
+        layers.setdefault(pattern, []).extend([int(number[0])] if number else [])
+    return ", ".join(
+        pattern.replace("\0", _runs(numbers)) if numbers else pattern
+        for pattern, numbers in layers.items()
+    )
+
+
+def _runs(numbers: list[int]) -> str:
+    """Numbers as runs: 0-2,5."""
+    runs: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

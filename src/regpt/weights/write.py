@@ -1,0 +1,142 @@
+"""A model out: the whole directory that transformers, CTranslate2 and llama.cpp read.
+
+The safetensors file is written here, tensor by tensor, instead of by the format's library: the
+four transposed matrices of each block need a copy, and handing over all tensors at once would hold
+a second model in memory. The format is a length, a JSON header and the bytes; the library reads
+every file we write in the tests.
+
+Nothing is half-written (atomic.py): a new directory appears complete under its name; in a
+directory that is there already, every file is written beside its place and then renamed,
+config.json last, so that a directory without config.json is no model.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+
+from regpt.atomic import Content, new_directory, replace_files
+from regpt.errors import UserError
+from regpt.tokenizer import VOCAB_SIZE
+from regpt.tokenizer_files import tokenizer_files
+from regpt.weights.config import FILE_NAME, end_of_text_id, hugging_face_config
+from regpt.weights.names import EMBEDDING, is_transposed, summarize, tensor_shapes
+
+PREFIX = "transformer."
+"""What transformers' own save_pretrained writes before every name of a language model."""
+
+DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+def write_model(
+    directory: Path,
+    tensors: Mapping[str, torch.Tensor],
+    config: Mapping[str, int | float],
+    *,
+    exist_ok: bool = False,
+) -> None:
+    """Write a model directory: config, weights, generation settings and GPT-2's tokenizer.
+
+    `tensors` is our state dict, in float32, float16 or bfloat16, on any device; rows of the
+    embedding beyond the vocabulary are padding and stay out. `config` holds the fields of
+    GPTConfig. A directory that holds anything is refused unless `exist_ok`; then the model's files
+    in it are replaced and others left alone. Raises `UserError`, with nothing half-written.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory} is a file: choose another directory for the model")
+    if directory.is_dir():
+        if not exist_ok and any(directory.iterdir()):
+            raise UserError(f"{directory} is not empty: choose another directory for the model")
+        write_model_files(directory, tensors, config)
+        return
+    contents = _contents(tensors, config)
+    with new_directory(directory) as hidden:
+        replace_files(hidden, contents)
+
+
+def write_model_files(
+    directory: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, int | float]
+) -> None:
+    """Write or replace the model's files in an existing directory, such as a run's."""
+    replace_files(directory, _contents(tensors, config))
+
+
+def _contents(
+    tensors: Mapping[str, torch.Tensor], config: Mapping[str, int | float]
+) -> dict[str, Content]:
+    """Every file of the layout, config.json last: the seal."""
+    _check(tensors, config)
+    settings = hugging_face_config(
+        config, dtype=str(tensors[EMBEDDING].dtype).removeprefix("torch.")
+    )
+    end_of_text = end_of_text_id(config)
+    generation = {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
+    contents: dict[str, Content] = {
+        "model.safetensors": partial(_write_safetensors, tensors=tensors, config=config)
+    }
+    if config["vocab_size"] == VOCAB_SIZE:
+        contents |= tokenizer_files(block_size=int(config["block_size"]))
+    contents["generation_config.json"] = _json(generation)
+    contents[FILE_NAME] = _json(settings)
+    return contents
+
+
+def _json(settings: Mapping[str, object]) -> bytes:
+    return json.dumps(settings, indent=2, sort_keys=True).encode() + b"\n"
+
+
+def _check(tensors: Mapping[str, torch.Tensor], config: Mapping[str, int | float]) -> None:
+    """Refuse tensors that are not the GPT-2 that `config` describes."""
+    shapes = tensor_shapes(config)
+    problems = []
+    if missing := [name for name in shapes if name not in tensors]:
+        problems.append(f"missing {summarize(missing)}")
+    if unexpected := [name for name in tensors if name not in shapes]:
+        problems.append(f"unexpected {summarize(unexpected)}")
+    misfits = []
+    for name in shapes.keys() & tensors.keys():
+        shape, dtype = tuple(tensors[name].shape), tensors[name].dtype
+        rows_to_spare = shape[0] - shapes[name][0] if name == EMBEDDING else 0
+        if dtype not in DTYPES or (shape[0] - rows_to_spare, *shape[1:]) != shapes[name]:
+            misfits.append(f"{name} is {shape} {dtype} instead of {shapes[name]}")
+        elif rows_to_spare < 0:
+            misfits.append(f"{name} has {shape[0]} rows for {shapes[name][0]} tokens")
+    if misfits:
+        problems.append(f"misshapen {summarize(sorted(misfits))}")
+    if problems:
+        raise UserError(f"not the GPT-2 of its config: {'; '.join(problems)}")
+
+
+def _stored(
+    tensors: Mapping[str, torch.Tensor], config: Mapping[str, int | float]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Name and tensor as the file has them, in name order; views, nothing is copied yet."""
+    for name in sorted(tensors):
+        tensor = tensors[name].detach()
+        if name == EMBEDDING:
+            tensor = tensor[: int(config["vocab_size"])]
+        yield PREFIX + name, tensor.t() if is_transposed(name) else tensor
+
+
+def _write_safetensors(
+    file: BinaryIO, *, tensors: Mapping[str, torch.Tensor], config: Mapping[str, int | float]
+) -> None:
+    """The format: eight bytes with the header's length, the header, the tensors one by one."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for key, tensor in _stored(tensors, config):
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[key] = {
+            "dtype": DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    # spaces up to a multiple of eight, so that the data is aligned in a mapped file
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for _, tensor in _stored(tensors, config):
+        file.write(tensor.cpu().contiguous().view(torch.uint8).numpy().data)

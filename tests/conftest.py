@@ -1,0 +1,40 @@
+"""What all tests share: tiny models, tiny texts, and no network."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach the hub
+
+REPOSITORY = Path(__file__).parent.parent
+SHAKESPEARE = REPOSITORY.parent / "shared" / "data" / "tinyshakespeare.txt"
+
+
+@pytest.fixture
+def shakespeare() -> Path:
+    """Tiny Shakespeare, where this machine has it."""
+    if not SHAKESPEARE.is_file():
+        pytest.skip(f"tiny Shakespeare is not at {SHAKESPEARE}")
+    return SHAKESPEARE
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    """A small English text, about 4,000 tokens, the same everywhere."""
+    sentence = "the cat saw a dog and the dog saw a bird while it rained on old green hills"
+    words = sentence.split(" ")
+    lines = [
+        " ".join(words[(i * step + step) % len(words)] for step in range(1, 12)) + "."
+        for i in range(330)
+    ]
+    path = tmp_path / "text.txt"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test starts from one random state."""
+    torch.manual_seed(0)

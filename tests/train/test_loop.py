@@ -1,0 +1,163 @@
+"""Runs from end to end, on a model of a few thousand parameters."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from regpt import GPT, GPTConfig, UserError
+from regpt.data.loader import Batch
+from regpt.runtime import find_runtime
+from regpt.train.config import OptimizerConfig, RunConfig, ScheduleConfig
+from regpt.train.events import Finished, Sampled, Started, Stepped, Validated
+from regpt.train.loop import train
+from regpt.train.optimizer import Optimizer
+from regpt.train.step import train_step
+
+TINY = GPTConfig(block_size=16, n_layer=1, n_head=2, n_embd=16)
+
+
+def tiny(text: Path, out: Path, **changes: object) -> RunConfig:
+    return replace(
+        RunConfig(
+            data=(str(text),),
+            out=str(out),
+            steps=6,
+            batch_size=4,
+            block_size=16,
+            lr=1e-2,
+            device="cpu",
+            dtype="fp32",
+            validation_fraction=0.1,
+            model=TINY,
+        ),
+        **changes,
+    )
+
+
+def losses(out: Path) -> list[float]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def test_a_run_leaves_a_model_and_its_record(text_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    seen = []
+    state = train(tiny(text_file, out, eval_every=4), seen.append)
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
+    keys = ("step", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second")
+    assert tuple(steps[0]) == keys
+    assert [line["tokens"] for line in steps] == [64, 128, 192, 256, 320, 384]
+    validations = [line for line in lines if "val_loss" in line]
+    assert [line["step"] for line in validations] == [4, 6]
+    assert validations[0]["val_bits_per_byte"] > 0
+    record = json.loads((out / "run.json").read_text())
+    assert record["config"]["steps"] == 6
+    assert record["config"]["model"]["n_embd"] == 16
+    assert len(record["data"]["fingerprint"]) == 64
+    assert record["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "samples.txt").read_text().count("> Hello, I'm") == 4
+    assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
+    again = GPT.from_pretrained(out)
+    for name, tensor in state.model.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+    kinds = [type(event) for event in seen]
+    assert kinds == [Started, Sampled, *[Stepped] * 4, Validated, *[Stepped] * 2, Validated,
+                     Sampled, Finished]  # fmt: skip
+
+
+def test_same_seed_same_losses(text_file: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        train(tiny(text_file, tmp_path / name))
+    train(tiny(text_file, tmp_path / "three", seed=7))
+    assert losses(tmp_path / "one") == losses(tmp_path / "two")
+    assert losses(tmp_path / "one") != losses(tmp_path / "three")
+
+
+def test_validation_and_samples_do_not_disturb_training(text_file: Path, tmp_path: Path) -> None:
+    model = replace(TINY, dropout=0.2)  # dropout draws from the global stream
+    train(tiny(text_file, tmp_path / "quiet", model=model))
+    train(tiny(text_file, tmp_path / "busy", model=model, eval_every=1))
+    assert losses(tmp_path / "quiet") == losses(tmp_path / "busy")
+
+
+def test_overfitting_one_batch_goes_towards_nothing(text_file: Path, tmp_path: Path) -> None:
+    config = tiny(text_file, tmp_path / "run", overfit=True, steps=40, lr=3e-2, batch_size=1)
+    train(config)
+    assert losses(tmp_path / "run")[0] > 10
+    assert losses(tmp_path / "run")[-1] < 1.0
+
+
+def test_muon_with_a_schedule_learns(text_file: Path, tmp_path: Path) -> None:
+    config = tiny(
+        text_file,
+        tmp_path / "run",
+        steps=30,
+        optimizer=OptimizerConfig(name="muon"),
+        schedule=ScheduleConfig(name="wsd", warmup_steps=3, decay_fraction=0.5),
+    )
+    train(config)
+    assert losses(tmp_path / "run")[-1] < 6
+
+
+def test_four_micro_batches_equal_one(text_file: Path) -> None:
+    runtime = find_runtime("cpu", dtype="fp32")
+    idx = torch.randint(0, 50257, (4, 16), generator=torch.Generator().manual_seed(0))
+    targets = idx.roll(-1, 1)
+    targets[3, 4:] = -100  # micro-batches of unequal weight
+    batch = Batch(0, idx, targets, 4 * 16 - 12)
+    gradients, results = [], []
+    for micro_batch in (4, 1):
+        torch.manual_seed(0)
+        model = GPT(TINY)
+        optimizer = Optimizer(model, OptimizerConfig(), lr=1e-3)
+        results.append(
+            train_step(model, optimizer, batch, runtime, micro_batch=micro_batch, clip=None)
+        )
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert (gradients[0] - gradients[1]).norm() <= 1e-6 * gradients[0].norm()
+    torch.testing.assert_close(results[0].loss, results[1].loss, rtol=1e-6, atol=0.0)
+
+
+def test_a_directory_with_a_run_is_never_overwritten(text_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(tiny(text_file, out))
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(UserError, match="already holds a run"):
+        train(tiny(text_file, out))
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_a_text_too_short_for_a_batch_makes_no_directory(tmp_path: Path) -> None:
+    text = tmp_path / "short.txt"
+    text.write_text("too short for a batch")
+    with pytest.raises(UserError, match=r"5 tokens.*4 x 16 needs 65"):
+        train(tiny(text, tmp_path / "run", validation_fraction=0.0))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_validation_part_too_short_makes_no_directory(text_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="validation text"):
+        train(tiny(text_file, tmp_path / "run", validation_fraction=1e-5))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"block_size": 17}, "block_size 17 is above the model's 16"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"lr": 0.0}, "lr must be positive"),
+        ({"batch_tokens": 40}, "batch_tokens 40 is not a multiple of block_size 16"),
+        ({"validation_fraction": 1.0}, "validation_fraction must be in"),
+        ({"eval_every": 0}, "eval_every must be at least 1"),
+    ],
+)
+def test_impossible_configurations_are_refused(change: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        tiny(tmp_path / "text", tmp_path / "run", **change)
