@@ -26,15 +26,18 @@ FLOORS = [
     "loss",
     "sampling",
     "generate",
+    "parallel",
     "data",
     "evaluate",
+    "parity",
     "train",
     "presets",
     "commands",
     "cli",
 ]
-ROOMS = {"weights", "data", "evaluate", "train", "commands"}
+ROOMS = {"weights", "data", "evaluate", "parity", "train", "commands"}
 DATA_MAY_USE = {"errors", "atomic", "tokenizer", "runtime", "data"}
+PARITY_MAY_NOT_USE = {"data", "evaluate"}
 ROOF = {"presets", "commands", "cli"}
 
 FILES = sorted(SOURCE.rglob("*.py"))
@@ -68,6 +71,8 @@ def test_imports_go_downward(path: Path) -> None:
         assert lower or (used == name and name in ROOMS), f"{name} imports {used}"
         if name == "data":
             assert used in DATA_MAY_USE, f"data imports {used}"
+        if name == "parity":
+            assert used not in PARITY_MAY_NOT_USE, f"parity imports {used}"
         if name == "cli":
             continue
         assert used not in ROOF or name in ROOF, f"{name} imports the roof ({used})"

@@ -20,6 +20,8 @@ from regpt.errors import UserError
 COMMANDS = {
     "train": "train a GPT-2 from random weights: regpt train quickstart",
     "sample": "let a model continue a prompt",
+    "export": "write a model for transformers, CTranslate2 and llama.cpp",
+    "parity": "compare with transformers on this machine, number by number",
 }
 
 USAGE = """\
@@ -85,11 +87,15 @@ def run_train(arguments: Sequence[str]) -> None:
     """`regpt train PRESET [FLAGS]`."""
     from regpt.presets import PRESETS, preset
 
+    if "--resume" in arguments or any(flag.startswith("--resume=") for flag in arguments):
+        resume_train(arguments)
+        return
     if not arguments or arguments[0] in ("-h", "--help"):
         lines = [f"  {name:<12} {(make.__doc__ or '').strip()}" for name, make in PRESETS.items()]
         sys.stdout.write(
             "usage: regpt train PRESET [FLAGS]\n\npresets:\n" + "\n".join(lines) + "\n\n"
             "  regpt train PRESET --help    every flag, with the preset's values\n"
+            "  regpt train --resume RUN     go on where the run's newest sound checkpoint stands\n"
         )
         if not arguments:
             fail(f"train needs a preset: one of {', '.join(PRESETS)}")
@@ -100,6 +106,27 @@ def run_train(arguments: Sequence[str]) -> None:
     from regpt.train.config import RunConfig
 
     train(parse(RunConfig, flags, prog=f"regpt train {name}", default=base))
+
+
+def resume_train(arguments: Sequence[str]) -> None:
+    """`regpt train [PRESET] --resume RUN [FLAGS]`: the flags change the run's own configuration."""
+    from regpt.commands.train import saved_config, train
+    from regpt.train.config import RunConfig
+
+    flags = [part for flag in arguments for part in flag.split("=", 1)]
+    place = flags.index("--resume")
+    if place + 1 == len(flags) or flags[place + 1].startswith("-"):
+        fail("--resume needs the directory of a run")
+    directory = flags[place + 1]
+    del flags[place : place + 2]
+    config = saved_config(directory)
+    if flags and not flags[0].startswith("-"):
+        name = flags.pop(0)
+        if name != config.preset:
+            fail(
+                f"{directory} is a run of preset {config.preset}, not {name}: leave the preset out"
+            )
+    train(parse(RunConfig, flags, prog="regpt train --resume RUN", default=config), resume=True)
 
 
 def dispatch(arguments: Sequence[str]) -> None:
@@ -119,6 +146,17 @@ def dispatch(arguments: Sequence[str]) -> None:
     (run_train if name == "train" else run_function(name))(rest)
 
 
+def leave() -> NoReturn:
+    """End a process of torchrun, its work done, without tearing the interpreter down.
+
+    The communication threads of a sharded run can outlive the module that owns them and abort the
+    process at exit (seen with gloo, torch 2.13), which torchrun then reports as a failed run.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `regpt` command."""
     try:
@@ -130,6 +168,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.stderr.write("\nregpt: interrupted\n")
         raise SystemExit(130) from None
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        leave()
 
 
 if __name__ == "__main__":

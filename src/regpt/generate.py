@@ -34,7 +34,7 @@ def check_lengths(prompt_length: int, params: SamplingParams, block_size: int) -
         )
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: a sharded model would keep what it gathered in it
 def generate(
     model: GPT, idx: Tensor, params: SamplingParams, *, generator: torch.Generator | None = None
 ) -> Iterator[Tensor]:

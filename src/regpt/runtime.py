@@ -64,7 +64,8 @@ def find_device(request: str = "auto") -> torch.device:
     """cuda, else mps, else cpu; or the device asked for, if this machine has it."""
     if request == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            # torchrun numbers the processes of a machine; each takes its own device
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(request)

@@ -6,40 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import TINY, losses, tiny
 
-from regpt import GPT, GPTConfig, UserError
-from regpt.data.loader import Batch
-from regpt.runtime import find_runtime
-from regpt.train.config import OptimizerConfig, RunConfig, ScheduleConfig
+from regpt import GPT, UserError
+from regpt.train.config import OptimizerConfig, ScheduleConfig
 from regpt.train.events import Finished, Sampled, Started, Stepped, Validated
 from regpt.train.loop import train
-from regpt.train.optimizer import Optimizer
-from regpt.train.step import train_step
-
-TINY = GPTConfig(block_size=16, n_layer=1, n_head=2, n_embd=16)
-
-
-def tiny(text: Path, out: Path, **changes: object) -> RunConfig:
-    return replace(
-        RunConfig(
-            data=(str(text),),
-            out=str(out),
-            steps=6,
-            batch_size=4,
-            block_size=16,
-            lr=1e-2,
-            device="cpu",
-            dtype="fp32",
-            validation_fraction=0.1,
-            model=TINY,
-        ),
-        **changes,
-    )
-
-
-def losses(out: Path) -> list[float]:
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines if "loss" in line]
 
 
 def test_a_run_leaves_a_model_and_its_record(text_file: Path, tmp_path: Path) -> None:
@@ -103,25 +75,6 @@ def test_muon_with_a_schedule_learns(text_file: Path, tmp_path: Path) -> None:
     )
     train(config)
     assert losses(tmp_path / "run")[-1] < 6
-
-
-def test_four_micro_batches_equal_one(text_file: Path) -> None:
-    runtime = find_runtime("cpu", dtype="fp32")
-    idx = torch.randint(0, 50257, (4, 16), generator=torch.Generator().manual_seed(0))
-    targets = idx.roll(-1, 1)
-    targets[3, 4:] = -100  # micro-batches of unequal weight
-    batch = Batch(0, idx, targets, 4 * 16 - 12)
-    gradients, results = [], []
-    for micro_batch in (4, 1):
-        torch.manual_seed(0)
-        model = GPT(TINY)
-        optimizer = Optimizer(model, OptimizerConfig(), lr=1e-3)
-        results.append(
-            train_step(model, optimizer, batch, runtime, micro_batch=micro_batch, clip=None)
-        )
-        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
-    assert (gradients[0] - gradients[1]).norm() <= 1e-6 * gradients[0].norm()
-    torch.testing.assert_close(results[0].loss, results[1].loss, rtol=1e-6, atol=0.0)
 
 
 def test_a_directory_with_a_run_is_never_overwritten(text_file: Path, tmp_path: Path) -> None:

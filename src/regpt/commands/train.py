@@ -1,6 +1,12 @@
 """`regpt train`: run a preset and show how it goes."""
 
+import contextlib
 import shlex
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
 
 from rich.console import Console
 from rich.progress import (
@@ -13,7 +19,18 @@ from rich.progress import (
 )
 
 from regpt.train.config import RunConfig
-from regpt.train.events import Event, Finished, Sampled, Started, Stepped, Validated
+from regpt.train.directory import RunDirectory
+from regpt.train.events import (
+    Event,
+    Finished,
+    Interrupted,
+    Noted,
+    Sampled,
+    Saved,
+    Started,
+    Stepped,
+    Validated,
+)
 from regpt.train.loop import train as run
 
 
@@ -45,6 +62,12 @@ class Display:
                 self.validated(event)
             case Sampled():
                 self.sampled(event)
+            case Noted():
+                self.line(f"note: {event.text}")
+            case Saved():
+                self.line(f"step {event.step:>6}  checkpoint, {event.seconds * 1000:.0f} ms pause")
+            case Interrupted():
+                self.interrupted(event)
             case Finished():
                 self.finish(event)
 
@@ -63,10 +86,11 @@ class Display:
         held_out = f", {event.validation_tokens:,} held out" if event.validation_tokens else ""
         self.line(f"data       {event.train_tokens:,} tokens{held_out}")
         self.line(
-            f"training   {config.steps:,} steps of {config.sequences(1)} x {config.block_size} "
+            f"training   {config.steps:,} steps of {event.sequences} x {config.block_size} "
             f"tokens, {event.steps_per_epoch:,} steps per epoch, {config.optimizer.name}"
         )
-        self.line(f"on         {event.place}")
+        processes = f", {event.processes} processes" if event.processes > 1 else ""
+        self.line(f"on         {event.place}{processes}")
 
     def step(self, event: Stepped) -> None:
         assert self.config is not None
@@ -103,6 +127,11 @@ class Display:
             self.line(f"> {text}")
         self.line()
 
+    def interrupted(self, event: Interrupted) -> None:
+        self.progress.stop()
+        self.line(f"stopped after step {event.step:,} and saved. Go on with:")
+        self.line(f"  regpt train --resume {shlex.quote(str(event.directory))}")
+
     def finish(self, event: Finished) -> None:
         assert self.config is not None
         self.progress.stop()
@@ -117,10 +146,44 @@ class Display:
         self.line(f"  regpt sample {prompt} --model {model} --max-length {length}")
 
 
-def train(config: RunConfig) -> None:
+class StopRequest:
+    """SIGTERM or Ctrl-C: finish the step, save, stop. A second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self) -> bool:
+        return self.asked
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator["StopRequest"]:
+        """Take the signals for as long as a run goes on."""
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, self._handle) for number in numbers}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def saved_config(directory: str) -> RunConfig:
+    """The configuration a run was started with, its directory filled in."""
+    path = Path(directory)
+    record = RunDirectory(path).read_record()
+    return replace(RunConfig.from_json(record["config"]), out=str(path))
+
+
+def train(config: RunConfig, *, resume: bool = False) -> None:
     """Run a training and show its progress."""
     display = Display(Console())
     try:
-        run(config, display)
+        with StopRequest().listening() as stop:
+            run(config, display, resume=resume, stop=stop)
     finally:
         display.progress.stop()

@@ -24,7 +24,6 @@ import inspect
 import os
 import sys
 import sysconfig
-import tempfile
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -33,11 +32,12 @@ from fractions import Fraction
 from functools import cached_property
 from http.client import HTTPException
 from pathlib import Path
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 
 import numpy as np
 from numpy.typing import NDArray
 
+from regpt.atomic import replace_files
 from regpt.errors import UserError
 from regpt.tokenizer import Tokenizer
 
@@ -184,8 +184,9 @@ def read_shakespeare(cache_dir: Path | None = None, progress: Progress | None = 
     try:
         data = download(SHAKESPEARE_URL, limit=SHAKESPEARE_BYTES, progress=progress)
         text = verify(data)
-        write_whole(path, data)
-    except (OSError, HTTPException) as error:
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_files(folder, {path.name: data})
+    except (OSError, HTTPException, UserError) as error:
         raise UserError(
             f"cannot download shakespeare from {SHAKESPEARE_URL} to {str(path)!r}:"
             f" {explain(error)}; give a text with --data FILE, or take --data pydocs"
@@ -218,7 +219,12 @@ def find_cache_folder() -> Path:
 def download(url: str, *, limit: int, progress: Progress | None = None) -> bytes:
     """The bytes behind `url`, at most about `limit` of them; OSError when the connection ends."""
     request = urllib.request.Request(url, headers={"User-Agent": "regpt"})
-    with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
+    except HTTPError as error:
+        error.close()  # it is also a response, and holds the connection
+        raise
+    with response:
         length = response.headers.get("Content-Length", "")
         total = int(length) if length.isdecimal() else None
         data = bytearray()
@@ -229,15 +235,6 @@ def download(url: str, *, limit: int, progress: Progress | None = None) -> bytes
     if total is not None and len(data) < min(total, limit):  # http.client does not complain
         raise ConnectionError(f"the connection ended after {len(data)} of {total} bytes")
     return bytes(data)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file beside `path` and rename it: whole, or not there at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.name}.") as beside:
-        whole = Path(beside) / path.name
-        whole.write_bytes(data)
-        os.replace(whole, path)
 
 
 def explain(error: BaseException) -> str:

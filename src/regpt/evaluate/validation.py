@@ -79,7 +79,7 @@ def count_text(dataset: Dataset, start: int, *, chunk: int = 1 << 20) -> tuple[i
     return total_bytes, total_characters
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: a sharded model would keep what it gathered in it
 def validate(model: GPT, dataset: Dataset, runtime: Runtime, *, block_size: int) -> Validation:
     """Score a whole dataset, `block_size` tokens of context at most.
 

@@ -86,6 +86,10 @@ class RunConfig:
     """Peak learning rate of AdamW."""
     eval_every: int | None = None
     """Steps between validations; default: only at the end. Without a validation split: none."""
+    save_every: int | None = None
+    """Steps between checkpoints, and one at the end; default: only when interrupted."""
+    keep: int = 2
+    """Newest checkpoints to keep; the best by validation loss is kept too."""
     device: str = "auto"
     """auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
@@ -96,6 +100,20 @@ class RunConfig:
     """Data order: shuffled (each window once per epoch), or the lecture's sequential walk."""
     validation_fraction: float = 0.0
     """Share of the text, at its end, that is held out; 0: no validation."""
+    shard: bool = False
+    """Cut the model over the processes (FSDP2) instead of a copy on each."""
+    replicas: int = 1
+    """With shard: copies of the cut model; processes / replicas hold one together."""
+    checkpoint_activations: bool = False
+    """Compute the blocks' activations again in backward: less memory, slower."""
+    compile: bool = False
+    """torch.compile each block, in place."""
+    pad_vocabulary: bool | None = None
+    """Pad the vocabulary to a multiple of 64, inside only; default: on CUDA."""
+    skip_bad_steps: int = 0
+    """Steps with a non-finite loss or gradient (or a spike) to skip before stopping."""
+    spike_score: float | None = None
+    """Treat a loss this many standard deviations above the last 128 as bad; default: off."""
     overfit: bool = False
     """Train on the first batch again and again."""
     prompt: str = "Hello, I'm a language model,"
@@ -109,7 +127,7 @@ class RunConfig:
     """The preset this run started from."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "block_size", "sample_tokens"):
+        for name in ("steps", "batch_size", "block_size", "sample_tokens", "keep", "replicas"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.block_size > self.model.block_size:
@@ -123,8 +141,13 @@ class RunConfig:
             raise UserError(
                 f"validation_fraction must be in [0, 1), got {self.validation_fraction}"
             )
-        if self.eval_every is not None and self.eval_every < 1:
-            raise UserError(f"eval_every must be at least 1, got {self.eval_every}")
+        for name in ("eval_every", "save_every"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.shard and self.optimizer.name == "muon":
+            raise UserError(
+                "shard with optimizer.name muon: Muon needs whole matrices; use adamw, or no shard"
+            )
         if self.batch_tokens is not None and (
             self.batch_tokens < 1 or self.batch_tokens % self.block_size
         ):
@@ -142,3 +165,21 @@ class RunConfig:
     def to_json(self) -> dict[str, Any]:
         """The configuration as JSON values."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "RunConfig":
+        """A configuration back from `to_json`'s values; unknown fields are refused by name."""
+        values = dict(values)
+        try:
+            values["data"] = tuple(values["data"])
+            values["model"] = GPTConfig(**values["model"])
+            optimizer = dict(values["optimizer"])
+            optimizer["betas"] = tuple(optimizer["betas"])
+            values["optimizer"] = OptimizerConfig(**optimizer)
+            values["schedule"] = ScheduleConfig(**values["schedule"])
+            return cls(**values)
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"the saved configuration does not fit this version ({error}): resume with the "
+                "version named in run.json"
+            ) from None

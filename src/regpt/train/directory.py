@@ -5,21 +5,28 @@
     metrics.jsonl   one JSON object per step, and one per validation
     loss.png        the loss curve
     samples.txt     text written before and after training
+    checkpoints/    what a resume needs (checkpoint.py), if any was asked for
+    incidents/      steps whose numbers went wrong (incident.py), if any did
 
 A directory that already holds a run is never written to.
 """
 
+import contextlib
 import json
-import os
+import math
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from regpt import weights
+from regpt.atomic import replace_files
 from regpt.errors import UserError
-from regpt.model import GPT
+from regpt.model import GPTConfig
 from regpt.train.config import RunConfig
 
 VERSIONS = ("regpt", "torch", "numpy", "tiktoken", "safetensors")
@@ -33,14 +40,12 @@ def free_name(preset: str, parent: Path = Path("runs")) -> Path:
     return path
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: beside it, then renamed into place."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(text, encoding="utf-8", newline="")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+def finite(entry: dict[str, Any]) -> dict[str, Any]:
+    """The entry with null for numbers JSON does not have."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in entry.items()
+    }
 
 
 class RunDirectory:
@@ -52,6 +57,8 @@ class RunDirectory:
         self.metrics = path / "metrics.jsonl"
         self.picture = path / "loss.png"
         self.samples = path / "samples.txt"
+        self.checkpoints = path / "checkpoints"
+        self.incidents = path / "incidents"
 
     @classmethod
     def create(cls, path: Path) -> "RunDirectory":
@@ -78,23 +85,43 @@ class RunDirectory:
             "versions": {"python": platform.python_version()}
             | {name: version(name) for name in VERSIONS},
         }
-        write_text(self.record, json.dumps(record, indent=2) + "\n")
+        replace_files(self.path, {self.record.name: (json.dumps(record, indent=2) + "\n").encode()})
+
+    def read_record(self) -> dict[str, Any]:
+        """What `write_record` wrote."""
+        try:
+            return json.loads(self.record.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(
+                f"{self.path} holds no run (no run.json): name a run's directory"
+            ) from None
+        except ValueError:
+            raise UserError(f"{self.record} is not JSON: restore it from a copy") from None
 
     def append_metrics(self, entry: dict[str, Any]) -> None:
         """Add one line to metrics.jsonl."""
         with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+            file.write(json.dumps(finite(entry)) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All lines of metrics.jsonl."""
-        with self.metrics.open(encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
+        """All sound lines of metrics.jsonl; a last line that a kill cut short is left out."""
+        lines = self.metrics.read_text(encoding="utf-8").split("\n")
+        entries = [json.loads(line) for line in lines[:-1]]
+        with contextlib.suppress(ValueError):
+            entries.append(json.loads(lines[-1]))
+        return entries
+
+    def rewind(self, step: int) -> None:
+        """Forget what was recorded after `step`, so that a resumed run records it once."""
+        entries = [entry for entry in self.read_metrics() if entry["step"] <= step]
+        text = "".join(json.dumps(entry) + "\n" for entry in entries)
+        replace_files(self.path, {self.metrics.name: text.encode()})
 
     def append_samples(self, title: str, texts: list[str]) -> None:
         """Add the texts to samples.txt under a title."""
         with self.samples.open("a", encoding="utf-8", newline="") as file:
             file.write(f"== {title}\n" + "".join(f"> {text}\n" for text in texts) + "\n")
 
-    def write_model(self, model: GPT) -> None:
+    def write_model(self, tensors: Mapping[str, Tensor], config: GPTConfig) -> None:
         """Write the model's files beside the run's, config.json last."""
-        weights.write_model_files(self.path, model.state_dict(), asdict(model.config))
+        weights.write_model_files(self.path, tensors, asdict(config))

@@ -20,6 +20,11 @@ class Started:
     train_tokens: int
     validation_tokens: int
     steps_per_epoch: int
+    sequences: int
+    """Of the global batch."""
+    first_step: int
+    """Steps done before: 0, or where a resumed run goes on."""
+    processes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +57,30 @@ class Sampled:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Noted:
+    """Something a person should know, in one line."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """A checkpoint of `step` is on its way to the disk."""
+
+    step: int
+    seconds: float
+    """How long training stood still for it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interrupted:
+    """Asked to stop: the run is saved after `step` steps and can go on."""
+
+    directory: Path
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Finished:
     """The run is complete and saved."""
 
@@ -59,5 +88,5 @@ class Finished:
     seconds: float
 
 
-Event = Started | Stepped | Validated | Sampled | Finished
+Event = Started | Stepped | Validated | Sampled | Noted | Saved | Interrupted | Finished
 Observer = Callable[[Event], None]

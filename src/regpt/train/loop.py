@@ -1,152 +1,207 @@
-"""The loop, visible: build, then for each step maybe validate, fetch, step, record; then save.
+"""The loop, visible: build, resume, then for each step maybe validate, save, fetch, step, record.
 
-`train(config)` is a library function; the command line only prints what it tells its observer.
+`train(config)` is a library function; the command line only prints what it tells its observer. One
+loop serves one process and many: the first prints and writes, all compute.
 """
 
+import math
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from regpt.data.corpora import Corpus, load_corpus
-from regpt.data.loader import ArrayDataset, Batch, BatchPlan, Loader
+from regpt.data.loader import Batch
 from regpt.errors import UserError
 from regpt.evaluate.validation import validate
 from regpt.generate import complete
-from regpt.model import GPT
-from regpt.runtime import Runtime, find_runtime
+from regpt.parallel import open_world
+from regpt.runtime import find_runtime
 from regpt.sampling import SamplingParams
 from regpt.tokenizer import get_tokenizer
+from regpt.train.checkpoint import CheckpointWriter, load_newest
 from regpt.train.config import RunConfig
 from regpt.train.directory import RunDirectory, free_name
-from regpt.train.events import Event, Finished, Observer, Sampled, Started, Stepped, Validated
-from regpt.train.optimizer import Optimizer
+from regpt.train.events import (
+    Event,
+    Finished,
+    Interrupted,
+    Noted,
+    Observer,
+    Sampled,
+    Saved,
+    Started,
+    Stepped,
+    Validated,
+)
+from regpt.train.incident import handle_incident, what_is_wrong
 from regpt.train.picture import draw_loss
 from regpt.train.schedule import factor
-from regpt.train.step import StepResult, train_step
-
-
-@dataclass(kw_only=True)
-class TrainState:
-    """Everything a run is made of, and how far it is."""
-
-    config: RunConfig
-    runtime: Runtime
-    directory: RunDirectory
-    loader: Loader
-    validation: ArrayDataset | None
-    model: GPT
-    optimizer: Optimizer
-    step: int = 0
-    """Steps done."""
-    tokens: int = 0
-    """Tokens trained on."""
+from regpt.train.state import SPIKE_WINDOW, TrainState, build, restore, take_snapshot
+from regpt.train.step import StepResult, compute_gradients
 
 
 def ignore(event: Event) -> None:
     """The observer that does not look."""
 
 
-def read_data(config: RunConfig) -> tuple[Corpus, Loader, ArrayDataset | None]:
-    """The text, a loader over its training part, and its validation part if there is one."""
-    corpus = load_corpus(config.data)
-    tokenizer = get_tokenizer()
-    held_out = None
-    training = corpus
-    if config.validation_fraction:
-        training, rest = corpus.split(config.validation_fraction)
-        held_out = ArrayDataset(rest.tokens(tokenizer))
-        if len(held_out) < 2:
-            raise UserError(
-                f"the validation text, the last {config.validation_fraction:g} of {corpus.name}, "
-                f"has {len(held_out)} tokens, but 2 are needed: give more text"
-            )
-    tokens = ArrayDataset(training.tokens(tokenizer))
-    plan = BatchPlan(
-        num_tokens=len(tokens),
-        block_size=config.block_size,
-        sequences=config.sequences(1),
-        order=config.order,
-        seed=config.seed,
-    )
-    return corpus, Loader(tokens, plan), held_out
+def never() -> bool:
+    """The request to stop that never comes."""
+    return False
 
 
-def build(config: RunConfig) -> TrainState:
-    """Check everything that can be wrong, then build; the directory is made last."""
-    runtime = find_runtime(config.device, dtype=config.dtype, threads=config.threads)
-    corpus, loader, held_out = read_data(config)
-    torch.manual_seed(config.seed)
-    model = GPT(config.model).to(runtime.device).train()
-    path = Path(config.out) if config.out else free_name(config.preset)
-    state = TrainState(
-        config=config,
-        runtime=runtime,
-        directory=RunDirectory.create(path),
-        loader=loader,
-        validation=held_out,
-        model=model,
-        optimizer=Optimizer(model, config.optimizer, lr=config.lr),
-    )
-    data = {
-        "sources": corpus.name,
-        "fingerprint": corpus.fingerprint,
-        "train_tokens": len(loader.dataset),
-        "validation_tokens": len(held_out) if held_out else 0,
-        "tokenizer": get_tokenizer().digest,
-    }
-    state.directory.write_record(config, data, runtime.describe())
-    return state
+def train(
+    config: RunConfig,
+    observe: Observer = ignore,
+    *,
+    resume: bool = False,
+    stop: Callable[[], bool] = never,
+) -> TrainState:
+    """Run a training from its beginning, or its newest checkpoint, to its end.
 
+    Args:
+        config: the run; with `resume`, `config.out` is the directory to go on in.
+        observe: told what happens, on the first process.
+        resume: go on where the newest sound checkpoint stands.
+        stop: asked after every step; True saves the run and ends it there.
 
-def train(config: RunConfig, observe: Observer = ignore) -> TrainState:
-    """Run a training from beginning to end; returns the finished state."""
+    Raises:
+        UserError: what the configuration, data or directory make impossible; and a step whose
+            numbers went wrong, once no more of them may be skipped.
+    """
     started = time.perf_counter()
-    state = build(config)
-    observe(describe(state))
-    write_samples(state, observe)
-    batches = state.loader.batches(0, 1 if config.overfit else config.steps)
+    runtime = find_runtime(config.device, dtype=config.dtype, threads=config.threads)
+    with open_world(runtime) as world:
+        observe = observe if world.is_first else ignore
+        state = build(config, runtime, world)
+        directory = open_directory(state, resume=resume)
+        if resume:
+            go_back(state, directory, observe)
+        observe(describe(state, directory))
+        if state.step == 0:
+            write_samples(state, directory, observe)
+        writer = CheckpointWriter(directory.checkpoints, keep=config.keep)
+        try:
+            finished = run_steps(state, directory, writer, observe, stop)
+        finally:
+            writer.close()
+        world.barrier()
+        if not finished:
+            observe(Interrupted(directory=directory.path, step=state.step))
+            return state
+        write_samples(state, directory, observe)
+        finish(state, directory)
+        observe(Finished(directory=directory.path, seconds=time.perf_counter() - started))
+        return state
+
+
+def run_steps(
+    state: TrainState,
+    directory: RunDirectory,
+    writer: CheckpointWriter,
+    observe: Observer,
+    stop: Callable[[], bool],
+) -> bool:
+    """All steps that are left; False if asked to stop before the last."""
+    config, world = state.config, state.world
+    rows = state.data.loader.plan.rows(world.rank, world.size)
+    last = 1 if config.overfit else config.steps
+    first = 0 if config.overfit else state.step
+    batches = state.data.loader.batches(first, last, rows=rows, device=state.runtime.device)
     batch = None
     while state.step < config.steps:
         clock = time.perf_counter()
         if batch is None or not config.overfit:
-            batch = to_device(next(batches), state.runtime)
+            batch = next(batches)
+        seed_dropout(state)
         state.optimizer.set_factor(factor(state.step, config.steps, config.schedule))
-        result = train_step(
+        result = compute_gradients(
             state.model,
             state.optimizer,
             batch,
             state.runtime,
+            world,
+            state.gradient_sum,
             micro_batch=config.batch_size,
             clip=config.optimizer.clip,
         )
-        record(state, result, batch, clock, observe)
+        fault = what_is_wrong(state, result)
+        if fault is None:
+            state.optimizer.step()
+        else:
+            handle_incident(state, directory, batch, result, fault, observe)
+        record(state, directory, result, batch, clock, observe)
         if is_due(state.step, config.eval_every, config.steps):
-            write_validation(state, observe)
-    write_samples(state, observe)
-    finish(state)
-    seconds = time.perf_counter() - started
-    observe(Finished(directory=state.directory.path, seconds=seconds))
-    return state
+            write_validation(state, directory, observe)
+        stopping = world.any(stop()) and state.step < config.steps
+        if stopping or (config.save_every and is_due(state.step, config.save_every, config.steps)):
+            save(state, writer, observe)
+        if stopping:
+            return False
+    return True
 
 
-def describe(state: TrainState) -> Started:
+def open_directory(state: TrainState, *, resume: bool) -> RunDirectory:
+    """The run's directory: made by the first process, known to all."""
+    config, world = state.config, state.world
+    path = Path(config.out) if config.out else free_name(config.preset)
+    if resume:
+        return RunDirectory(path)
+    error = None
+    if world.is_first:
+        try:
+            directory = RunDirectory.create(path)
+            directory.write_record(config, state.data.facts, state.runtime.describe())
+        except UserError as refused:
+            error = refused
+    world.agree(error)
+    return RunDirectory(path)
+
+
+def go_back(state: TrainState, directory: RunDirectory, observe: Observer) -> None:
+    """Restore the newest sound checkpoint and forget what was recorded after it."""
+    checkpoint = load_newest(
+        directory.checkpoints, note=lambda text: observe(Noted(text=text)), at_most=None
+    )
+    if checkpoint is None:
+        raise UserError(
+            f"{directory.path} has no sound checkpoint to resume from: start a new run with "
+            "--save-every"
+        )
+    restore(state, checkpoint)
+    state.world.barrier()
+    if state.world.is_first:
+        directory.rewind(state.step)
+    saved = checkpoint.progress["world_size"]
+    if saved != state.world.size:
+        text = f"saved by {saved} processes, resumed by {state.world.size}: same data, step by step"
+        observe(Noted(text=text))
+    observe(Noted(text=f"resumed after step {state.step} from {checkpoint.path}"))
+
+
+def describe(state: TrainState, directory: RunDirectory) -> Started:
     """The facts of a run that is about to start."""
+    data = state.data
     return Started(
         config=state.config,
-        directory=state.directory.path,
+        directory=directory.path,
         place=state.runtime.describe(),
         num_parameters=state.model.num_parameters(),
-        train_tokens=len(state.loader.dataset),
-        validation_tokens=len(state.validation) if state.validation else 0,
-        steps_per_epoch=state.loader.plan.steps_per_epoch,
+        train_tokens=len(data.loader.dataset),
+        validation_tokens=len(data.validation) if data.validation else 0,
+        steps_per_epoch=data.loader.plan.steps_per_epoch,
+        sequences=data.loader.plan.sequences,
+        first_step=state.step,
+        processes=state.world.size,
     )
 
 
-def to_device(batch: Batch, runtime: Runtime) -> Batch:
-    """The batch where the model is."""
-    return batch._replace(x=batch.x.to(runtime.device), y=batch.y.to(runtime.device))
+def seed_dropout(state: TrainState) -> None:
+    """Make this step's dropout masks a function of (seed, step, process): nothing to save."""
+    if state.config.model.dropout:
+        place = (state.config.seed * 1_000_003 + state.step) * 65_537 + state.world.rank
+        torch.manual_seed(place % 2**63)
 
 
 def is_due(step: int, every: int | None, steps: int) -> bool:
@@ -155,32 +210,47 @@ def is_due(step: int, every: int | None, steps: int) -> bool:
 
 
 def record(
-    state: TrainState, result: StepResult, batch: Batch, clock: float, observe: Observer
+    state: TrainState,
+    directory: RunDirectory,
+    result: StepResult,
+    batch: Batch,
+    clock: float,
+    observe: Observer,
 ) -> None:
     """Count the step and write its line; `clock` is when it began."""
-    loss, grad_norm = result.loss.item(), result.grad_norm.item()  # waits for the device
-    seconds = time.perf_counter() - clock
     state.step += 1
     state.tokens += batch.num_targets
+    if math.isfinite(result.loss):
+        state.recent_losses = [*state.recent_losses, result.loss][-SPIKE_WINDOW:]
     event = Stepped(
         step=state.step,
-        loss=loss,
+        loss=result.loss,
         learning_rate=state.optimizer.lr,
-        grad_norm=grad_norm,
+        grad_norm=result.grad_norm,
         tokens=state.tokens,
-        tokens_per_second=batch.num_targets / seconds,
+        tokens_per_second=batch.num_targets / (time.perf_counter() - clock),
     )
-    state.directory.append_metrics(asdict(event))
+    if state.world.is_first:
+        directory.append_metrics(asdict(event))
     observe(event)
 
 
-def write_validation(state: TrainState, observe: Observer) -> None:
+def save(state: TrainState, writer: CheckpointWriter, observe: Observer) -> None:
+    """Start a checkpoint; training goes on once the numbers are copied."""
+    if state.world.is_first:
+        seconds = writer.save(lambda: take_snapshot(state))
+        observe(Saved(step=state.step, seconds=seconds))
+    elif state.config.shard:
+        take_snapshot(state)  # gathering whole tensors takes every process
+
+
+def write_validation(state: TrainState, directory: RunDirectory, observe: Observer) -> None:
     """Score the validation text, if there is one, and write its line."""
-    if state.validation is None:
+    validation = state.data.validation
+    if validation is None or not (state.world.is_first or state.config.shard):
         return
-    result = validate(
-        state.model, state.validation, state.runtime, block_size=state.config.block_size
-    )
+    result = validate(state.model, validation, state.runtime, block_size=state.config.block_size)
+    state.val_loss = result.loss
     entry = {
         "step": state.step,
         "val_loss": result.loss,
@@ -188,12 +258,15 @@ def write_validation(state: TrainState, observe: Observer) -> None:
         "val_nats_per_character": result.nats_per_character,
         "val_tokens": result.tokens,
     }
-    state.directory.append_metrics(entry)
+    if state.world.is_first:
+        directory.append_metrics(entry)
     observe(Validated(step=state.step, result=result))
 
 
-def write_samples(state: TrainState, observe: Observer) -> None:
+def write_samples(state: TrainState, directory: RunDirectory, observe: Observer) -> None:
     """Let the model continue the prompt; its random stream is its own."""
+    if not (state.world.is_first or state.config.shard):
+        return
     tokenizer = get_tokenizer()
     positions = state.config.model.block_size
     prompt = tokenizer.encode(state.config.prompt)[: max(positions // 2, 1)]
@@ -201,12 +274,17 @@ def write_samples(state: TrainState, observe: Observer) -> None:
     params = SamplingParams(max_length=length, num_samples=2)
     with state.runtime.autocast():
         texts = [tokenizer.decode(row) for row in complete(state.model, prompt, params)]
-    state.directory.append_samples(f"after {state.step} steps", texts)
+    if state.world.is_first:
+        directory.append_samples(f"after {state.step} steps", texts)
     observe(Sampled(step=state.step, texts=texts))
 
 
-def finish(state: TrainState) -> None:
+def finish(state: TrainState, directory: RunDirectory) -> None:
     """Leave a directory that is a model, with its curve."""
-    state.directory.write_model(state.model)
-    title = f"{state.config.preset}: {state.model.num_parameters() / 1e6:.1f}M parameters"
-    draw_loss(state.directory.read_metrics(), state.directory.picture, title=title)
+    snapshot = take_snapshot(state) if state.config.shard else None
+    if state.world.is_first:
+        model = snapshot.model if snapshot else state.model.state_dict()
+        directory.write_model(model, state.config.model)
+        title = f"{state.config.preset}: {state.model.num_parameters() / 1e6:.1f}M parameters"
+        draw_loss(directory.read_metrics(), directory.picture, title=title)
+    state.world.barrier()

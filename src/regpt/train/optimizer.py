@@ -6,12 +6,13 @@ three parameters that share the storage of the one (orthogonalising the stack wo
 scales). Embeddings, LayerNorms and biases stay with AdamW, as Muon's author has it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from regpt.model import GPT
+from regpt.parallel import full
 from regpt.train.config import OptimizerConfig
 
 
@@ -43,6 +44,7 @@ class Optimizer:
 
     def __init__(self, model: GPT, config: OptimizerConfig, *, lr: float) -> None:
         hidden, decayed, plain = split_parameters(model, config)
+        self._names = {parameter: name for name, parameter in model.named_parameters()}
         groups = [
             {"params": decayed, "weight_decay": config.weight_decay},
             {"params": plain, "weight_decay": 0.0},
@@ -99,11 +101,65 @@ class Optimizer:
             self.muon.step()
         self.adamw.step()
 
+    def _moments(self) -> Iterator[tuple[str, torch.optim.Optimizer, nn.Parameter, slice]]:
+        """Every tensor with a state: name, its optimizer, its parameter, its rows of the name."""
+        for parameter in self.parameters:
+            if parameter in self.adamw.state:
+                yield self._names[parameter], self.adamw, parameter, slice(None)
+        for matrix, pieces in self._pieces:
+            for index, piece in enumerate(pieces):
+                rows = len(piece)
+                assert self.muon is not None
+                yield (
+                    self._names[matrix],
+                    self.muon,
+                    piece,
+                    slice(index * rows, (index + 1) * rows),
+                )
+
+    def state_tensors(self, gather: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """What must survive a stop, by parameter name; `gather` makes a whole copy of a tensor."""
+        tensors: dict[str, Tensor] = {}
+        for name, optimizer, parameter, _ in self._moments():
+            for key, value in optimizer.state[parameter].items():
+                if key == "step":
+                    tensors["step"] = gather(value)
+                elif f"{key}.{name}" in tensors:  # q, k and v of one matrix
+                    tensors[f"{key}.{name}"] = torch.cat([tensors[f"{key}.{name}"], gather(value)])
+                else:
+                    tensors[f"{key}.{name}"] = gather(value)
+        return tensors
+
+    def load_state_tensors(
+        self, tensors: Mapping[str, Tensor], fill: Callable[[Tensor, Tensor], None]
+    ) -> None:
+        """Take back what `state_tensors` gave; `fill` copies a whole tensor into one of ours."""
+        self._make_states()
+        for name, optimizer, parameter, rows in self._moments():
+            for key, value in optimizer.state[parameter].items():
+                whole = tensors["step" if key == "step" else f"{key}.{name}"]
+                part = whole if key == "step" else whole[rows]
+                if key != "step" and len(part) < len(value):  # rows that pad the vocabulary
+                    part = torch.cat(
+                        [part, part.new_zeros(len(value) - len(part), *part.shape[1:])]
+                    )
+                fill(value, part)
+
+    def _make_states(self) -> None:
+        """Let the optimizers create their states, by a step of zero gradients at rate zero."""
+        rates = [group["lr"] for group in self._groups()]
+        self.set_factor(0.0)
+        for parameter in self.parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        self.step()
+        self.zero_grad()
+        for group, rate in zip(self._groups(), rates, strict=True):
+            group["lr"] = rate
+
     def clip(self, limit: float | None) -> Tensor:
         """Scale the gradients down to norm `limit`; returns their norm before, a scalar."""
-        norm = torch.nn.utils.get_total_norm(
-            [p.grad for p in self.parameters if p.grad is not None]
-        )
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = full(torch.nn.utils.get_total_norm(gradients))
         if limit is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, limit, norm)
         return norm

@@ -21,7 +21,7 @@ def draw_loss(metrics: list[dict[str, Any]], path: Path, *, title: str) -> None:
     """Draw training loss (raw and smoothed) and validation loss over the steps."""
     from matplotlib.figure import Figure  # half a second: only when a picture is drawn
 
-    train = [(entry["step"], entry["loss"]) for entry in metrics if "loss" in entry]
+    train = [(entry["step"], entry["loss"]) for entry in metrics if entry.get("loss") is not None]
     validation = [(entry["step"], entry["val_loss"]) for entry in metrics if "val_loss" in entry]
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()

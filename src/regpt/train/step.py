@@ -1,49 +1,53 @@
-"""One optimisation step: the lecture's order of things, for any number of micro-batches."""
+"""One optimisation step: the lecture's order of things, over micro-batches and processes."""
 
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from regpt.data.loader import Batch
 from regpt.loss import next_token_loss
 from regpt.model import GPT
+from regpt.parallel import GradientSum, World
 from regpt.runtime import Runtime
 from regpt.train.optimizer import Optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """What a step measured, still on the device: reading it waits for the device."""
+    """What the gradients of a step came to: means over the whole global batch, all processes."""
 
-    loss: Tensor
-    """Mean loss over the global batch, nats per token."""
-    grad_norm: Tensor
+    loss: float
+    """Nats per token."""
+    grad_norm: float
     """Norm of the gradient before clipping."""
 
 
-def train_step(
+def compute_gradients(
     model: GPT,
     optimizer: Optimizer,
     batch: Batch,
     runtime: Runtime,
+    world: World,
+    gradient_sum: GradientSum,
     *,
     micro_batch: int,
     clip: float | None,
 ) -> StepResult:
-    """Zero the gradients, run forward and backward on every micro-batch, step.
+    """Zero the gradients, run forward and backward on every micro-batch, sum, clip.
 
-    Each micro-batch's loss is a sum divided by the targets of the whole batch, so any split gives
-    the same gradient.
+    Each micro-batch's loss is a sum divided by the targets of the whole global batch, so any split
+    over micro-batches and processes gives the same gradient. Nothing is applied yet: the caller
+    looks at the numbers first.
     """
     optimizer.zero_grad()
     loss = torch.zeros((), device=runtime.device)
-    micro_batches = zip(batch.x.split(micro_batch), batch.y.split(micro_batch), strict=True)
-    for x, y in micro_batches:
-        with runtime.autocast():
-            share = next_token_loss(model, x, y) / batch.num_targets
-        share.backward()
+    pairs = list(zip(batch.x.split(micro_batch), batch.y.split(micro_batch), strict=True))
+    for index, (x, y) in enumerate(pairs):
+        with gradient_sum.collecting(last=index == len(pairs) - 1):
+            with runtime.autocast():
+                share = next_token_loss(model, x, y) / batch.num_targets
+            share.backward()
         loss += share.detach()
+    loss = world.sum(loss)
     grad_norm = optimizer.clip(clip)
-    optimizer.step()
-    return StepResult(loss=loss, grad_norm=grad_norm)
+    return StepResult(loss=loss.item(), grad_norm=grad_norm.item())

@@ -2,18 +2,18 @@
 
 First a catalogue: what lies in the files, by our names, without reading a byte of data. It is
 compared with what the model needs, and every difference goes into one error. Only then are the
-tensors read, one by one, each into memory of its own: cast and turned in that same copy.
+tensors read, one by one, each cast and turned into memory of its own.
 
 That keeps the peak at one copy of the model plus its largest tensor. Safetensors files are
 memory-mapped anew for each tensor: pages of a mapping count as ours for as long as it lives, and
-with one mapping for all, reading a model would look (and under a memory limit, weigh) like twice
-its size. Mapping costs microseconds.
+with one mapping for all, reading a model would look like twice its size. Mapping is cheap.
 
 Pickles (pytorch_model.bin) are read by torch with `weights_only=True`, which builds tensors and
 calls nothing; a file that asks for more is refused.
 """
 
 import json
+import math
 import pickle
 import re
 import warnings
@@ -79,20 +79,31 @@ def read_tensors(
             "tied: it is the embedding itself; regpt has no untied head"
         )
     del head
+    scratch = _scratch(catalogue)
     # taken out one by one, so that what a pickle holds in memory is freed on the way
     return {
-        name: _convert(source, catalogue.pop(name), transpose=is_transposed(name), dtype=dtype)
+        name: _convert(_load(source, catalogue.pop(name)), name, scratch=scratch, dtype=dtype)
         for name in shapes
     }
 
 
+def _scratch(catalogue: Mapping[str, StoredTensor]) -> torch.Tensor:
+    """Room for the largest tensor that has to be turned round."""
+    turned = [math.prod(stored.shape) for name, stored in catalogue.items() if is_transposed(name)]
+    return torch.empty(4 * max(turned, default=0), dtype=torch.uint8)
+
+
 def _convert(
-    source: Path, stored: StoredTensor, *, transpose: bool, dtype: torch.dtype
+    tensor: torch.Tensor, name: str, *, scratch: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
-    """One tensor into memory of its own, turned and cast in the same copy."""
-    tensor = _load(source, stored)
-    if transpose:
-        tensor = tensor.t()
+    """One tensor into memory of its own, in our orientation.
+
+    A matrix to be turned is first copied as it lies: turning it straight out of the mapping would
+    touch new pages of the file and of the result all over, and takes three times as long.
+    """
+    if is_transposed(name):
+        room = scratch[: tensor.numel() * tensor.element_size()].view(tensor.dtype)
+        tensor = room.view(tensor.shape).copy_(tensor).t()
     return torch.empty(tensor.shape, dtype=dtype).copy_(tensor)
 
 

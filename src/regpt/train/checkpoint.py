@@ -1,0 +1,228 @@
+"""Checkpoints: a directory each, complete or absent, verified before it is trusted.
+
+    RUN/checkpoints/step-00000200/
+        config.json, model.safetensors, tokenizer files    the model, in Hugging Face layout
+        optimizer.safetensors                              averages and momenta, by parameter name
+        state.json                                         step, tokens, fingerprints, recent losses
+        manifest.json                                      sha256 of every file above
+    RUN/checkpoints/latest, best                           the names of two of them
+
+There is no pickle and no random state: the data order and the dropout masks are functions of (seed,
+step), so the step is the state. Tensors are whole (never cut over processes) and without padding,
+so any number of processes reads what any other number wrote.
+
+A checkpoint is filled under a hidden name, forced to the disk, renamed, and only then named by
+`latest`. Loading recomputes every digest; a checkpoint that fails is passed over for the newest
+sound one before it, and the caller is told.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from regpt import weights
+from regpt.atomic import new_directory, replace_files, writing_to
+from regpt.errors import UserError
+
+MANIFEST, LATEST, BEST = "manifest.json", "latest", "best"
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """Everything a checkpoint holds, in host memory, apart from what training goes on to change."""
+
+    step: int
+    model: Mapping[str, Tensor]
+    config: Mapping[str, Any]
+    """The fields of GPTConfig."""
+    optimizer: Mapping[str, Tensor]
+    progress: Mapping[str, Any]
+    """Step, tokens, fingerprints: what state.json says."""
+    val_loss: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A verified checkpoint on disk."""
+
+    path: Path
+    step: int
+    optimizer: dict[str, Tensor]
+    progress: dict[str, Any]
+
+
+def name_of(step: int) -> str:
+    """The directory name of a step's checkpoint; names sort as steps do."""
+    return f"step-{step:08d}"
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_checkpoint(folder: Path, snapshot: Snapshot, *, keep: int) -> Path:
+    """Write a checkpoint, move `latest` (and `best`), remove what is no longer kept."""
+    path = folder / name_of(snapshot.step)
+    if path.exists():
+        return path
+    with new_directory(path) as hidden, writing_to(path):
+        weights.write_model_files(hidden, snapshot.model, snapshot.config)
+        save_file(dict(snapshot.optimizer), hidden / "optimizer.safetensors")
+        with (hidden / "optimizer.safetensors").open("rb+") as file:
+            _sync(file.fileno())
+        replace_files(hidden, {"state.json": _json(snapshot.progress)})
+        files = {file.name: digest(file) for file in sorted(hidden.iterdir())}
+        manifest = {"step": snapshot.step, "val_loss": snapshot.val_loss, "sha256": files}
+        replace_files(hidden, {MANIFEST: _json(manifest)})
+    names = {LATEST: path.name}
+    if is_best(folder, snapshot.val_loss):
+        names[BEST] = path.name
+    replace_files(folder, {file: f"{name}\n".encode() for file, name in names.items()})
+    prune(folder, keep)
+    return path
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def _sync(descriptor: int) -> None:
+    import os
+
+    os.fsync(descriptor)
+
+
+def pointed(folder: Path, pointer: str) -> str | None:
+    """The checkpoint name that `latest` or `best` holds, if there is one."""
+    try:
+        return (folder / pointer).read_text(encoding="utf-8").strip() or None
+    except FileNotFoundError:
+        return None
+
+
+def is_best(folder: Path, val_loss: float | None) -> bool:
+    """Whether a validation loss is below the best checkpoint's."""
+    if val_loss is None:
+        return False
+    best = pointed(folder, BEST)
+    if best is None:
+        return True
+    try:
+        held = json.loads((folder / best / MANIFEST).read_text(encoding="utf-8"))["val_loss"]
+    except (OSError, ValueError, KeyError):
+        return True
+    return held is None or val_loss < held
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all checkpoints but the newest `keep`, the latest and the best."""
+    import shutil
+
+    names = sorted(path.name for path in folder.glob("step-*"))
+    kept = {*names[-keep:], pointed(folder, LATEST), pointed(folder, BEST)}
+    for name in names:
+        if name not in kept:
+            shutil.rmtree(folder / name)
+    for leftover in folder.glob(".step-*.tmp"):  # of a save that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def verify(path: Path) -> str | None:
+    """What is wrong with a checkpoint, in words; None if it is sound."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        for file, expected in manifest["sha256"].items():
+            if digest(path / file) != expected:
+                return f"{file} does not match its sha256"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename or MANIFEST).name} is missing"
+    except (OSError, ValueError, KeyError, AttributeError):
+        return f"{MANIFEST} cannot be read"
+    return None
+
+
+def load_newest(folder: Path, *, note: Note, at_most: int | None = None) -> Checkpoint | None:
+    """The newest sound checkpoint (of step `at_most` or before); tells `note` of others."""
+    names = sorted((path.name for path in folder.glob("step-*")), reverse=True)
+    for name in names:
+        path = folder / name
+        if at_most is not None and int(name.removeprefix("step-")) > at_most:
+            continue
+        fault = verify(path)
+        if fault is None:
+            return load(path)
+        note(f"checkpoint {name} is not sound ({fault}): passed over")
+    return None
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint that was verified."""
+    try:
+        progress = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        optimizer = load_file(path / "optimizer.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read ({error}): remove it and resume again") from None
+    return Checkpoint(path=path, step=progress["step"], optimizer=optimizer, progress=progress)
+
+
+class CheckpointWriter:
+    """Writes checkpoints behind the training's back, one at a time."""
+
+    def __init__(self, folder: Path, *, keep: int) -> None:
+        self.folder = folder
+        self.keep = keep
+        self.pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self.pending: Future[Path] | None = None
+
+    def save(self, take: Callable[[], Snapshot]) -> float:
+        """Copy now, write behind; returns the seconds training stood still.
+
+        `take` is called here, after the previous save has ended; its failure is raised here.
+        """
+        started = time.perf_counter()
+        self.wait()
+        snapshot = take()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.pending = self.pool.submit(write_checkpoint, self.folder, snapshot, keep=self.keep)
+        return time.perf_counter() - started
+
+    def wait(self) -> None:
+        """Wait for the save under way; raises what it met."""
+        if self.pending is not None:
+            pending, self.pending = self.pending, None
+            pending.result()
+
+    def close(self) -> None:
+        """Wait, and end the thread."""
+        try:
+            self.wait()
+        finally:
+            self.pool.shutdown()
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """A copy in host memory that training will not change."""
+    copy = tensor.detach().to("cpu", copy=True)
+    return copy.contiguous()
+
+
+@torch.no_grad()
+def without_padding(tensors: Mapping[str, Tensor], vocab_size: int) -> dict[str, Tensor]:
+    """Rows of wte beyond the vocabulary cut off, in a state dict or the optimizer's tensors."""
+    return {
+        name: tensor[:vocab_size] if name.endswith("wte.weight") else tensor
+        for name, tensor in tensors.items()
+    }
