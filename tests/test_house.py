@@ -25,6 +25,7 @@ FLOORS = [
     "model",
     "loss",
     "sampling",
+    "cache",
     "generate",
     "parallel",
     "data",

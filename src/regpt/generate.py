@@ -1,89 +1,248 @@
 """Writing: an iterator of tokens that the command line, a server and the tests all consume.
 
-`generate` yields one (rows,) tensor per step and stops when every row has ended or the text is
-`max_length` tokens long; the caller may stop earlier. Tokens in, tokens out: no text here.
+`generate` yields one (rows,) tensor per step and stops when every row has ended or is `max_length`
+tokens long; the caller may stop earlier. Tokens in, tokens out: no text here (`writing.py` has it).
 `complete` collects them into lists.
 
-A row ends at end-of-text. Like transformers, an ended row goes on yielding end-of-text and, under
-the `hf` and `lecture` streams, goes on consuming random numbers, so the other rows do not notice.
+The prompts are read once (equal ones once together), then every step reads one token per row from a
+key-value cache. What computes the logits is a `Decoder`: the plain one goes through the model
+itself (`cache.py`), the fast ones swap its matrices for packed ones (`lowbit.py`).
+
+A row ends at end-of-text and costs nothing from then on. Like transformers, it goes on yielding
+end-of-text and, under the `hf` and `lecture` streams, consuming random numbers, so the other rows
+do not notice. Past the model's last position generation is an error, or slides: when the positions
+are full, the newest three quarters of the text are read in again as if they began there.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from regpt.cache import PlainDecoder
 from regpt.errors import UserError
 from regpt.model import GPT
 from regpt.sampling import SamplingParams, sample
 from regpt.tokenizer import END_OF_TEXT_ID
 
+SLIDE_KEEPS = 0.75
+"""Share of the positions that a sliding window keeps when it is full."""
 
-def check_lengths(prompt_length: int, params: SamplingParams, block_size: int) -> None:
-    """Refuse lengths that cannot work, before anything is computed."""
-    if params.max_length > block_size:
+
+class Decoder(Protocol):
+    """What turns tokens into logits, one position at a time."""
+
+    def prefill(self, prompts: list[list[int]]) -> Tensor:
+        """Read the prompts in; logits of the token after each, (B, V)."""
+        ...
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Append one token to every row, (B,) int64; logits of the next, (B, V)."""
+        ...
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows only, (n,) int64."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step of all rows; entries of rows that have ended repeat end-of-text and mean nothing."""
+
+    tokens: Tensor
+    """(B,) int64."""
+    logprobs: Tensor | None = None
+    """(B,) log-probability of each token under the unfiltered model, if asked for."""
+    top_ids: Tensor | None = None
+    """(B, n) int64, the most likely tokens, if asked for."""
+    top_logprobs: Tensor | None = None
+    """(B, n), theirs."""
+
+
+def check_lengths(prompts: Sequence[Sequence[int]], params: SamplingParams, model: GPT) -> None:
+    """Refuse what cannot work before anything is computed."""
+    positions, longest = model.config.block_size, max(map(len, prompts))
+    if params.max_length > positions and params.overflow == "error":
         raise UserError(
-            f"max_length {params.max_length} is above the model's block_size {block_size}: "
-            "ask for fewer tokens"
+            f"max_length {params.max_length} is above the model's block_size {positions}: "
+            "ask for fewer tokens, or overflow=slide"
         )
-    if params.max_length < prompt_length:
+    if longest > positions:
         raise UserError(
-            f"max_length {params.max_length} is below the prompt's {prompt_length} tokens: "
+            f"the prompt has {longest} tokens, the model's block_size is {positions}: shorten it"
+        )
+    if params.max_length < longest:
+        raise UserError(
+            f"max_length {params.max_length} is below the prompt's {longest} tokens: "
             "it counts the prompt too, so ask for more"
         )
+    largest = max(max(prompt) for prompt in prompts)
+    if largest >= model.config.vocab_size:
+        raise UserError(
+            f"token {largest} of the prompt is outside the model's vocabulary of "
+            f"{model.config.vocab_size}"
+        )
 
 
-@torch.no_grad()  # not inference_mode: a sharded model would keep what it gathered in it
+def as_lists(prompts: Tensor | Sequence[Sequence[int]]) -> list[list[int]]:
+    """Prompts as lists; an empty one starts from end-of-text, as GPT-2 saw between documents."""
+    rows = prompts.tolist() if isinstance(prompts, Tensor) else prompts
+    return [list(row) or [END_OF_TEXT_ID] for row in rows]
+
+
+class Rows:
+    """The texts under way: which rows still run, and what they hold."""
+
+    def __init__(self, prompts: list[list[int]], params: SamplingParams) -> None:
+        self.texts = [list(prompt) for prompt in prompts]
+        self.params = params
+        self.forgotten = [0] * len(prompts)  # tokens a sliding window has left behind
+        self.active = [row for row in range(len(prompts)) if not self.is_long(row)]
+
+    def is_long(self, row: int) -> bool:
+        """Whether a row has all the tokens asked for."""
+        return len(self.texts[row]) >= self.params.max_length
+
+    def held(self, row: int) -> int:
+        """Tokens of a row that the decoder still holds."""
+        return len(self.texts[row]) - self.forgotten[row]
+
+    def append(self, tokens: list[int]) -> list[int]:
+        """Add a token to each active row; returns the places, in `active`, of rows that go on."""
+        going_on = []
+        for place, (row, token) in enumerate(zip(self.active, tokens, strict=True)):
+            self.texts[row].append(token)
+            ended = self.params.stop_at_eot and token == END_OF_TEXT_ID
+            if not ended and not self.is_long(row):
+                going_on.append(place)
+        self.active = [self.active[place] for place in going_on]
+        return going_on
+
+
 def generate(
-    model: GPT, idx: Tensor, params: SamplingParams, *, generator: torch.Generator | None = None
+    model: GPT,
+    prompts: Tensor | Sequence[Sequence[int]],
+    params: SamplingParams,
+    *,
+    generator: torch.Generator | None = None,
+    decoder: Decoder | None = None,
 ) -> Iterator[Tensor]:
     """Yield the next token of every row until all have ended.
 
     Args:
         model: the model; put in eval mode while the iterator runs.
-        idx: (B, T) int64, B prompts of T tokens; rows are what is sampled, so repeat a prompt to
-            continue it several times (`complete` does).
+        prompts: (B, T) int64, or B lists of any lengths. Rows are what is sampled: repeat a prompt
+            to continue it several times (`complete` does).
         params: lengths, filters, random stream. `num_samples` is the caller's business.
         generator: the random stream; default: a new one from `params.seed`.
+        decoder: what computes the logits; default: the plain one.
 
     Yields:
         (B,) int64 tokens on the model's device.
+
+    Raises:
+        UserError: lengths or tokens that the model has no room for, before the first step.
     """
-    check_lengths(idx.shape[1], params, model.config.block_size)
-    idx = idx.to(model.device)
-    generator = generator or params.generator(idx.device)
-    ended = torch.zeros(len(idx), dtype=torch.bool, device=idx.device)
+    for step in generate_steps(model, prompts, params, generator=generator, decoder=decoder):
+        yield step.tokens
+
+
+@torch.no_grad()  # not inference_mode: a sharded model would keep what it gathered in it
+def generate_steps(
+    model: GPT,
+    prompts: Tensor | Sequence[Sequence[int]],
+    params: SamplingParams,
+    *,
+    generator: torch.Generator | None = None,
+    decoder: Decoder | None = None,
+    top: int | None = None,
+) -> Iterator[Step]:
+    """`generate` with log-probabilities: of the chosen token, and of the `top` most likely."""
+    texts = as_lists(prompts)
+    check_lengths(texts, params, model)
+    generator = generator or params.generator(model.device)
+    rows = Rows(texts, params)
+    length = min(params.max_length, model.config.block_size)
+    decoder = decoder or PlainDecoder(model, length=length)
     was_training = model.training
     model.eval()
     try:
-        while idx.shape[1] < params.max_length and not ended.all():
-            logits = model.unembed(model.hidden(idx)[:, -1])  # (B, V): only the last position
-            positions = torch.full((len(idx),), idx.shape[1], device=idx.device)
-            token = sample(logits, params, generator, context=idx, positions=positions)
-            if params.stop_at_eot:
-                token = torch.where(ended, END_OF_TEXT_ID, token)
-                ended |= token == END_OF_TEXT_ID
-            idx = torch.cat([idx, token[:, None]], dim=1)
-            yield token
+        logits = decoder.prefill([texts[row] for row in rows.active]) if rows.active else None
+        while logits is not None:
+            step = draw(logits, rows, params, generator, top)
+            running = len(rows.active)
+            going_on = rows.append(step.tokens[rows.active].tolist())
+            yield step
+            if not rows.active:
+                return
+            if len(going_on) < running:
+                decoder.keep(torch.tensor(going_on))
+            logits = advance(decoder, rows, step.tokens[rows.active], model.config.block_size)
     finally:
         model.train(was_training)
 
 
-def complete(model: GPT, prompt: Sequence[int], params: SamplingParams) -> list[list[int]]:
-    """`num_samples` continuations of one prompt, prompt included, cut after end-of-text.
+def advance(decoder: Decoder, rows: Rows, tokens: Tensor, positions: int) -> Tensor:
+    """Logits after the newest tokens of the rows that go on; slides if the positions are full."""
+    if max(rows.held(row) for row in rows.active) <= positions:
+        return decoder.step(tokens)
+    kept = max(int(positions * SLIDE_KEEPS), 1)
+    for row in rows.active:
+        rows.forgotten[row] = max(len(rows.texts[row]) - kept, 0)
+    return decoder.prefill([rows.texts[row][rows.forgotten[row] :] for row in rows.active])
 
-    An empty prompt starts from end-of-text, as GPT-2 saw between documents.
-    """
-    start = list(prompt) or [END_OF_TEXT_ID]
-    if max(start) >= model.config.vocab_size:
-        raise UserError(
-            f"token {max(start)} of the prompt is outside the model's vocabulary of "
-            f"{model.config.vocab_size}"
-        )
-    idx = torch.tensor([start] * params.num_samples, dtype=torch.int64)
-    steps = list(generate(model, idx, replace(params, num_samples=1)))
-    drawn = torch.stack(steps, dim=1).tolist() if steps else [[] for _ in range(len(idx))]
+
+def draw(
+    logits: Tensor,
+    rows: Rows,
+    params: SamplingParams,
+    generator: torch.Generator,
+    top: int | None,
+) -> Step:
+    """Draw a token for each active row, from (active, V) logits; ended rows get end-of-text."""
+    device, batch = logits.device, len(rows.texts)
+    active = torch.tensor(rows.active, device=device)
+    context = None
+    if params.repetition_penalty != 1.0:
+        longest = max(len(rows.texts[row]) for row in rows.active)
+        texts = [rows.texts[row] for row in rows.active]
+        # a row's own first token fills up the rows that are shorter: it is in their text already
+        padded = [text + [text[0]] * (longest - len(text)) for text in texts]
+        context = torch.tensor(padded, device=device)
+    chosen = sample(
+        logits,
+        params,
+        generator,
+        context=context,
+        rows=active,
+        positions=torch.tensor([len(rows.texts[row]) for row in rows.active], device=device),
+        batch=batch,
+    )
+    tokens = torch.full((batch,), END_OF_TEXT_ID, device=device)
+    tokens[active] = chosen
+    if top is None:
+        return Step(tokens=tokens)
+    all_logprobs = logits.float().log_softmax(dim=-1)
+    best = all_logprobs.topk(max(top, 1), dim=-1)
+    logprobs = all_logprobs.new_zeros(batch)
+    top_ids = tokens.new_full((batch, top), END_OF_TEXT_ID)
+    top_logprobs = all_logprobs.new_zeros(batch, top)
+    logprobs[active] = all_logprobs.gather(1, chosen[:, None]).squeeze(1)
+    top_ids[active] = best.indices[:, :top]
+    top_logprobs[active] = best.values[:, :top]
+    return Step(tokens=tokens, logprobs=logprobs, top_ids=top_ids, top_logprobs=top_logprobs)
+
+
+def complete(
+    model: GPT, prompt: Sequence[int], params: SamplingParams, *, decoder: Decoder | None = None
+) -> list[list[int]]:
+    """`num_samples` continuations of one prompt, prompt included, cut after end-of-text."""
+    start = as_lists([prompt])[0]
+    prompts = [start] * params.num_samples
+    steps = list(generate(model, prompts, params, decoder=decoder))
+    drawn = torch.stack(steps, dim=1).tolist() if steps else [[] for _ in prompts]
     return [start + until_end(row, params) for row in drawn]
 
 

@@ -55,6 +55,8 @@ class SamplingParams:
     """The random stream: hf (transformers' text), lecture, or portable."""
     stop_at_eot: bool = True
     """End a row at <|endoftext|>."""
+    overflow: Literal["error", "slide"] = "error"
+    """Past the model's positions: refuse, or go on with the newest three quarters as the start."""
 
     def __post_init__(self) -> None:
         if self.max_length < 1:
@@ -77,6 +79,8 @@ class SamplingParams:
             )
         if not -(2**63) <= self.seed < 2**64:
             raise UserError(f"seed must fit in 64 bits, got {self.seed}")
+        if self.overflow not in ("error", "slide"):
+            raise UserError(f"overflow {self.overflow!r} is not one of error, slide")
         if self.rng not in STREAMS:
             raise UserError(f"rng {self.rng!r} is not one of {', '.join(STREAMS)}")
 
@@ -127,21 +131,45 @@ def filtered(logits: Tensor, params: SamplingParams, *, top_k: bool = True) -> T
     return logits
 
 
-def draw_hf(logits: Tensor, params: SamplingParams, generator: torch.Generator | None) -> Tensor:
+def draw_multinomial(
+    probabilities: Tensor, generator: torch.Generator | None, rows: Tensor, batch: int
+) -> Tensor:
+    """`torch.multinomial` for some rows of a batch; the numbers of the others are drawn too.
+
+    torch draws q ~ Exp(1) of the shape of the probabilities and takes the argmax of p / q. When
+    rows have ended, that is done here by hand, so that the stream is the whole batch's.
+    """
+    if len(rows) == batch:
+        return torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
+    noise = probabilities.new_empty(batch, probabilities.shape[1]).exponential_(generator=generator)
+    return (probabilities / noise[rows]).argmax(dim=-1)
+
+
+def draw_hf(
+    logits: Tensor,
+    params: SamplingParams,
+    generator: torch.Generator | None,
+    rows: Tensor,
+    batch: int,
+) -> Tensor:
     """transformers' draw: mask, softmax over the vocabulary, multinomial in vocabulary order."""
     probabilities = F.softmax(filtered(logits, params), dim=-1)
-    return torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
+    return draw_multinomial(probabilities, generator, rows, batch)
 
 
 def draw_lecture(
-    logits: Tensor, params: SamplingParams, generator: torch.Generator | None
+    logits: Tensor,
+    params: SamplingParams,
+    generator: torch.Generator | None,
+    rows: Tensor,
+    batch: int,
 ) -> Tensor:
     """The lecture's draw: softmax, top-k, multinomial over the k sorted, gather."""
     probabilities = F.softmax(filtered(logits, params, top_k=False), dim=-1)
     k = min(params.top_k or logits.shape[-1], logits.shape[-1])
     largest, ids = torch.topk(probabilities, k, dim=-1)
-    choice = torch.multinomial(largest, 1, generator=generator)
-    return torch.gather(ids, -1, choice).squeeze(1)
+    choice = draw_multinomial(largest, generator, rows, batch)
+    return torch.gather(ids, -1, choice[:, None]).squeeze(1)
 
 
 def draw_portable(
@@ -170,6 +198,7 @@ def sample(
     context: Tensor | None = None,
     rows: Tensor | None = None,
     positions: Tensor | None = None,
+    batch: int | None = None,
 ) -> Tensor:
     """Draw the next token of each row.
 
@@ -178,8 +207,9 @@ def sample(
         params: temperature, filters, random stream.
         generator: the stream of `hf` and `lecture`; None: torch's global one.
         context: (B, T) int64, the text so far; needed with a repetition penalty.
-        rows: (B,) int64, the rows' numbers for `portable`; default 0 .. B-1.
+        rows: (B,) int64, the rows' numbers in the whole batch; default 0 .. B-1.
         positions: (B,) int64, where the drawn token will stand, for `portable`; default 0.
+        batch: rows of the whole batch, ended ones included; default B.
 
     Returns:
         (B,) int64 token ids.
@@ -190,11 +220,11 @@ def sample(
         logits = penalize(logits, context, params.repetition_penalty)
     if params.temperature == 0:
         return logits.argmax(dim=-1)
-    if params.rng == "lecture":
-        return draw_lecture(logits, params, generator)
-    if params.rng == "hf":
-        return draw_hf(logits, params, generator)
     B = logits.shape[0]
     rows = torch.arange(B, device=logits.device) if rows is None else rows
+    if params.rng == "lecture":
+        return draw_lecture(logits, params, generator, rows, batch or B)
+    if params.rng == "hf":
+        return draw_hf(logits, params, generator, rows, batch or B)
     positions = torch.zeros_like(rows) if positions is None else positions
     return draw_portable(logits, params, rows, positions)
