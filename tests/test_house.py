@@ -24,6 +24,7 @@ FLOORS = [
     "weights",
     "model",
     "loss",
+    "vocabulary",
     "sampling",
     "cache",
     "generate",

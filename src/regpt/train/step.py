@@ -45,7 +45,7 @@ def compute_gradients(
     for index, (x, y) in enumerate(pairs):
         with gradient_sum.collecting(last=index == len(pairs) - 1):
             with runtime.autocast():
-                share = next_token_loss(model, x, y) / batch.num_targets
+                share = next_token_loss(model, x, y, divisor=batch.num_targets)
             share.backward()
         loss += share.detach()
     loss = world.sum(loss)
