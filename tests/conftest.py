@@ -7,6 +7,9 @@ import pytest
 import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach the hub
+# The models are tiny: one thread is as fast, and on a loaded machine two wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 REPOSITORY = Path(__file__).parent.parent
 SHAKESPEARE = REPOSITORY.parent / "shared" / "data" / "tinyshakespeare.txt"

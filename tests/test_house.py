@@ -27,17 +27,20 @@ FLOORS = [
     "vocabulary",
     "sampling",
     "cache",
+    "lowbit",
+    "fast",
     "generate",
     "parallel",
     "data",
     "evaluate",
     "parity",
     "train",
+    "doctor",
     "presets",
     "commands",
     "cli",
 ]
-ROOMS = {"weights", "data", "evaluate", "parity", "train", "commands"}
+ROOMS = {"weights", "data", "evaluate", "parity", "train", "doctor", "commands"}
 DATA_MAY_USE = {"errors", "atomic", "tokenizer", "runtime", "data"}
 PARITY_MAY_NOT_USE = {"data", "evaluate"}
 ROOF = {"presets", "commands", "cli"}

@@ -119,6 +119,10 @@ class PlainDecoder:
         self.length = length
         self.cache: KeyValueCache | None = None
 
+    def read(self, idx: Tensor, cache: KeyValueCache) -> Tensor:
+        """Append (B, T) tokens to a cache; logits (B, V) of the token after the last only."""
+        return self.model.unembed(self.model.hidden(idx, cache)[:, -1])
+
     def prefill(self, prompts: list[list[int]]) -> Tensor:
         """Read the prompts in; logits of the token after each, (B, V).
 
@@ -136,7 +140,7 @@ class PlainDecoder:
                 model.config, rows=1, length=self.length, device=model.device, dtype=dtype
             )
             idx = torch.tensor([prompt], device=model.device)
-            logits.append(model.unembed(model.hidden(idx, cache)[:, -1]))  # only the last position
+            logits.append(self.read(idx, cache))
             caches.append(cache)
         order = [unique.index(tuple(prompt)) for prompt in prompts]
         joined = caches[0]
@@ -151,7 +155,7 @@ class PlainDecoder:
     def step(self, tokens: Tensor) -> Tensor:
         """Append one token to every row, (B,) int64; logits of the next, (B, V)."""
         assert self.cache is not None, "prefill comes first"
-        return self.model.unembed(self.model.hidden(tokens[:, None], self.cache)[:, -1])
+        return self.read(tokens[:, None], self.cache)
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows only."""

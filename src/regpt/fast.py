@@ -1,0 +1,117 @@
+"""Decoding on packed matrices: the fast path beside `PlainDecoder`, on a CPU.
+
+The same blocks, written out over `lowbit.py`'s packed layers with as few operations per token as
+they need: the residual stream and the LayerNorms stay in float32, GELU rides on its matrix product,
+attention runs over the same key-value cache. `choose_decoder` picks it where it works, and says in
+one line why where it does not.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from regpt.cache import KeyValueCache, PlainDecoder
+from regpt.errors import UserError
+from regpt.lowbit import KINDS, Kind, PackedLinear, missing, pack
+from regpt.model import GPT, Block
+
+Engine = Literal["auto", "plain", "fast"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedBlock:
+    """One block's packed layers."""
+
+    ln_1: nn.LayerNorm
+    ln_2: nn.LayerNorm
+    c_attn: PackedLinear
+    attn_proj: PackedLinear
+    c_fc: PackedLinear
+    """With its GELU."""
+    mlp_proj: PackedLinear
+
+    @classmethod
+    def of(cls, block: Block, kind: Kind) -> "PackedBlock":
+        """Pack a block."""
+        attn, mlp = block.attn, block.mlp
+        return cls(
+            ln_1=block.ln_1,
+            ln_2=block.ln_2,
+            c_attn=pack(attn.c_attn.weight, attn.c_attn.bias, kind),
+            attn_proj=pack(attn.c_proj.weight, attn.c_proj.bias, kind),
+            c_fc=pack(mlp.c_fc.weight, mlp.c_fc.bias, kind, gelu=True),
+            mlp_proj=pack(mlp.c_proj.weight, mlp.c_proj.bias, kind),
+        )
+
+
+def norm(layer: nn.LayerNorm, x: Tensor) -> Tensor:
+    """LayerNorm of (M, C) rows."""
+    return F.layer_norm(x, layer.normalized_shape, layer.weight, layer.bias, layer.eps)
+
+
+class PackedModel:
+    """A GPT's matrices, packed once; any number of decoders share it."""
+
+    def __init__(self, model: GPT, kind: Kind) -> None:
+        reason = missing(kind)
+        if reason is not None:
+            raise UserError(f"{reason}: use --dtype fp32 --engine plain")
+        if model.device.type != "cpu":
+            raise UserError(f"packed {kind} decoding runs on a cpu, not on {model.device}")
+        self.model = model
+        self.kind = kind
+        self.blocks = [PackedBlock.of(cast(Block, block), kind) for block in model.h]
+        self.head = pack(model.wte.weight[: model.config.vocab_size], None, kind)
+
+    @torch.no_grad()
+    def logits(self, idx: Tensor, cache: KeyValueCache) -> Tensor:
+        """Append (B, T) tokens to the cache; logits (B, V) of the token after the last."""
+        model = self.model
+        B, T = idx.shape
+        heads = model.config.n_head
+        x = (model.wte(idx) + model.wpe(cache.positions(T))).view(B * T, -1)
+        for index, block in enumerate(self.blocks):
+            q, k, v = (
+                block.c_attn(norm(block.ln_1, x)).view(B, T, 3, heads, -1).permute(2, 0, 3, 1, 4)
+            )  # (B, nh, T, hs) each
+            y = cache.layer(index).attend(q, k, v)
+            x = x + block.attn_proj(y.transpose(1, 2).reshape(B * T, -1))
+            x = x + block.mlp_proj(block.c_fc(norm(block.ln_2, x)))
+        last = x.view(B, T, -1)[:, -1]
+        return self.head(norm(model.ln_f, last))
+
+
+class PackedDecoder(PlainDecoder):
+    """Decoding through packed matrices; prompts and rows are handled as in the plain path."""
+
+    def __init__(self, packed: PackedModel, *, length: int) -> None:
+        super().__init__(packed.model, length=length)
+        self.packed = packed
+
+    def read(self, idx: Tensor, cache: KeyValueCache) -> Tensor:
+        """Append (B, T) tokens; logits (B, V) of the token after the last."""
+        return self.packed.logits(idx, cache)
+
+
+def choose_decoder(
+    model: GPT, *, engine: Engine, dtype: str, length: int
+) -> tuple[PlainDecoder, str | None]:
+    """A decoder, and one line to tell the person if it is not the one asked for.
+
+    `fast` insists on packed matrices; `auto` takes them where they work; `plain` goes through the
+    model. int8 exists packed only.
+    """
+    if dtype not in KINDS:
+        raise UserError(f"dtype {dtype!r} is not one of {', '.join(KINDS)}")
+    kind: Kind = dtype  # pyright: ignore[reportAssignmentType]
+    packs = engine == "fast" or (engine == "auto" and model.device.type == "cpu")
+    if kind == "int8" and not packs:
+        raise UserError("dtype int8 exists on the fast engine only, on a cpu: use --engine fast")
+    reason = missing(kind) if packs else None
+    if packs and (reason is None or engine == "fast" or kind == "int8"):
+        return PackedDecoder(PackedModel(model, kind), length=length), None
+    note = None if reason is None else f"{reason}; decoding on the plain path"
+    return PlainDecoder(model, length=length), note

@@ -1,0 +1,115 @@
+"""Every engine and dtype against the plain path."""
+
+import pytest
+import torch
+
+from regpt import GPT, GPTConfig, SamplingParams, UserError, complete, lowbit
+from regpt.cache import PlainDecoder
+from regpt.fast import PackedDecoder, PackedModel, choose_decoder
+from regpt.lowbit import Kind, missing, pack
+from test_model import sharpen
+
+SHAPE = GPTConfig(block_size=48, vocab_size=50257, n_layer=2, n_head=4, n_embd=64)
+ERROR = {"fp32": 1e-5, "bf16": 1e-2, "int8": 3e-2}  # of the logits' norm
+
+
+def usable(kind: Kind) -> None:
+    reason = missing(kind)
+    if reason is not None:
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT:
+    torch.manual_seed(8)
+    return sharpen(GPT(SHAPE), 0.1).eval()
+
+
+def texts(*lengths: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(sum(lengths))
+    return [torch.randint(0, 50257, (n,), generator=generator).tolist() for n in lengths]
+
+
+@pytest.mark.parametrize("kind", lowbit.KINDS)
+@pytest.mark.parametrize("lengths", [(9,), (5, 5, 5, 5, 5), (1, 30, 7)])
+@torch.no_grad()
+def test_logits_stay_near_the_plain_ones(model: GPT, kind: Kind, lengths: tuple[int, ...]) -> None:
+    usable(kind)
+    plain = PlainDecoder(model, length=48)
+    fast = PackedDecoder(PackedModel(model, kind), length=48)
+    rows = texts(*lengths)
+    expected, found = plain.prefill(rows), fast.prefill(rows)
+    for _ in range(6):
+        assert found.shape == expected.shape
+        assert (found - expected).norm() <= ERROR[kind] * expected.norm()
+        tokens = expected.argmax(dim=-1)
+        expected, found = plain.step(tokens), fast.step(tokens)
+    if len(rows) > 1:
+        kept = torch.tensor([len(rows) - 1])
+        plain.keep(kept)
+        fast.keep(kept)
+        tokens = expected.argmax(dim=-1)[kept]
+        assert (fast.step(tokens) - plain.step(tokens)).norm() <= ERROR[kind] * expected.norm()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_fp32_writes_the_plain_paths_text(model: GPT, seed: int) -> None:
+    usable("fp32")
+    params = SamplingParams(seed=seed, max_length=24)
+    decoder = PackedDecoder(PackedModel(model, "fp32"), length=48)
+    prompt = texts(6)[0]
+    assert complete(model, prompt, params, decoder=decoder) == complete(model, prompt, params)
+
+
+@pytest.mark.parametrize("kind", lowbit.KINDS)
+@torch.no_grad()
+def test_a_row_does_not_know_its_neighbours(model: GPT, kind: Kind) -> None:
+    usable(kind)
+    packed = PackedModel(model, kind)
+    rows = texts(4, 11, 11)
+    together, alone = PackedDecoder(packed, length=20), PackedDecoder(packed, length=20)
+    both = together.prefill(rows)
+    single = alone.prefill(rows[1:2])
+    for _ in range(4):
+        scale = single.norm()
+        assert (both[1] - single[0]).norm() <= 0.2 * ERROR[kind] * scale
+        tokens = both.argmax(dim=-1)
+        both, single = together.step(tokens), alone.step(tokens[1:2])
+
+
+def test_int8_rows_have_their_own_scale() -> None:
+    usable("int8")
+    weight = torch.randn(40, 32)
+    x = torch.randn(2, 32) * torch.tensor([[1e-3], [1e3]])
+    found = pack(weight, None, "int8")(x)
+    expected = x @ weight.t()
+    for row in range(2):
+        assert (found[row] - expected[row]).norm() <= 0.03 * expected[row].norm()
+    assert torch.equal(pack(weight, None, "int8")(torch.zeros(1, 32)), torch.zeros(1, 40))
+
+
+def test_a_machine_without_the_operators_falls_back(
+    model: GPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("regpt.fast.missing", lambda kind: f"no {kind} here")
+    decoder, note = choose_decoder(model, engine="auto", dtype="fp32", length=20)
+    assert type(decoder) is PlainDecoder
+    assert note == "no fp32 here; decoding on the plain path"
+    with pytest.raises(UserError, match="no int8 here"):
+        choose_decoder(model, engine="auto", dtype="int8", length=20)
+    with pytest.raises(UserError, match="no bf16 here"):
+        choose_decoder(model, engine="fast", dtype="bf16", length=20)
+
+
+def test_a_wrong_product_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lowbit, "pack", lambda *a, **k: lambda x: torch.zeros(len(x), 64))
+    missing.cache_clear()
+    assert "is wrong" in (missing("fp32") or "")
+    missing.cache_clear()
+
+
+def test_engines_and_dtypes_that_do_not_exist(model: GPT) -> None:
+    with pytest.raises(UserError, match="dtype 'fp8' is not one of fp32, bf16, int8"):
+        choose_decoder(model, engine="auto", dtype="fp8", length=20)
+    with pytest.raises(UserError, match="fast engine only"):
+        choose_decoder(model, engine="plain", dtype="int8", length=20)
