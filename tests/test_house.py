@@ -30,6 +30,7 @@ FLOORS = [
     "lowbit",
     "fast",
     "generate",
+    "writing",
     "parallel",
     "data",
     "evaluate",

@@ -95,7 +95,10 @@ def as_lists(prompts: Tensor | Sequence[Sequence[int]]) -> list[list[int]]:
 class Rows:
     """The texts under way: which rows still run, and what they hold."""
 
-    def __init__(self, prompts: list[list[int]], params: SamplingParams) -> None:
+    def __init__(
+        self, prompts: list[list[int]], params: SamplingParams, numbers: Sequence[int] | None
+    ) -> None:
+        self.numbers = range(len(prompts)) if numbers is None else numbers
         self.texts = [list(prompt) for prompt in prompts]
         self.params = params
         self.forgotten = [0] * len(prompts)  # tokens a sliding window has left behind
@@ -158,12 +161,16 @@ def generate_steps(
     generator: torch.Generator | None = None,
     decoder: Decoder | None = None,
     top: int | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> Iterator[Step]:
-    """`generate` with log-probabilities: of the chosen token, and of the `top` most likely."""
+    """`generate` with log-probabilities: of the chosen token, and of the `top` most likely.
+
+    `numbers` are the rows' numbers for the portable stream, 0, 1, ... if not given.
+    """
     texts = as_lists(prompts)
     check_lengths(texts, params, model)
     generator = generator or params.generator(model.device)
-    rows = Rows(texts, params)
+    rows = Rows(texts, params, numbers)
     length = min(params.max_length, model.config.block_size)
     decoder = decoder or PlainDecoder(model, length=length)
     was_training = model.training
@@ -217,6 +224,7 @@ def draw(
         generator,
         context=context,
         rows=active,
+        numbers=torch.tensor([rows.numbers[row] for row in rows.active], device=device),
         positions=torch.tensor([len(rows.texts[row]) for row in rows.active], device=device),
         batch=batch,
     )

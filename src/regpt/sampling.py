@@ -197,6 +197,7 @@ def sample(
     *,
     context: Tensor | None = None,
     rows: Tensor | None = None,
+    numbers: Tensor | None = None,
     positions: Tensor | None = None,
     batch: int | None = None,
 ) -> Tensor:
@@ -207,7 +208,8 @@ def sample(
         params: temperature, filters, random stream.
         generator: the stream of `hf` and `lecture`; None: torch's global one.
         context: (B, T) int64, the text so far; needed with a repetition penalty.
-        rows: (B,) int64, the rows' numbers in the whole batch; default 0 .. B-1.
+        rows: (B,) int64, the rows' places in the whole batch; default 0 .. B-1.
+        numbers: (B,) int64, the rows' numbers for `portable`; default their places.
         positions: (B,) int64, where the drawn token will stand, for `portable`; default 0.
         batch: rows of the whole batch, ended ones included; default B.
 
@@ -227,4 +229,4 @@ def sample(
     if params.rng == "hf":
         return draw_hf(logits, params, generator, rows, batch or B)
     positions = torch.zeros_like(rows) if positions is None else positions
-    return draw_portable(logits, params, rows, positions)
+    return draw_portable(logits, params, rows if numbers is None else numbers, positions)

@@ -1,15 +1,21 @@
-"""`regpt sample`: let a model continue a prompt."""
+"""`regpt sample`: let a model continue a prompt, or a file of prompts."""
 
 import json as json_lines
 import sys
+from pathlib import Path
+from typing import Literal
 
 import torch
 
-from regpt.generate import complete
+from regpt.commands.batch import write_batch
+from regpt.errors import UserError
+from regpt.fast import Engine, choose_decoder
+from regpt.generate import as_lists, check_lengths, complete, generate
 from regpt.model import GPT, GPTConfig
 from regpt.runtime import find_runtime
 from regpt.sampling import SamplingParams, Stream
-from regpt.tokenizer import END_OF_TEXT_ID, get_tokenizer
+from regpt.tokenizer import get_tokenizer
+from regpt.writing import cut_at_stop, stream_text
 
 DEFAULTS = SamplingParams()
 
@@ -34,10 +40,16 @@ def sample(
     min_p: float | None = DEFAULTS.min_p,
     temperature: float = DEFAULTS.temperature,
     repetition_penalty: float = DEFAULTS.repetition_penalty,
+    stop: tuple[str, ...] = (),
     seed: int = DEFAULTS.seed,
-    rng: Stream = DEFAULTS.rng,
+    rng: Stream | None = None,
+    overflow: Literal["error", "slide"] = DEFAULTS.overflow,
     device: str = "auto",
-    dtype: str = "fp32",
+    dtype: Literal["fp32", "bf16", "int8"] = "fp32",
+    engine: Engine = "auto",
+    stream: bool = False,
+    batch: str | None = None,
+    output: str | None = None,
     json: bool = False,
 ) -> None:
     """Write text: continue a prompt with a model.
@@ -52,32 +64,59 @@ def sample(
         min_p: Draw among tokens at least this share as likely as the most likely one.
         temperature: Divides the logits; 0 takes the most likely token (greedy).
         repetition_penalty: Above 1 makes tokens already in the text less likely.
+        stop: End a text before any of these strings.
         seed: Same seed, same device: same text.
-        rng: Random stream: hf writes what transformers' generate writes.
+        rng: Random stream: hf writes what transformers' generate writes (default; portable for
+            a batch file).
+        overflow: Past the model's last position: error, or slide (forget the oldest text).
         device: auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps.
-        dtype: Compute dtype: fp32 (exact), bf16, or auto.
+        dtype: Compute dtype: fp32 (exact), bf16, or int8 (CPU); the lower, the faster.
+        engine: fast (packed matrices, CPU), plain (through the model), or whichever works.
+        stream: Print the text of one sample as it comes.
+        batch: Continue every line of this JSONL file ({"prompt": ...}), once each.
+        output: With --batch: where the lines go; default FILE.out.jsonl. Kept after a kill.
         json: Print one JSON object per sample and nothing else.
     """
     params = SamplingParams(
         max_length=max_length,
-        num_samples=num_samples,
+        num_samples=1 if stream else num_samples,
         top_k=top_k,
         top_p=top_p,
         min_p=min_p,
         temperature=temperature,
         repetition_penalty=repetition_penalty,
         seed=seed,
-        rng=rng,
+        rng=rng or ("portable" if batch else "hf"),
+        overflow=overflow,
     )
-    runtime = find_runtime(device, dtype=dtype)
+    if stream and (json or batch):
+        raise UserError("--stream prints one text as it comes: leave --json and --batch out")
+    runtime = find_runtime(device, dtype="bf16" if dtype == "bf16" else "fp32")
     tokenizer = get_tokenizer()
     gpt = load(model, seed=seed).to(runtime.device)
+    length = min(max_length, gpt.config.block_size)
+    if batch:
+        with runtime.autocast():
+            write_batch(gpt, Path(batch), output, params, stop=stop, engine=engine, dtype=dtype)
+        return
+    start = tokenizer.encode(prompt)
+    check_lengths(as_lists([start]), params, gpt)
+    decoder, note = choose_decoder(gpt, engine=engine, dtype=dtype, length=length)
+    if note:
+        sys.stderr.write(f"regpt: note: {note}\n")
     with runtime.autocast():
-        rows = complete(gpt, tokenizer.encode(prompt), params)
+        if stream:
+            tokens = (int(token) for token in generate(gpt, [start], params, decoder=decoder))
+            sys.stdout.write(prompt)
+            for piece in stream_text(tokens, tokenizer, stop=stop):
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+            sys.stdout.write("\n")
+            return
+        rows = complete(gpt, start, params, decoder=decoder)
     for index, row in enumerate(rows):
-        text = tokenizer.decode([token for token in row if token != END_OF_TEXT_ID])
+        row, text = cut_at_stop(row, len(start), tokenizer, stop=stop)
+        line = f"> {text}"
         if json:
             line = json_lines.dumps({"index": index, "tokens": row, "text": text})
-        else:
-            line = f"> {text}"
         sys.stdout.write(line + "\n")

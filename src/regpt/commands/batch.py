@@ -1,0 +1,133 @@
+"""`regpt sample --batch`: every line of a JSONL file, once each, whatever happens in between.
+
+Lines go through the model in batches of similar length; each finished batch is appended to the
+output at once. Every line's randomness is its own (the portable stream, by line number), so its
+text depends neither on the batch it fell into nor on where an earlier run was killed. Started
+again, the command reads what is already written, drops a half line, and does the rest.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from regpt.atomic import replace_files
+from regpt.errors import UserError
+from regpt.fast import Engine, PackedDecoder, PackedModel, choose_decoder
+from regpt.generate import Decoder, as_lists, generate_steps, until_end
+from regpt.model import GPT
+from regpt.sampling import SamplingParams
+from regpt.tokenizer import get_tokenizer
+from regpt.writing import cut_at_stop
+
+BATCH_ROWS = 8
+
+
+def read_prompts(
+    path: Path, params: SamplingParams, model: GPT
+) -> tuple[dict[int, str], list[str]]:
+    """Prompts by line number (from 1), and what is wrong with the lines that have none."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}): name a JSONL file") from None
+    prompts: dict[int, str] = {}
+    faults = []
+    limit = min(params.max_length, model.config.block_size)
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            prompt = json.loads(line)["prompt"]
+        except (ValueError, KeyError, TypeError):
+            prompt = None
+        if not isinstance(prompt, str):
+            faults.append(f'line {number} is not an object with a string "prompt"')
+        elif (length := len(get_tokenizer().encode(prompt))) > limit:
+            faults.append(f"line {number} has a prompt of {length} tokens, above {limit}")
+        else:
+            prompts[number] = prompt
+    return prompts, faults
+
+
+def read_done(path: Path) -> dict[int, dict[str, Any]]:
+    """What an earlier run wrote, by line number; a half-written last line is dropped."""
+    if not path.exists():
+        return {}
+    done = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        try:
+            entry = json.loads(line)
+            done[int(entry["line"])] = entry
+        except (ValueError, KeyError, TypeError):
+            continue
+    return done
+
+
+def write_batch(
+    model: GPT,
+    path: Path,
+    output: str | None,
+    params: SamplingParams,
+    *,
+    stop: tuple[str, ...],
+    engine: Engine,
+    dtype: str,
+) -> None:
+    """Continue every prompt of the file; raises at the end if lines could not be done."""
+    if params.rng != "portable" and params.temperature > 0:
+        raise UserError(
+            f"--batch with rng {params.rng}: a line's text would depend on its neighbours; use "
+            "portable"
+        )
+    place = Path(output) if output else path.with_suffix(".out.jsonl")
+    prompts, faults = read_prompts(path, params, model)
+    done = read_done(place)
+    text = "".join(json.dumps(done[number]) + "\n" for number in done)
+    replace_files(place.parent, {place.name: text.encode()})
+    tokenizer = get_tokenizer()
+    ids = {number: tokenizer.encode(prompt) for number, prompt in prompts.items()}
+    left = sorted((number for number in ids if number not in done), key=lambda n: len(ids[n]))
+    batches = [left[first : first + BATCH_ROWS] for first in range(0, len(left), BATCH_ROWS)]
+    length = min(params.max_length, model.config.block_size)
+    first, note = choose_decoder(model, engine=engine, dtype=dtype, length=length)
+    if note:
+        sys.stderr.write(f"regpt: note: {note}\n")
+    packed: PackedModel | None = first.packed if isinstance(first, PackedDecoder) else None
+    with place.open("a", encoding="utf-8") as file:
+        for numbers in track(batches, "batches", console=Console(stderr=True)):
+            decoder = PackedDecoder(packed, length=length) if packed else None
+            rows = complete_rows(model, [ids[n] for n in numbers], numbers, params, decoder)
+            for number, row in zip(numbers, rows, strict=True):
+                row, text = cut_at_stop(row, max(len(ids[number]), 1), tokenizer, stop=stop)
+                entry = {"line": number, "prompt": prompts[number], "tokens": row, "text": text}
+                file.write(json.dumps(entry) + "\n")
+            file.flush()
+    sys.stdout.write(f"{len(prompts)} lines, {len(done)} of them done before: {place}\n")
+    if faults:
+        raise UserError(f"{path}: {'; '.join(faults)}. The other lines are done, in {place}")
+
+
+def complete_rows(
+    model: GPT,
+    prompts: list[list[int]],
+    numbers: list[int],
+    params: SamplingParams,
+    decoder: Decoder | None,
+) -> list[list[int]]:
+    """One continuation of each prompt, prompt included, cut after end-of-text."""
+    params = replace(params, num_samples=1)
+    rows = as_lists(prompts)
+    starts = [len(row) for row in rows]
+    drawn: list[list[int]] = [[] for _ in rows]
+    for step in generate_steps(model, rows, params, decoder=decoder, numbers=numbers):
+        for row, token in zip(drawn, step.tokens.tolist(), strict=True):
+            row.append(token)
+    return [
+        row + until_end(tokens[: params.max_length - start], params)
+        for row, tokens, start in zip(rows, drawn, starts, strict=True)
+    ]

@@ -1,0 +1,131 @@
+"""`regpt sample`: streams, stop strings, batches that survive a kill."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from regpt import GPT, GPTConfig
+from regpt.cli import main
+from test_model import sharpen
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(3)
+    path = tmp_path_factory.mktemp("sample") / "model"
+    sharpen(GPT(GPTConfig(block_size=40, n_layer=2, n_head=2, n_embd=16)), 0.4).save_pretrained(
+        path
+    )
+    return path
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    main(["sample", *map(str, arguments)])
+    return capsys.readouterr().out
+
+
+def test_a_stream_is_the_first_sample(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["Hello there", "--model", directory, "--device", "cpu", "--seed", 5]
+    whole = printed(capsys, *arguments, "--num-samples", 1)
+    assert printed(capsys, *arguments, "--stream") == whole.removeprefix("> ")
+
+
+@pytest.mark.parametrize("engine", ["plain", "fast"])
+def test_engines_write_the_same(
+    directory: Path, capsys: pytest.CaptureFixture[str], engine: str
+) -> None:
+    arguments = ["Hello there", "--model", directory, "--device", "cpu"]
+    expected = printed(capsys, *arguments)
+    assert printed(capsys, *arguments, "--engine", engine) == expected
+
+
+def test_a_stop_string_ends_the_text(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["Hello there", "--model", directory, "--device", "cpu", "--json"]
+    lines = [json.loads(line) for line in printed(capsys, *arguments).splitlines()]
+    text = lines[0]["text"]
+    middle = text[len("Hello there") + 12 : len("Hello there") + 15]
+    stopped = json.loads(printed(capsys, *arguments, "--stop", middle).splitlines()[0])
+    assert stopped["text"] == text[: text.index(middle, len("Hello there"))]
+    assert lines[0]["tokens"][: len(stopped["tokens"])] == stopped["tokens"]
+    assert len(stopped["tokens"]) < len(lines[0]["tokens"])
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.jsonl"
+    lines = [json.dumps({"prompt": "word " * (n % 7)}) for n in range(20)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def batch(directory: Path, prompts: Path, *more: object) -> list[dict]:
+    arguments = ["sample", "--model", directory, "--device", "cpu", "--max-length", 16]
+    main([str(word) for word in [*arguments, "--batch", prompts, *more]])
+    out = prompts.with_suffix(".out.jsonl")
+    return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+def test_a_batch_does_every_line_once(directory: Path, prompts: Path) -> None:
+    entries = batch(directory, prompts)
+    assert sorted(entry["line"] for entry in entries) == list(range(1, 21))
+    for entry in entries:
+        assert entry["prompt"] == "word " * ((entry["line"] - 1) % 7)
+        assert entry["text"].startswith(entry["prompt"])
+        assert len(entry["tokens"]) <= 16
+    same = {entry["text"] for entry in entries if entry["prompt"] == "word "}
+    assert len(same) == 3, "equal prompts on different lines are different samples"
+
+
+@pytest.mark.parametrize("kept", [0, 9, 20])
+def test_a_killed_batch_goes_on(directory: Path, prompts: Path, kept: int) -> None:
+    whole = {entry["line"]: entry for entry in batch(directory, prompts)}
+    out = prompts.with_suffix(".out.jsonl")
+    lines = out.read_text().splitlines(keepends=True)
+    half = lines[kept][:25] if kept < 20 else ""
+    out.write_text("".join(lines[:kept]) + half)
+    entries = batch(directory, prompts)
+    assert len(entries) == 20
+    assert {entry["line"]: entry for entry in entries} == whole
+
+
+def test_broken_lines_are_named_and_the_others_done(
+    directory: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = prompts.read_text().splitlines()
+    lines[4], lines[8] = "{broken", json.dumps({"prompt": "word " * 30})
+    prompts.write_text("\n".join(lines))
+    with pytest.raises(SystemExit) as stop:
+        batch(directory, prompts)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert 'line 5 is not an object with a string "prompt"' in error
+    assert "line 9 has a prompt of 31 tokens, above 16" in error or "line 9 has" in error
+    written = prompts.with_suffix(".out.jsonl").read_text().splitlines()
+    assert len(written) == 18
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch", "no-such-file.jsonl"], "cannot read no-such-file.jsonl"),
+        (["--batch", "x.jsonl", "--rng", "hf"], "depend on its neighbours"),
+        (["--stream", "--json"], "--stream prints one text"),
+        (["--dtype", "int8", "--engine", "plain"], "fast engine only"),
+    ],
+)
+def test_what_does_not_go_together(
+    directory: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["sample", "--model", str(directory), "--device", "cpu", *arguments])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_empty_prompt_starts_from_end_of_text(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = printed(capsys, "", "--model", directory, "--device", "cpu", "--json")
+    assert all(json.loads(line)["tokens"][0] == 50256 for line in out.splitlines())
