@@ -2,7 +2,6 @@
 
 from collections import Counter
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +22,6 @@ from regpt.data.order import permute
 from regpt.errors import UserError
 from regpt.tokenizer import get_tokenizer
 
-SHAKESPEARE = Path(__file__).parents[2] / "../shared/data/tinyshakespeare.txt"
 exact = settings(deadline=None, derandomize=True)
 
 
@@ -210,9 +208,8 @@ def test_exact_fit_has_one_batch():
     assert plan.windows(5).tolist() == [0, 5, 10]
 
 
-@pytest.mark.skipif(not SHAKESPEARE.exists(), reason="tiny Shakespeare is not on this machine")
-def test_tiny_shakespeare():
-    tokens = np.array(get_tokenizer().encode(SHAKESPEARE.read_text(encoding="utf-8")), "uint16")
+def test_tiny_shakespeare(shakespeare):
+    tokens = np.array(get_tokenizer().encode(shakespeare.read_text(encoding="utf-8")), "uint16")
     plan = BatchPlan(num_tokens=len(tokens), block_size=32, sequences=4, order="sequential", seed=0)
     loader = Loader(ArrayDataset(tokens), plan)
     assert len(tokens) == 338_025
