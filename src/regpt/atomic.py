@@ -9,15 +9,17 @@ A run can be killed, a disk can fill up, at any byte. So nothing is ever written
   place and renamed when complete.
 
 What the operating system refuses (full disk, no permission) becomes one line for a person. A kill
-that cannot be caught leaves at most a hidden `.NAME.xxxxxxxx.tmp`, which nothing ever reads.
+that cannot be caught leaves at most a hidden `.NAME.xxxxxxxx.tmp`, which nothing ever reads and
+which the next writer of NAME removes. A place has one writer at a time.
 """
 
 import contextlib
 import errno
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,6 +28,7 @@ from regpt.errors import UserError
 Content = bytes | Callable[[BinaryIO], None]
 """What a file shall hold: its bytes, or a function that writes them to an open file."""
 
+_HIDDEN = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.tmp")
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -36,6 +39,8 @@ def writing_to(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        hidden = _HIDDEN.fullmatch(place.name)
+        place = place.parent / hidden["name"] if hidden else place
         reason = error.strerror or type(error).__name__
         if error.errno in _NO_SPACE:
             message = f"{place}: no space left ({reason}); free some or choose another place"
@@ -51,9 +56,9 @@ def replace_files(directory: Path, contents: Mapping[str, Content]) -> None:
 
     Raises `UserError` if the system refuses; then every file is as it was before.
     """
-    token = secrets.token_hex(4)
-    beside = {name: directory / f".{name}.{token}.tmp" for name in contents}
+    beside = {name: _hidden(directory / name) for name in contents}
     with writing_to(directory):
+        _remove_leftovers(directory, contents.keys())
         try:
             for name, content in contents.items():
                 _write(beside[name], content)
@@ -73,9 +78,11 @@ def new_directory(directory: Path) -> Iterator[Path]:
 
     `directory` must not exist; its parents are made. Raises `UserError` if the system refuses.
     """
-    hidden = directory.parent / f".{directory.name}.{secrets.token_hex(4)}.tmp"
+    hidden = _hidden(directory)
+    made = [parent for parent in directory.parents if not parent.exists()]
     with writing_to(directory):
         directory.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(directory.parent, {directory.name})
         hidden.mkdir()
     try:
         yield hidden
@@ -85,7 +92,33 @@ def new_directory(directory: Path) -> Iterator[Path]:
             _sync_directory(directory.parent)
     except BaseException:
         shutil.rmtree(hidden, ignore_errors=True)
+        for parent in made:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
         raise
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether this is what a killed writer left behind (or a living one is filling)."""
+    return _HIDDEN.fullmatch(path.name) is not None
+
+
+def _hidden(path: Path) -> Path:
+    """The name under which a file or directory is filled."""
+    return path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
+
+
+def _remove_leftovers(directory: Path, names: Collection[str]) -> None:
+    """Remove what earlier writers of these names left behind, as far as the system lets us."""
+    for path in directory.iterdir():
+        found = _HIDDEN.fullmatch(path.name)
+        if found is None or found["name"] not in names:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _write(path: Path, content: Content) -> None:

@@ -185,7 +185,7 @@ def hugging_face_config(config: Mapping[str, int | float], *, dtype: str) -> dic
     known = {*SIZES, "dropout", "layer_norm_epsilon"}
     assert config.keys() == known, f"GPTConfig has other fields than config.json: {config.keys()}"
     end_of_text = end_of_text_id(config)
-    dropouts = dict.fromkeys(DROPOUTS, config["dropout"])
+    dropouts = dict.fromkeys(DROPOUTS, float(config["dropout"]))
     return {
         "activation_function": "gelu_new",
         "architectures": ["GPT2LMHeadModel"],
@@ -193,7 +193,7 @@ def hugging_face_config(config: Mapping[str, int | float], *, dtype: str) -> dic
         "dtype": dtype,
         "eos_token_id": end_of_text,
         "initializer_range": 0.02,
-        "layer_norm_epsilon": config["layer_norm_epsilon"],
+        "layer_norm_epsilon": float(config["layer_norm_epsilon"]),
         "model_type": "gpt2",
         "n_ctx": config["block_size"],
         "n_embd": config["n_embd"],

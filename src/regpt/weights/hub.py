@@ -35,7 +35,9 @@ def locate(name_or_directory: str | Path, *, revision: str | None = None) -> Pat
     branch, tag or commit of a hub model. Raises `UserError` for a directory or model that is not
     there, and where the hub cannot be reached and its cache does not have the model.
     """
-    path = Path(name_or_directory).expanduser()
+    if name_or_directory == "":
+        raise UserError("the model's name is empty: give a directory or a hub model's name")
+    path = Path(os.path.expanduser(name_or_directory))
     if path.is_dir():
         if revision is not None:
             raise UserError(f"{path} is a directory: revision {revision!r} is for hub models only")
@@ -53,7 +55,7 @@ def _is_path_like(name: str) -> bool:
     `owner/name` counts as a path if there is a folder `owner` here: a mistyped runs/NAME should
     not be looked for on the hub.
     """
-    if not name or name.startswith((".", "~")) or "\\" in name:
+    if name.startswith((".", "~")) or "\\" in name:
         return True
     owner, slash, rest = name.replace(os.sep, "/").partition("/")
     return bool(slash) and (not owner or not rest or "/" in rest or Path(owner).is_dir())
@@ -65,28 +67,47 @@ def _fetch(name: str, revision: str | None) -> Path:
 
     try:
         directory = _snapshot(name, revision, (*DESCRIPTION, *TOKENIZER, *SAFETENSORS))
-        if not any(directory.glob("model*.safetensors")):
+        if not _holds(directory, SAFETENSORS):
             directory = _snapshot(name, revision, (*DESCRIPTION, *PICKLES))
-        return directory
-    except LocalEntryNotFoundError:
-        pass
     except Exception as error:
         # huggingface_hub lets its transport's own exceptions through, and has changed transport
         # twice (requests, httpx, httpx2): they have no base class in common but this one
-        raise UserError(_explain(name, revision, error)) from error
-    # offline, with a cache that lacks something: perhaps only files that we can do without
+        if refusal := _refusal(name, revision, error):
+            raise UserError(refusal) from error
+        if cached := _cached(name, revision):
+            return cached
+        if isinstance(error, LocalEntryNotFoundError):
+            reason = "no network, HF_HUB_OFFLINE is set, or the hub is down"
+        else:
+            first_line = str(error).strip().partition("\n")[0]
+            reason = f"{type(error).__name__}: {first_line[:200]}"
+        raise UserError(
+            f"model {name!r} is neither a directory nor in the hub's cache on this machine, and "
+            f"cannot be fetched ({reason}): give the directory of a model, or 'random' where "
+            "random weights will do"
+        ) from error
+    if not _holds(directory, (*SAFETENSORS, *PICKLES)):
+        raise UserError(
+            f"hub model {name!r} has neither {SAFETENSORS[0]} nor {PICKLES[0]} (or this machine's "
+            "cache of it lacks them and there is no network): use another model"
+        )
+    return directory
+
+
+def _cached(name: str, revision: str | None) -> Path | None:
+    """What the cache has without asking the hub: tokenizer files may be missing, weights not."""
     for patterns in (SAFETENSORS, PICKLES):
         try:
             directory = _snapshot(name, revision, (DESCRIPTION[0], *patterns), offline=True)
-        except LocalEntryNotFoundError:
+        except OSError:
             continue
-        if any(directory.glob(pattern) for pattern in patterns):
+        if _holds(directory, patterns):
             return directory
-    raise UserError(
-        f"model {name!r} is neither a directory nor in the hub's cache on this machine, and the "
-        "hub cannot be reached (no network, or HF_HUB_OFFLINE is set): give the directory of a "
-        "model, or 'random' where random weights will do"
-    )
+    return None
+
+
+def _holds(directory: Path, patterns: tuple[str, ...]) -> bool:
+    return any(any(directory.glob(pattern)) for pattern in patterns)
 
 
 def _snapshot(
@@ -100,8 +121,8 @@ def _snapshot(
     return Path(directory)
 
 
-def _explain(name: str, revision: str | None, error: Exception) -> str:
-    """What went wrong at the hub, and what to do, in one line."""
+def _refusal(name: str, revision: str | None, error: Exception) -> str | None:
+    """What the hub said no to, in one line; None where it said nothing."""
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
@@ -120,8 +141,4 @@ def _explain(name: str, revision: str | None, error: Exception) -> str:
             f"{name!r} is neither a directory nor a model on the hub (or it is private: log in "
             "there first)"
         )
-    reason = str(error).strip().partition("\n")[0] or "no reason given"
-    return (
-        f"hub model {name!r} cannot be fetched ({type(error).__name__}: {reason}): try again, or "
-        "give the directory of a model"
-    )
+    return None

@@ -118,7 +118,8 @@ def _equal_bits(one: StoredTensor, other: StoredTensor) -> bool:
     """Whether two stored tensors are the same numbers, bit for bit."""
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
-    return torch.equal(*(t.load().contiguous().view(torch.uint8) for t in (one, other)))
+    bits = torch.int32 if one.dtype == "float32" else torch.int16
+    return torch.equal(*(stored.load().view(bits) for stored in (one, other)))
 
 
 def _account(
@@ -153,6 +154,8 @@ def _catalogue(directory: Path) -> tuple[Path, dict[str, StoredTensor]]:
         _refuse_placeholder(file)
         read = _read_safetensors if file.suffix == ".safetensors" else _read_pickle
         for stored in read(file):
+            if not stored.key.isprintable():
+                raise UserError(f"{file}: damaged: no tensor is called {stored.key!r}")
             name = strip_prefixes(stored.key)
             if is_mask(name):
                 continue
@@ -240,9 +243,10 @@ def _read_pickle(file: Path) -> Iterable[StoredTensor]:
         raise UserError(f"{file}: holds no state dict, but {type(entries).__name__}")
     foreign = [key for key, value in entries.items() if not isinstance(value, torch.Tensor)]
     if foreign:
+        listed = ", ".join(map(repr, foreign))
         raise UserError(
-            f"{file}: not a state dict ({', '.join(foreign)} are no tensors); save the model's "
-            "state dict alone, as safetensors"
+            f"{file}: not a state dict ({listed} are no tensors); save the model's state dict "
+            "alone, as safetensors"
         )
     return [
         StoredTensor(

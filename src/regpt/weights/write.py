@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 import torch
 
-from regpt.atomic import Content, new_directory, replace_files
+from regpt.atomic import Content, is_leftover, new_directory, replace_files
 from regpt.errors import UserError
 from regpt.tokenizer import VOCAB_SIZE
 from regpt.tokenizer_files import tokenizer_files
@@ -48,7 +48,7 @@ def write_model(
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory} is a file: choose another directory for the model")
     if directory.is_dir():
-        if not exist_ok and any(directory.iterdir()):
+        if not exist_ok and not all(is_leftover(path) for path in directory.iterdir()):
             raise UserError(f"{directory} is not empty: choose another directory for the model")
         write_model_files(directory, tensors, config)
         return
@@ -139,4 +139,5 @@ def _write_safetensors(
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)
     for _, tensor in _stored(tensors, config):
-        file.write(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
+        flat = tensor.cpu().contiguous().as_strided((tensor.numel(),), (1,))
+        file.write(flat.view(torch.uint8).numpy().data)
