@@ -42,7 +42,7 @@ def assert_same_bits(one: GPT, other: GPT) -> None:
         assert torch.equal(tensor.view(torch.int32), theirs[name].view(torch.int32)), name
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(
     layers=st.integers(1, 3),
     heads=st.integers(1, 4),

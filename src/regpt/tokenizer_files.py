@@ -10,13 +10,20 @@ Most tokens can be cut in one way only into two older tokens, so that the mergin
 replayed for the few where several cuts are possible.
 """
 
+import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, NoReturn
 
 from regpt.atomic import Content, replace_files
 from regpt.errors import UserError
 from regpt.tokenizer import END_OF_TEXT, END_OF_TEXT_ID, load_ranks
+
+VOCABULARY_DIGEST = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+MERGES_DIGEST = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+"""sha256 of vocab.json and merges.txt as released, so that checking them needs no tables."""
 
 FOREIGN_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.txt")
 """Files of other kinds of tokenizer (SentencePiece, WordPiece): GPT-2 has none of them."""
@@ -30,6 +37,7 @@ GPT2_CLASSES = (
 """The classes of transformers that a GPT-2 tokenizer is saved under, old and new."""
 
 
+@lru_cache(maxsize=1)
 def byte_alphabet() -> list[str]:
     """One visible character per byte, in OpenAI's order of the 256 (src/encoder.py).
 
@@ -66,22 +74,35 @@ def _last_merge(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
 
 
 @lru_cache(maxsize=1)
-def _spelled() -> tuple[dict[str, int], list[str]]:
-    """The vocabulary (spelling to id) and the merges ("left right") in the visible alphabet."""
-    alphabet = byte_alphabet()
-
-    def spell(token: bytes) -> str:
-        return "".join(map(alphabet.__getitem__, token))
-
+def _vocabulary() -> dict[str, int]:
+    """Spelling in the visible alphabet to id, in the order of the ids."""
     ranks = load_ranks()
-    vocabulary = {spell(token): ranks[token] for token in sorted(ranks, key=ranks.__getitem__)}
-    vocabulary[END_OF_TEXT] = END_OF_TEXT_ID
-    return vocabulary, [f"{spell(left)} {spell(right)}" for left, right in find_merges()]
+    vocabulary = {_spell(token): ranks[token] for token in sorted(ranks, key=ranks.__getitem__)}
+    return vocabulary | {END_OF_TEXT: END_OF_TEXT_ID}
+
+
+@lru_cache(maxsize=1)
+def _merges() -> list[str]:
+    """The merges as "left right" in the visible alphabet."""
+    return [f"{_spell(left)} {_spell(right)}" for left, right in find_merges()]
+
+
+def _spell(token: bytes) -> str:
+    return "".join(map(byte_alphabet().__getitem__, token))
+
+
+def _as_vocab_json(vocabulary: Mapping[str, int]) -> bytes:
+    """The vocabulary as OpenAI wrote it."""
+    return json.dumps(vocabulary).encode()
+
+
+def _as_merges_txt(merges: Iterable[str]) -> bytes:
+    """The merges as OpenAI wrote them."""
+    return "\n".join(["#version: 0.2", *merges, ""]).encode()
 
 
 def tokenizer_files(*, block_size: int = 1024) -> dict[str, Content]:
     """The four files by name. `block_size` is the longest text the model takes, in tokens."""
-    vocabulary, merges = _spelled()
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     end_of_text = {
         "id": END_OF_TEXT_ID,
@@ -108,9 +129,9 @@ def tokenizer_files(*, block_size: int = 1024) -> dict[str, Content]:
             "continuing_subword_prefix": "",
             "end_of_word_suffix": "",
             "fuse_unk": False,
-            "vocab": vocabulary,
+            "vocab": _vocabulary(),
             # one string per merge: the form that old and new readers share
-            "merges": merges,
+            "merges": _merges(),
         },
     }
     settings = {
@@ -124,8 +145,8 @@ def tokenizer_files(*, block_size: int = 1024) -> dict[str, Content]:
         "unk_token": END_OF_TEXT,
     }
     return {
-        "vocab.json": json.dumps(vocabulary).encode(),
-        "merges.txt": "\n".join(["#version: 0.2", *merges, ""]).encode(),
+        "vocab.json": _as_vocab_json(_vocabulary()),
+        "merges.txt": _as_merges_txt(_merges()),
         "tokenizer.json": json.dumps(whole, ensure_ascii=False).encode(),
         "tokenizer_config.json": json.dumps(settings, indent=2).encode() + b"\n",
     }
@@ -143,17 +164,19 @@ def check_tokenizer(directory: Path) -> None:
     are there. Raises `UserError` naming the file and what differs.
     """
     checks = {
-        "vocab.json": _differs_in_vocabulary,
-        "merges.txt": _differs_in_merges,
-        "tokenizer.json": _differs_as_a_whole,
-        "tokenizer_config.json": _differs_in_settings,
-        "added_tokens.json": _differs_in_added_tokens,
+        "vocab.json": lambda text: _differs_in_vocabulary(json.loads(text)),
+        "merges.txt": lambda text: _differs_in_merges(
+            [line for line in text.splitlines() if line and not line.startswith("#version")]
+        ),
+        "tokenizer.json": lambda text: _differs_as_a_whole(json.loads(text)),
+        "tokenizer_config.json": lambda text: _differs_in_settings(json.loads(text)),
+        "added_tokens.json": lambda text: _differs_in_added_tokens(json.loads(text)),
     }
-    found = [(name, check) for name, check in checks.items() if (directory / name).is_file()]
-    for name, check in found:
+    found = [name for name in checks if (directory / name).is_file()]
+    for name in found:
         path = directory / name
         try:
-            difference = check(path.read_text(encoding="utf-8"))
+            difference = checks[name](path.read_text(encoding="utf-8"))
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -162,48 +185,44 @@ def check_tokenizer(directory: Path) -> None:
             raise UserError(message) from error
         if difference:
             _refuse(path, difference)
-    if not any(name == "vocab.json" or name == "tokenizer.json" for name, _ in found):
+    if not {"vocab.json", "tokenizer.json"} & set(found):
         for name in FOREIGN_FILES:
             if (directory / name).is_file():
                 _refuse(directory / name, "GPT-2's has no such file")
 
 
-def _refuse(path: Path, difference: str) -> None:
+def _refuse(path: Path, difference: str) -> NoReturn:
     raise UserError(
         f"{path}: not GPT-2's tokenizer ({difference}), the only one regpt has; use a model with "
         "GPT-2's, or remove the tokenizer files if they do not belong to this model"
     )
 
 
-def _differs_in_vocabulary(text: str) -> str | None:
-    theirs: dict[str, int] = json.loads(text)
-    ours, _ = _spelled()
-    if theirs == ours:
+def _differs_in_vocabulary(theirs: dict[str, int]) -> str | None:
+    in_order = dict(sorted(theirs.items(), key=lambda item: item[1]))
+    if hashlib.sha256(_as_vocab_json(in_order)).hexdigest() == VOCABULARY_DIGEST:
         return None
+    ours = _vocabulary()
     if len(theirs) != len(ours):
         return f"{len(theirs)} tokens, expected {len(ours)}"
-    token = next(token for token, i in ours.items() if theirs.get(token) != i)
-    return f"token {token!r} has id {theirs.get(token)}, expected {ours[token]}"
+    for token, i in ours.items():
+        if theirs.get(token) != i:
+            return f"token {token!r} has id {theirs.get(token)}, expected {i}"
+    return "its ids are not whole numbers"
 
 
-def _differs_in_merges(text: str) -> str | None:
-    lines = [line for line in text.splitlines() if line and not line.startswith("#version")]
-    return _compare_merges(lines)
-
-
-def _compare_merges(theirs: list[str]) -> str | None:
-    _, ours = _spelled()
-    if theirs == ours:
+def _differs_in_merges(theirs: list[str]) -> str | None:
+    if hashlib.sha256(_as_merges_txt(theirs)).hexdigest() == MERGES_DIGEST:
         return None
+    ours = _merges()
     if len(theirs) != len(ours):
         return f"{len(theirs)} merges, expected {len(ours)}"
     i = next(i for i, merge in enumerate(ours) if theirs[i] != merge)
     return f"merge {i + 1} is {theirs[i]!r}, expected {ours[i]!r}"
 
 
-def _differs_as_a_whole(text: str) -> str | None:
+def _differs_as_a_whole(whole: dict[str, Any]) -> str | None:
     """tokenizer.json: the model, and every step around it that could change tokens."""
-    whole = json.loads(text)
     model = whole["model"]
     if model.get("type", "BPE") != "BPE":
         return f"model type {model['type']}, expected BPE"
@@ -219,17 +238,16 @@ def _differs_as_a_whole(text: str) -> str | None:
         return f"post_processor {last.get('type')}, expected ByteLevel"
     added = {token["content"]: token["id"] for token in whole.get("added_tokens") or []}
     # newer writers keep the special token out of the vocabulary proper
-    vocabulary = json.dumps(model["vocab"] | {k: v for k, v in added.items() if k == END_OF_TEXT})
-    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    special = {token: i for token, i in added.items() if token == END_OF_TEXT}
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     return (
-        _differs_in_vocabulary(vocabulary)
-        or _compare_merges(merges)
-        or _differs_in_added_tokens(json.dumps(added))
+        _differs_in_vocabulary(model["vocab"] | special)
+        or _differs_in_merges(merges)
+        or _differs_in_added_tokens(added)
     )
 
 
-def _differs_in_settings(text: str) -> str | None:
-    settings = json.loads(text)
+def _differs_in_settings(settings: dict[str, Any]) -> str | None:
     for name in ("add_prefix_space", "add_bos_token", "add_eos_token", "do_lower_case"):
         if settings.get(name):
             return f"{name} is true"
@@ -237,10 +255,9 @@ def _differs_in_settings(text: str) -> str | None:
     if kind not in (None, *GPT2_CLASSES):
         return f"tokenizer_class {kind}"
     added = settings.get("added_tokens_decoder") or {}
-    return _differs_in_added_tokens(json.dumps({t["content"]: int(i) for i, t in added.items()}))
+    return _differs_in_added_tokens({token["content"]: int(i) for i, token in added.items()})
 
 
-def _differs_in_added_tokens(text: str) -> str | None:
-    added: dict[str, int] = json.loads(text)
+def _differs_in_added_tokens(added: dict[str, int]) -> str | None:
     extra = [token for token, i in added.items() if (token, i) != (END_OF_TEXT, END_OF_TEXT_ID)]
     return f"added tokens {', '.join(map(repr, extra))}" if extra else None

@@ -29,7 +29,7 @@ ALWAYS = ["config.json", "generation_config.json", "model.safetensors"]
 TOKENIZER = ["merges.txt", "tokenizer.json", "tokenizer_config.json", "vocab.json"]
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(
     sizes=st.tuples(*[st.integers(1, n) for n in (3, 3, 4, 40, 9)]),
     dtype=st.sampled_from(DTYPES),

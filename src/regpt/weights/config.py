@@ -51,7 +51,7 @@ _HARMLESS_GROUPS = (
     # in another order (reorder_and_upcast_attn computes it in fp32, as we do anyway)
     "initializer_range gradient_checkpointing use_cache reorder_and_upcast_attn is_decoder "
     "_attn_implementation attn_implementation _attn_implementation_autoset "
-    "_attn_implementation_internal _experts_implementation _experts_implementation_internal "
+    "_attn_implementation_internal "
     "chunk_size_feed_forward cross_attention_hidden_size output_attentions output_hidden_states "
     "output_past return_dict tie_last_hidden_states",
     # n_positions once more, for readers of the first versions; where the two differ, transformers

@@ -8,8 +8,9 @@ That keeps the peak at one copy of the model plus its largest tensor. Safetensor
 memory-mapped anew for each tensor: pages of a mapping count as ours for as long as it lives, and
 with one mapping for all, reading a model would look like twice its size. Mapping is cheap.
 
-Pickles (pytorch_model.bin) are read by torch with `weights_only=True`, which builds tensors and
-calls nothing; a file that asks for more is refused.
+Pickles (pytorch_model.bin) are read by torch with its weights-only reader, which builds tensors
+and calls nothing; a file that asks for more is refused. torch maps such a file as a whole: while
+it is read, its pages, which the system can take back at any time, stand beside the copy.
 """
 
 import json
@@ -90,7 +91,7 @@ def read_tensors(
 def _scratch(catalogue: Mapping[str, StoredTensor]) -> torch.Tensor:
     """Room for the largest tensor that has to be turned round."""
     turned = [math.prod(stored.shape) for name, stored in catalogue.items() if is_transposed(name)]
-    return torch.empty(4 * max(turned, default=0), dtype=torch.uint8)
+    return torch.empty(4 * max(turned, default=0), dtype=torch.uint8, device="cpu")
 
 
 def _convert(
@@ -98,13 +99,13 @@ def _convert(
 ) -> torch.Tensor:
     """One tensor into memory of its own, in our orientation.
 
-    A matrix to be turned is first copied as it lies: turning it straight out of the mapping would
-    touch new pages of the file and of the result all over, and takes three times as long.
+    A matrix to be turned is first copied as it lies: turned straight out of the mapping, new pages
+    of the file and of the result are touched all over, and reading takes half as long again.
     """
     if is_transposed(name):
         room = scratch[: tensor.numel() * tensor.element_size()].view(tensor.dtype)
         tensor = room.view(tensor.shape).copy_(tensor).t()
-    return torch.empty(tensor.shape, dtype=dtype).copy_(tensor)
+    return torch.empty(tensor.shape, dtype=dtype, device="cpu").copy_(tensor)
 
 
 def _load(source: Path, stored: StoredTensor) -> torch.Tensor:

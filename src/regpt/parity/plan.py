@@ -1,0 +1,97 @@
+"""What is compared, and in which order: cheap and fundamental things first."""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from regpt import weights
+from regpt.atomic import writing_to
+from regpt.errors import UserError
+from regpt.parity import facts, tensors, text
+from regpt.parity.report import Check
+from regpt.parity.sides import (
+    FULL_SHAPE,
+    SMALL_SHAPES,
+    Pair,
+    Tokenizer,
+    load_pair,
+    load_tokenizer,
+    need_transformers,
+    random_pair,
+)
+
+RANDOM = "random"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The models to compare, read on both sides, and transformers' tokenizer for their texts."""
+
+    model: str
+    """What was asked for: random, a directory or a hub name."""
+    pairs: Sequence[Pair]
+    tokenizer: Tokenizer
+
+
+@contextlib.contextmanager
+def open_pairs(
+    model: str = RANDOM, *, device: torch.device, small: bool = False
+) -> Iterator[Bench]:
+    """Read a model on both sides; or draw some, write them, and read those.
+
+    Args:
+        model: `random` for weights drawn and written here, several small shapes and the 124M's; or
+            a directory or a hub name.
+        device: where both sides run.
+        small: leave the 124M out of the random ones.
+
+    Raises:
+        UserError: transformers is not installed, or the model cannot be found or read.
+    """
+    need_transformers()
+    with tempfile.TemporaryDirectory() as folder:
+        spare = Path(folder)
+        if model == RANDOM:
+            shapes = SMALL_SHAPES if small else (*SMALL_SHAPES, FULL_SHAPE)
+            with writing_to(spare):
+                pairs = [
+                    random_pair(shape, spare / f"model-{seed}", seed=seed, device=device)
+                    for seed, shape in enumerate(shapes, start=4)
+                ]
+        else:
+            pairs = [load_pair(model, weights.locate(model), device=device)]
+        yield Bench(model, pairs, load_tokenizer(pairs[0].directory, spare))
+
+
+def run(
+    bench: Bench, *, seeds: int = 5, provoke: text.Provocation | None = None
+) -> Iterator[Check]:
+    """Every check, one by one, as soon as it is made.
+
+    Args:
+        bench: the models.
+        seeds: random streams per model and text; the most of the time goes there.
+        provoke: a mistake to make on purpose.
+    """
+    if seeds < 1:
+        raise UserError(f"seeds must be at least 1, got {seeds}")
+    pairs = bench.pairs
+    yield tensors.check_tokens(bench.tokenizer)
+    yield tensors.check_weights(pairs)
+    yield tensors.check_logits(pairs, torch.float32)
+    yield tensors.check_logits(pairs, torch.bfloat16)
+    yield tensors.check_loss(pairs)
+    yield tensors.check_gradients(pairs)
+    yield tensors.check_training(pairs)
+    yield text.check_greedy(pairs)
+    yield from text.check_sampled(pairs, bench.tokenizer, seeds=seeds, provoke=provoke)
+    yield text.check_lecture(pairs, seeds=seeds)
+    yield text.check_portable(pairs, seeds=max(1, seeds // 5))
+    if bench.model == RANDOM:
+        yield from facts.not_checked("random weights: give the model gpt2, or its directory")
+    else:
+        yield from facts.check_published(bench.model, pairs[0])
