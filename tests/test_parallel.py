@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import losses, steps
+from runs import forget_the_end, losses, steps
 
 BASE = [
     "--device", "cpu", "--threads", "1", "--dtype", "fp32", "--block-size", "16",
@@ -21,6 +21,15 @@ def launch(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command = [sys.executable, *(start if processes > 1 else []), "-m", "regpt", "train"]
     return subprocess.run([*command, *arguments], capture_output=True, text=True)
+
+
+def validation(out: Path) -> list[float]:
+    """Validation loss, bits per byte and tokens of every validation of a run."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    keys = ("step", "val_loss", "val_bits_per_byte", "val_tokens")
+    found = [float(line[key]) for line in lines if "val_loss" in line for key in keys]
+    assert found
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +62,7 @@ def test_the_same_losses_on_any_number(
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("regpt train quickstart:") == 1, "only the first process prints"
     assert losses(out) == pytest.approx(losses(alone), rel=1e-5)
+    assert validation(out) == pytest.approx(validation(alone), rel=1e-5)
     record = json.loads((out / "checkpoints" / "step-00000006" / "state.json").read_text())
     assert record["world_size"] == processes
 
@@ -67,6 +77,7 @@ def test_sharded_and_single_runs_read_each_others_checkpoints(
     for name in ("step-00000006", "latest"):
         path = out / "checkpoints" / name
         path.rename(out / f"moved-{name}")
+    forget_the_end(out)
     done = launch(second, "--resume", str(out))
     assert done.returncode == 0, done.stderr
     assert "resumed after step 3" in done.stdout

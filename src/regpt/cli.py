@@ -1,11 +1,12 @@
 """The command line: `regpt COMMAND ...`.
 
-Each command is a function in `regpt.commands` (or, for `train`, a preset's dataclass); tyro turns
+Each command is a function in `regpt.commands` (for `train` and `doctor`, a dataclass); tyro turns
 its signature into flags and help. Nothing is imported before it is needed, so `regpt --help` is
 instant. Whatever a person can mend ends as one line on stderr and exit code 2.
 """
 
 import contextlib
+import functools
 import io
 import os
 import sys
@@ -19,6 +20,10 @@ from regpt.errors import UserError
 
 COMMANDS = {
     "train": "train a GPT-2 from random weights: regpt train quickstart",
+    "doctor": "before a long run: does it fit, how long, what does it cost, does it learn",
+    "replay": "one step of a run again, layer by layer, where its numbers went wrong",
+    "prepare": "text files into shards of tokens",
+    "data": "show the texts a step is trained on: regpt data show RUN --step N",
     "sample": "let a model continue a prompt",
     "export": "write a model for transformers, CTranslate2 and llama.cpp",
     "parity": "compare with transformers on this machine, number by number",
@@ -78,34 +83,64 @@ def run_function(name: str) -> Callable[[Sequence[str]], Any]:
 
     def run(arguments: Sequence[str]) -> Any:
         function = getattr(import_module(f"regpt.commands.{name}"), name)
-        return parse(function, arguments, prog=f"regpt {name}")
+
+        # tyro only parses and calls this: the command runs outside, where what it writes on stderr
+        # and its exit code are its own
+        @functools.wraps(function)
+        def bound(*positional: Any, **named: Any) -> Callable[[], Any]:
+            return functools.partial(function, *positional, **named)
+
+        return parse(bound, arguments, prog=f"regpt {name}")()
 
     return run
 
 
-def run_train(arguments: Sequence[str]) -> None:
-    """`regpt train PRESET [FLAGS]`."""
+def choose_preset(
+    command: str, arguments: Sequence[str], more: str = ""
+) -> tuple[Any, list[str]] | None:
+    """The preset named first and the flags after it; or their list is printed, on --help."""
     from regpt.presets import PRESETS, preset
 
+    if not arguments or arguments[0] in ("-h", "--help"):
+        lines = [f"  {name:<16} {(make.__doc__ or '').strip()}" for name, make in PRESETS.items()]
+        sys.stdout.write(
+            f"usage: regpt {command} PRESET [FLAGS]\n\npresets:\n" + "\n".join(lines) + "\n\n"
+            f"  regpt {command} PRESET --help    every flag, with the preset's values\n{more}"
+        )
+        if not arguments:
+            fail(f"{command} needs a preset: one of {', '.join(PRESETS)}")
+        return None
+    name, *flags = arguments
+    return preset(name), flags
+
+
+def run_train(arguments: Sequence[str]) -> None:
+    """`regpt train PRESET [FLAGS]`."""
     if "--resume" in arguments or any(flag.startswith("--resume=") for flag in arguments):
         resume_train(arguments)
         return
-    if not arguments or arguments[0] in ("-h", "--help"):
-        lines = [f"  {name:<12} {(make.__doc__ or '').strip()}" for name, make in PRESETS.items()]
-        sys.stdout.write(
-            "usage: regpt train PRESET [FLAGS]\n\npresets:\n" + "\n".join(lines) + "\n\n"
-            "  regpt train PRESET --help    every flag, with the preset's values\n"
-            "  regpt train --resume RUN     go on where the run's newest sound checkpoint stands\n"
-        )
-        if not arguments:
-            fail(f"train needs a preset: one of {', '.join(PRESETS)}")
+    more = "  regpt train --resume RUN     go on where the run's newest sound checkpoint stands\n"
+    if (chosen := choose_preset("train", arguments, more)) is None:
         return
-    name, *flags = arguments
-    base = preset(name)
+    base, flags = chosen
     from regpt.commands.train import train
+    from regpt.presets import PRESETS
     from regpt.train.config import RunConfig
 
-    train(parse(RunConfig, flags, prog=f"regpt train {name}", default=base))
+    about = (PRESETS[base.preset].__doc__ or "") + " Go on with a run: regpt train --resume RUN"
+    prog = f"regpt train {base.preset}"
+    train(parse(RunConfig, flags, prog=prog, description=about, default=base))
+
+
+def run_doctor(arguments: Sequence[str]) -> None:
+    """`regpt doctor PRESET [FLAGS]`: the flags of train, and its own."""
+    if (chosen := choose_preset("doctor", arguments)) is None:
+        return
+    base, flags = chosen
+    from regpt.commands.doctor import DoctorConfig, doctor
+
+    default = DoctorConfig(**vars(base))
+    doctor(parse(DoctorConfig, flags, prog=f"regpt doctor {base.preset}", default=default))
 
 
 def resume_train(arguments: Sequence[str]) -> None:
@@ -143,7 +178,7 @@ def dispatch(arguments: Sequence[str]) -> None:
         fail(f"unknown command {name!r}: choose one of {', '.join(COMMANDS)}")
     if os.environ.get("REGPT_KEEP_PAGES", "1") != "0":
         keep_pages()
-    (run_train if name == "train" else run_function(name))(rest)
+    ({"train": run_train, "doctor": run_doctor}.get(name) or run_function(name))(rest)
 
 
 def leave() -> NoReturn:

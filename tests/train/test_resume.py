@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import TINY, losses, steps, tiny
+from runs import TINY, forget_the_end, losses, steps, tiny
 
 from regpt import GPT, GPTConfig, UserError
 from regpt.train.config import OptimizerConfig, RunConfig, ScheduleConfig
@@ -62,6 +62,27 @@ def test_losses_and_weights_are_bit_equal(text_file: Path, tmp_path: Path, optim
         assert torch.equal(tensor, again.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_compact_vocabulary_resumes_and_is_saved_whole(
+    text_file: Path, tmp_path: Path, padded: bool
+) -> None:
+    changes = {
+        "compact_vocabulary": True,
+        "zero_projections": True,
+        "pad_vocabulary": padded,
+        "optimizer": OptimizerConfig(clip=None),
+        "eval_every": 2,
+    }
+    unbroken = train(tiny(text_file, tmp_path / "one", **changes))
+    assert len(unbroken.model.wte.weight) < 200
+    stop_and_resume(tiny(text_file, tmp_path / "two", **changes), 4)
+    assert losses(tmp_path / "two") == losses(tmp_path / "one")
+    model = GPT.from_pretrained(tmp_path / "two")
+    assert len(model.wte.weight) == 50257
+    for name, tensor in unbroken.whole_model().state_dict().items():
+        assert torch.equal(tensor[:50257], model.state_dict()[name]), name
+
+
 def test_padding_the_vocabulary_changes_nothing(text_file: Path, tmp_path: Path) -> None:
     train(tiny(text_file, tmp_path / "plain"))
     config = tiny(text_file, tmp_path / "padded", pad_vocabulary=True)
@@ -92,6 +113,7 @@ def test_a_damaged_checkpoint_is_passed_over(text_file: Path, tmp_path: Path) ->
     data[len(data) // 2] ^= 1
     damaged.write_bytes(data)
     (folder / "step-00000004" / "model.safetensors").unlink()
+    forget_the_end(tmp_path / "run")
     seen: list[Event] = []
     train(config, seen.append, resume=True)
     notes = [event.text for event in seen if isinstance(event, Noted)]
@@ -106,7 +128,7 @@ def test_without_a_sound_checkpoint_nothing_is_touched(text_file: Path, tmp_path
     train(config)
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     with pytest.raises(UserError, match="no sound checkpoint"):
-        train(config, resume=True)
+        train(replace(config, steps=9), resume=True)
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
@@ -124,7 +146,7 @@ def test_what_does_not_fit_is_refused_by_name(
     config = tiny(text_file, tmp_path / "run", save_every=3)
     train(config)
     with pytest.raises(UserError, match=message):
-        train(replace(config, **change), resume=True)
+        train(replace(config, steps=9, **change), resume=True)
 
 
 def test_changed_data_are_refused(text_file: Path, tmp_path: Path) -> None:
@@ -133,7 +155,7 @@ def test_changed_data_are_refused(text_file: Path, tmp_path: Path) -> None:
     text = text_file.read_text()
     text_file.write_text(text.replace("cat", "cow", 1))
     with pytest.raises(UserError, match="the data has changed"):
-        train(config, resume=True)
+        train(replace(config, steps=9), resume=True)
 
 
 COMMAND = [sys.executable, "-m", "regpt", "train"]

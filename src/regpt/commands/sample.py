@@ -10,7 +10,7 @@ import torch
 from regpt.commands.batch import write_batch
 from regpt.errors import UserError
 from regpt.fast import Engine, choose_decoder
-from regpt.generate import as_lists, check_lengths, complete, generate
+from regpt.generate import Decoder, as_lists, check_lengths, complete, generate
 from regpt.model import GPT, GPTConfig
 from regpt.runtime import find_runtime
 from regpt.sampling import SamplingParams, Stream
@@ -92,30 +92,49 @@ def sample(
     if stream and (json or batch):
         raise UserError("--stream prints one text as it comes: leave --json and --batch out")
     runtime = find_runtime(device, dtype="bf16" if dtype == "bf16" else "fp32")
-    tokenizer = get_tokenizer()
     gpt = load(model, seed=seed).to(runtime.device)
-    length = min(max_length, gpt.config.block_size)
-    if batch:
-        with runtime.autocast():
-            write_batch(gpt, Path(batch), output, params, stop=stop, engine=engine, dtype=dtype)
-        return
-    start = tokenizer.encode(prompt)
-    check_lengths(as_lists([start]), params, gpt)
-    decoder, note = choose_decoder(gpt, engine=engine, dtype=dtype, length=length)
-    if note:
-        sys.stderr.write(f"regpt: note: {note}\n")
     with runtime.autocast():
-        if stream:
-            tokens = (int(token) for token in generate(gpt, [start], params, decoder=decoder))
-            sys.stdout.write(prompt)
-            for piece in stream_text(tokens, tokenizer, stop=stop):
-                sys.stdout.write(piece)
-                sys.stdout.flush()
-            sys.stdout.write("\n")
+        if batch:
+            source = Path(batch)
+            write_batch(gpt, source, output, params, stop=stop, engine=engine, dtype=dtype)
             return
-        rows = complete(gpt, start, params, decoder=decoder)
-    for index, row in enumerate(rows):
-        row, text = cut_at_stop(row, len(start), tokenizer, stop=stop)
+        start = get_tokenizer().encode(prompt)
+        check_lengths(as_lists([start]), params, gpt)
+        length = min(max_length, gpt.config.block_size)
+        decoder, note = choose_decoder(gpt, engine=engine, dtype=dtype, length=length)
+        if note:
+            sys.stderr.write(f"regpt: note: {note}\n")
+        if stream:
+            write_stream(gpt, prompt, params, decoder, stop)
+        else:
+            write_samples(gpt, start, params, decoder, stop, json=json)
+
+
+def write_stream(
+    model: GPT, prompt: str, params: SamplingParams, decoder: Decoder, stop: tuple[str, ...]
+) -> None:
+    """Print one text as its tokens come."""
+    tokenizer = get_tokenizer()
+    steps = generate(model, [tokenizer.encode(prompt)], params, decoder=decoder)
+    sys.stdout.write(prompt)
+    for piece in stream_text((int(token) for token in steps), tokenizer, stop=stop):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+def write_samples(
+    model: GPT,
+    start: list[int],
+    params: SamplingParams,
+    decoder: Decoder,
+    stop: tuple[str, ...],
+    *,
+    json: bool,
+) -> None:
+    """Print every sample, a text or a JSON object each."""
+    for index, row in enumerate(complete(model, start, params, decoder=decoder)):
+        row, text = cut_at_stop(row, len(start), get_tokenizer(), stop=stop)
         line = f"> {text}"
         if json:
             line = json_lines.dumps({"index": index, "tokens": row, "text": text})

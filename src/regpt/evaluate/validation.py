@@ -1,9 +1,9 @@
 """Validation loss that compares: every token of a fixed text is scored exactly once.
 
-The text is cut in consecutive windows of `block_size` targets, so the figure depends neither on the
-batch size nor on the number of processes. It is printed in two units that survive a change of
-tokenizer: bits per byte and nats per character (bytes and characters of the scored tokens; an
-end-of-text between documents is scored and has none).
+The text is cut in windows (windows.py), so the figure depends neither on the batch size nor on the
+number of processes nor on the device, but for rounding. It is printed in two units that survive a
+change of tokenizer: bits per byte and nats per character (bytes and characters of the scored
+tokens; an end-of-text between documents is scored and has none).
 """
 
 import math
@@ -13,15 +13,17 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from regpt.data.loader import Dataset, read_windows
+from regpt.data.loader import Dataset
 from regpt.errors import UserError
-from regpt.loss import next_token_loss
-from regpt.model import GPT
+from regpt.evaluate.reader import Reader
+from regpt.evaluate.scoring import check_ids, evaluating, target_nats
+from regpt.evaluate.windows import cut_windows
+from regpt.parallel import World
 from regpt.runtime import Runtime
 from regpt.tokenizer import VOCAB_SIZE, get_tokenizer
 
 BATCH_TOKENS = 2048
-"""Tokens scored at once: 2048 x 50257 float32 logits are 0.4 GB."""
+"""Tokens read at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +38,18 @@ class Validation:
     """UTF-8 bytes of the scored tokens."""
     characters: int
     """Characters of the scored tokens."""
+    stride: int | None = None
+    """Tokens from one window to the next; None where the figure was put together from parts."""
 
     @property
     def loss(self) -> float:
         """Mean cross-entropy in nats per token."""
         return self.nats / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss): among how many equally likely tokens the model hesitates, on average."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
 
     @property
     def bits_per_byte(self) -> float:
@@ -79,31 +88,60 @@ def count_text(dataset: Dataset, start: int, *, chunk: int = 1 << 20) -> tuple[i
     return total_bytes, total_characters
 
 
-@torch.no_grad()  # not inference_mode: a sharded model would keep what it gathered in it
-def validate(model: GPT, dataset: Dataset, runtime: Runtime, *, block_size: int) -> Validation:
-    """Score a whole dataset, `block_size` tokens of context at most.
+def validate(
+    model: Reader,
+    dataset: Dataset,
+    runtime: Runtime,
+    *,
+    block_size: int,
+    stride: int | None = None,
+    documents: bool = False,
+    batch_tokens: int | None = None,
+    world: World | None = None,
+) -> Validation:
+    """Score a whole dataset. Draws no random numbers: a training run is the same without it.
 
-    Draws no random numbers, so a training run is the same with and without it.
+    Args:
+        model: the model, whole on every process (a sharded one must be asked without `world`).
+        dataset: its first token is not scored, having nothing before it.
+        runtime: where, and in which compute dtype.
+        block_size: tokens of context at most.
+        stride: tokens from one window to the next; default: block_size.
+        documents: no context across an end-of-text.
+        batch_tokens: tokens read at once, default `BATCH_TOKENS`; changes the figure by rounding.
+        world: share the windows out; every process gets the whole figure.
 
     Raises:
-        UserError: fewer than two tokens.
+        UserError: fewer than two tokens, an impossible stride, a token outside the vocabulary.
     """
-    if len(dataset) < 2:
-        raise UserError(f"the validation text has {len(dataset)} tokens, but 2 are needed")
-    offsets = np.arange(0, len(dataset) - 1, block_size)
-    rows = max(1, BATCH_TOKENS // block_size)
-    total = torch.zeros((), dtype=torch.float64)
-    was_training = model.training
-    model.eval()
+    world = world or World(device=runtime.device)
+    windows = cut_windows(dataset, block_size=block_size, stride=stride, documents=documents)
+    ours = windows.longest_first().take(slice(world.rank, None, world.size))
+    total, error = 0.0, None
     try:
-        for first in range(0, len(offsets), rows):
-            x, y = read_windows(dataset, offsets[first : first + rows], block_size)
-            with runtime.autocast():
-                nats = next_token_loss(model, x.to(runtime.device), y.to(runtime.device))
-            total += nats.double().cpu()
-    finally:
-        model.train(was_training)
+        with evaluating(model), runtime.autocast():
+            for batch in ours.batches(batch_tokens or BATCH_TOKENS):
+                x, y = batch.read(dataset)
+                check_ids(model, x)
+                check_ids(model, y)
+                nats = target_nats(model, x.to(runtime.device), y.to(runtime.device))
+                total += nats.cpu().double().sum().item()
+    except UserError as refused:  # a token that only one process reads: all must hear of it
+        error = refused
+    world.agree(error)
     num_bytes, num_characters = count_text(dataset, 1)
     return Validation(
-        nats=total.item(), tokens=len(dataset) - 1, bytes=num_bytes, characters=num_characters
+        nats=sum_over(world, total),
+        tokens=len(dataset) - 1,
+        bytes=num_bytes,
+        characters=num_characters,
+        stride=stride or block_size,
     )
+
+
+def sum_over(world: World, number: float) -> float:
+    """The sum of a float64 number over all processes."""
+    if world.size == 1:
+        return number
+    ours = torch.tensor(number, dtype=torch.float64, device=world.device)
+    return world.sum(ours).item()

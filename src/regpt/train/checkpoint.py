@@ -12,12 +12,15 @@ step), so the step is the state. Tensors are whole (never cut over processes) an
 so any number of processes reads what any other number wrote.
 
 A checkpoint is filled under a hidden name, forced to the disk, renamed, and only then named by
-`latest`. Loading recomputes every digest; a checkpoint that fails is passed over for the newest
-sound one before it, and the caller is told.
+`latest`. Removing one hides it first. Loading recomputes every digest; a checkpoint that fails is
+passed over for the newest sound one before it, and the caller is told.
 """
 
 import hashlib
 import json
+import os
+import secrets
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,6 +38,8 @@ from regpt.atomic import new_directory, replace_files, writing_to
 from regpt.errors import UserError
 
 MANIFEST, LATEST, BEST = "manifest.json", "latest", "best"
+FILES = {"config.json", "model.safetensors", "optimizer.safetensors", "state.json"}
+"""What a manifest must name for a checkpoint to be one."""
 Note = Callable[[str], None]
 
 
@@ -50,6 +55,7 @@ class Snapshot:
     progress: Mapping[str, Any]
     """Step, tokens, fingerprints: what state.json says."""
     val_loss: float | None
+    """Of these very weights; None if they were not validated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,13 +82,10 @@ def digest(path: Path) -> str:
 def write_checkpoint(folder: Path, snapshot: Snapshot, *, keep: int) -> Path:
     """Write a checkpoint, move `latest` (and `best`), remove what is no longer kept."""
     path = folder / name_of(snapshot.step)
-    if path.exists():
-        return path
+    remove(path)  # one that was passed over when the run was resumed
     with new_directory(path) as hidden, writing_to(path):
         weights.write_model_files(hidden, snapshot.model, snapshot.config)
-        save_file(dict(snapshot.optimizer), hidden / "optimizer.safetensors")
-        with (hidden / "optimizer.safetensors").open("rb+") as file:
-            _sync(file.fileno())
+        save_tensors(snapshot.optimizer, hidden / "optimizer.safetensors")
         replace_files(hidden, {"state.json": _json(snapshot.progress)})
         files = {file.name: digest(file) for file in sorted(hidden.iterdir())}
         manifest = {"step": snapshot.step, "val_loss": snapshot.val_loss, "sha256": files}
@@ -99,10 +102,17 @@ def _json(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=2) + "\n").encode()
 
 
-def _sync(descriptor: int) -> None:
-    import os
-
-    os.fsync(descriptor)
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file and force it to the disk."""
+    try:
+        save_file(dict(tensors), path)
+    except SafetensorError as error:  # in place of an OSError, whose number it only mentions
+        raise UserError(
+            f"{path.parent.parent}: a checkpoint cannot be written ({error}); free some space or "
+            "choose another place"
+        ) from error
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def pointed(folder: Path, pointer: str) -> str | None:
@@ -122,35 +132,52 @@ def is_best(folder: Path, val_loss: float | None) -> bool:
         return True
     try:
         held = json.loads((folder / best / MANIFEST).read_text(encoding="utf-8"))["val_loss"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return True
     return held is None or val_loss < held
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all checkpoints but the newest `keep`, the latest and the best."""
-    import shutil
+    """Remove all checkpoints but the newest `keep` up to the latest, and the best.
 
+    Any after the latest were passed over by a resume: they are no sound ones to count, and are
+    replaced when training comes to their step again.
+    """
     names = sorted(path.name for path in folder.glob("step-*"))
-    kept = {*names[-keep:], pointed(folder, LATEST), pointed(folder, BEST)}
-    for name in names:
-        if name not in kept:
-            shutil.rmtree(folder / name)
+    latest = pointed(folder, LATEST) or ""
+    counted = [name for name in names if name <= latest]
+    for name in counted[:-keep]:
+        if name != pointed(folder, BEST):
+            remove(folder / name)
     for leftover in folder.glob(".step-*.tmp"):  # of a save that was killed
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint, if it is there, so that a kill leaves no half of it under its name."""
+    hidden = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
+    try:
+        path.rename(hidden)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def verify(path: Path) -> str | None:
     """What is wrong with a checkpoint, in words; None if it is sound."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        if missing := FILES - set(manifest["sha256"]):
+            return f"{MANIFEST} does not name {', '.join(sorted(missing))}"
         for file, expected in manifest["sha256"].items():
             if digest(path / file) != expected:
                 return f"{file} does not match its sha256"
     except FileNotFoundError as error:
         return f"{Path(error.filename or MANIFEST).name} is missing"
-    except (OSError, ValueError, KeyError, AttributeError):
-        return f"{MANIFEST} cannot be read"
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return f"{MANIFEST} is damaged"
     return None
 
 
@@ -198,6 +225,11 @@ class CheckpointWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.pending = self.pool.submit(write_checkpoint, self.folder, snapshot, keep=self.keep)
         return time.perf_counter() - started
+
+    def check(self) -> None:
+        """Raise what the save under way met, if it has ended; does not wait."""
+        if self.pending is not None and self.pending.done():
+            self.wait()
 
     def wait(self) -> None:
         """Wait for the save under way; raises what it met."""

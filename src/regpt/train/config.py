@@ -4,7 +4,7 @@ Flags are derived from these fields and never written by hand; the dials people 
 of `RunConfig` itself, everything else is reached by its dotted name (`--optimizer.weight-decay`).
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from regpt.data.loader import Order
@@ -69,7 +69,7 @@ class RunConfig:
     """A training run."""
 
     data: tuple[str, ...] = ("pydocs",)
-    """What to read: shakespeare, pydocs, or UTF-8 text files."""
+    """What to read: shakespeare, pydocs, UTF-8 text files, or one folder of regpt prepare."""
     out: str | None = None
     """The run's directory; default runs/PRESET, numbered if taken."""
     steps: int = 50
@@ -99,7 +99,9 @@ class RunConfig:
     order: Order = "shuffled"
     """Data order: shuffled (each window once per epoch), or the lecture's sequential walk."""
     validation_fraction: float = 0.0
-    """Share of the text, at its end, that is held out; 0: no validation."""
+    """Share of the text, at its end, that is held out; 0: none. Prepared data has its own."""
+    validation_tokens: int | None = None
+    """Validate on the first so many held-out tokens; default: on all."""
     shard: bool = False
     """Cut the model over the processes (FSDP2) instead of a copy on each."""
     replicas: int = 1
@@ -108,6 +110,10 @@ class RunConfig:
     """Compute the blocks' activations again in backward: less memory, slower."""
     compile: bool = False
     """torch.compile each block, in place."""
+    compact_vocabulary: bool = False
+    """One embedding row for all tokens that do not occur in the text: exact, and faster."""
+    zero_projections: bool = False
+    """Begin with zeros in the residual projections: every block starts as the identity."""
     pad_vocabulary: bool | None = None
     """Pad the vocabulary to a multiple of 64, inside only; default: on CUDA."""
     skip_bad_steps: int = 0
@@ -141,9 +147,14 @@ class RunConfig:
             raise UserError(
                 f"validation_fraction must be in [0, 1), got {self.validation_fraction}"
             )
-        for name in ("eval_every", "save_every"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, least in (("eval_every", 1), ("save_every", 1), ("validation_tokens", 2)):
+            if getattr(self, name) is not None and getattr(self, name) < least:
+                raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.compact_vocabulary and (self.shard or self.optimizer.clip is not None):
+            raise UserError(
+                "compact_vocabulary goes with neither shard nor optimizer.clip, whose norm would "
+                "count the shared row once: use --no-shard, --optimizer.clip None"
+            )
         if self.shard and self.optimizer.name == "muon":
             raise UserError(
                 "shard with optimizer.name muon: Muon needs whole matrices; use adamw, or no shard"
@@ -161,6 +172,10 @@ class RunConfig:
         if self.batch_tokens is None:
             return self.batch_size * world_size
         return self.batch_tokens // self.block_size
+
+    def with_batch_tokens(self, world_size: int) -> "RunConfig":
+        """The same with its global batch named, so that other numbers of processes keep it."""
+        return replace(self, batch_tokens=self.sequences(world_size) * self.block_size)
 
     def to_json(self) -> dict[str, Any]:
         """The configuration as JSON values."""

@@ -14,6 +14,7 @@ A directory that already holds a run is never written to.
 import contextlib
 import json
 import math
+import os
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -24,7 +25,7 @@ from typing import Any
 from torch import Tensor
 
 from regpt import weights
-from regpt.atomic import replace_files
+from regpt.atomic import replace_files, writing_to
 from regpt.errors import UserError
 from regpt.model import GPTConfig
 from regpt.train.config import RunConfig
@@ -40,12 +41,24 @@ def free_name(preset: str, parent: Path = Path("runs")) -> Path:
     return path
 
 
-def finite(entry: dict[str, Any]) -> dict[str, Any]:
-    """The entry with null for numbers JSON does not have."""
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in entry.items()
-    }
+def finite(value: Any) -> Any:
+    """The same, with null for numbers JSON does not have, however deep."""
+    if isinstance(value, dict):
+        return {name: finite(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested configuration values by their dotted names, tuples as lists."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return flat
 
 
 class RunDirectory:
@@ -78,14 +91,46 @@ class RunDirectory:
 
     def write_record(self, config: RunConfig, data: dict[str, Any], place: str) -> None:
         """Write run.json: what was run, on what, with which versions."""
-        record = {
-            "config": config.to_json(),
-            "data": data,
-            "runtime": place,
-            "versions": {"python": platform.python_version()}
-            | {name: version(name) for name in VERSIONS},
-        }
+        self.replace_record(
+            {
+                "config": config.to_json(),
+                "data": data,
+                "runtime": place,
+                "versions": {"python": platform.python_version()}
+                | {name: version(name) for name in VERSIONS},
+            }
+        )
+
+    def replace_record(self, record: dict[str, Any]) -> None:
+        """Write run.json, whole."""
         replace_files(self.path, {self.record.name: (json.dumps(record, indent=2) + "\n").encode()})
+
+    def is_complete(self, steps: int) -> bool:
+        """Whether the run came to its end with at least so many steps."""
+        return self.read_record().get("finished", 0) >= steps
+
+    def change_record(self, config: RunConfig, step: int) -> list[str]:
+        """Take a resumed run's configuration into run.json; the changes, in words.
+
+        run.json then holds the configuration that a next resume starts from, and under `changes`
+        what each resume changed and after which step.
+        """
+        record = self.read_record()
+        before, now = flatten(record["config"]), flatten(config.to_json())
+        changed = {
+            name: [before.get(name), value]
+            for name, value in now.items()
+            if name != "out" and before.get(name) != value
+        }
+        if changed:
+            record["config"] = config.to_json()
+            record.setdefault("changes", []).append({"after_step": step, "fields": changed})
+            self.replace_record(record)
+        return [f"{name} {new} (was {old})" for name, (old, new) in changed.items()]
+
+    def mark_finished(self, step: int) -> None:
+        """The last thing a run does: say in run.json that it came to its end."""
+        self.replace_record(self.read_record() | {"finished": step})
 
     def read_record(self) -> dict[str, Any]:
         """What `write_record` wrote."""
@@ -100,8 +145,13 @@ class RunDirectory:
 
     def append_metrics(self, entry: dict[str, Any]) -> None:
         """Add one line to metrics.jsonl."""
-        with self.metrics.open("a", encoding="utf-8") as file:
+        with writing_to(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(finite(entry)) + "\n")
+
+    def sync_metrics(self) -> None:
+        """Force metrics.jsonl to the disk, before a checkpoint that must not be ahead of it."""
+        with writing_to(self.metrics), self.metrics.open("rb+") as file:
+            os.fsync(file.fileno())
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All sound lines of metrics.jsonl; a last line that a kill cut short is left out."""
@@ -118,9 +168,11 @@ class RunDirectory:
         replace_files(self.path, {self.metrics.name: text.encode()})
 
     def append_samples(self, title: str, texts: list[str]) -> None:
-        """Add the texts to samples.txt under a title."""
-        with self.samples.open("a", encoding="utf-8", newline="") as file:
-            file.write(f"== {title}\n" + "".join(f"> {text}\n" for text in texts) + "\n")
+        """Add the texts to samples.txt under a title, unless a resumed run has them there."""
+        written = self.samples.read_bytes() if self.samples.exists() else b""
+        section = f"== {title}\n" + "".join(f"> {text}\n" for text in texts) + "\n"
+        if f"== {title}\n".encode() not in written:
+            replace_files(self.path, {self.samples.name: written + section.encode()})
 
     def write_model(self, tensors: Mapping[str, Tensor], config: GPTConfig) -> None:
         """Write the model's files beside the run's, config.json last."""

@@ -3,7 +3,8 @@
 A loss or gradient norm that is not finite (or, if asked for, a loss far above the recent ones)
 makes the step an incident. RUN/incidents/step-N/ then holds
 
-    report.json    step, loss, gradient norm, what is wrong, per-parameter statistics
+    report.json    step, loss, gradient norm, what is wrong; activations per layer, and the first
+                   layer that is not finite; weights and gradients per parameter
     batch.txt      the texts of the batch
     model/         the weights that met it, a model directory
 
@@ -15,7 +16,10 @@ import json
 import math
 import statistics
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from regpt import weights
 from regpt.atomic import new_directory, replace_files
@@ -25,8 +29,9 @@ from regpt.model import GPT
 from regpt.parallel import full
 from regpt.tokenizer import get_tokenizer
 from regpt.train.checkpoint import without_padding
-from regpt.train.directory import RunDirectory
+from regpt.train.directory import RunDirectory, finite
 from regpt.train.events import Noted, Observer
+from regpt.train.layers import Layer, first_not_finite, over_processes, watching
 from regpt.train.state import SPIKE_WINDOW, TrainState
 from regpt.train.step import StepResult
 
@@ -43,11 +48,23 @@ def what_is_wrong(state: TrainState, result: StepResult) -> str | None:
         spread = statistics.pstdev(losses)
         score = (result.loss - statistics.fmean(losses)) / spread if spread else 0.0
         if score > limit:
-            return f"loss {result.loss:.4f} is {score:.1f} standard deviations above the last"
+            return (
+                f"loss {result.loss:.4f} is {score:.1f} standard deviations above the mean of the "
+                f"last {SPIKE_WINDOW}"
+            )
     return None
 
 
-def gradient_statistics(model: GPT) -> dict[str, dict[str, float | int]]:
+@torch.no_grad()
+def activation_statistics(state: TrainState, batch: Batch) -> dict[str, Layer]:
+    """A forward of the batch again, in the run's own dtype, with every layer watched."""
+    with watching(state.model) as layers, state.runtime.autocast():
+        for x in batch.x.split(state.config.batch_size):
+            state.model.hidden(x)
+    return over_processes(layers, state.world)
+
+
+def parameter_statistics(model: GPT) -> dict[str, dict[str, float | int]]:
     """Per parameter: norms and non-finite counts of weight and gradient."""
     report: dict[str, dict[str, float | int]] = {}
     for name, parameter in model.named_parameters():
@@ -66,20 +83,28 @@ def gradient_statistics(model: GPT) -> dict[str, dict[str, float | int]]:
     return report
 
 
+def incident_path(directory: RunDirectory, step: int) -> Path:
+    """Where a step's incident lies; steps count from 1, as in metrics.jsonl."""
+    return directory.incidents / f"step-{step:08d}"
+
+
 def write_incident(
-    state: TrainState, directory: RunDirectory, result: StepResult, fault: str
+    state: TrainState, directory: RunDirectory, batch: Batch, result: StepResult, fault: str
 ) -> str:
     """Keep the step's evidence; returns the directory's name."""
-    path = directory.incidents / f"step-{state.step + 1:08d}"
+    path = incident_path(directory, state.step + 1)
+    layers = activation_statistics(state, batch)
     report: dict[str, Any] = {
         "step": state.step + 1,
         "fault": fault,
         "loss": result.loss,
         "grad_norm": result.grad_norm,
         "recent_losses": state.recent_losses[-16:],
-        "parameters": gradient_statistics(state.model),
+        "first_layer_not_finite": first_not_finite(layers),
+        "layers": [layer.to_json() for layer in layers.values()],
+        "parameters": parameter_statistics(state.model),
     }
-    tensors = {name: full(t.detach()).cpu() for name, t in state.model.state_dict().items()}
+    tensors = {name: full(t.detach()).cpu() for name, t in state.whole_model().state_dict().items()}
     step = 0 if state.config.overfit else state.step
     texts = describe_batch(state.data.loader, step, get_tokenizer())
     if state.world.is_first and not path.exists():
@@ -92,7 +117,7 @@ def write_incident(
                 hidden,
                 {
                     "batch.txt": ("\n\n".join(texts) + "\n").encode(),
-                    "report.json": (json.dumps(report, indent=2) + "\n").encode(),
+                    "report.json": (json.dumps(finite(report), indent=2) + "\n").encode(),
                 },
             )
     return str(path)
@@ -107,7 +132,7 @@ def handle_incident(
     observe: Observer,
 ) -> None:
     """Keep the evidence; stop, or note that the step is skipped."""
-    place = write_incident(state, directory, result, fault)
+    place = write_incident(state, directory, batch, result, fault)
     state.world.barrier()
     state.bad_steps += 1
     if state.bad_steps > state.config.skip_bad_steps:
@@ -117,4 +142,4 @@ def handle_incident(
             "lower --lr, or allow --skip-bad-steps N"
         )
     left = state.config.skip_bad_steps - state.bad_steps
-    observe(Noted(text=f"step {batch.step + 1} skipped: {fault} ({left} more may be); see {place}"))
+    observe(Noted(text=f"step {state.step + 1} skipped: {fault} ({left} more may be); see {place}"))

@@ -8,26 +8,23 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 
 from regpt.data.loader import Batch
-from regpt.errors import UserError
 from regpt.evaluate.validation import validate
 from regpt.generate import complete
 from regpt.parallel import open_world
 from regpt.runtime import find_runtime
 from regpt.sampling import SamplingParams
 from regpt.tokenizer import get_tokenizer
-from regpt.train.checkpoint import CheckpointWriter, load_newest
+from regpt.train.checkpoint import CheckpointWriter
 from regpt.train.config import RunConfig
-from regpt.train.directory import RunDirectory, free_name
+from regpt.train.directory import RunDirectory
 from regpt.train.events import (
     Event,
     Finished,
     Interrupted,
-    Noted,
     Observer,
     Sampled,
     Saved,
@@ -37,8 +34,14 @@ from regpt.train.events import (
 )
 from regpt.train.incident import handle_incident, what_is_wrong
 from regpt.train.picture import draw_loss
+from regpt.train.resume import go_back, look_at, open_directory
 from regpt.train.schedule import factor
-from regpt.train.state import SPIKE_WINDOW, TrainState, build, restore, take_snapshot
+from regpt.train.state import (
+    SPIKE_WINDOW,
+    TrainState,
+    build,
+    take_snapshot,
+)
 from regpt.train.step import StepResult, compute_gradients
 
 
@@ -74,8 +77,11 @@ def train(
     runtime = find_runtime(config.device, dtype=config.dtype, threads=config.threads)
     with open_world(runtime) as world:
         observe = observe if world.is_first else ignore
+        config = config.with_batch_tokens(world.size)
         state = build(config, runtime, world)
         directory = open_directory(state, resume=resume)
+        if resume and directory.is_complete(config.steps):
+            return look_at(state, directory, observe)
         if resume:
             go_back(state, directory, observe)
         observe(describe(state, directory))
@@ -112,20 +118,10 @@ def run_steps(
     batch = None
     while state.step < config.steps:
         clock = time.perf_counter()
+        writer.check()
         if batch is None or not config.overfit:
             batch = next(batches)
-        seed_dropout(state)
-        state.optimizer.set_factor(factor(state.step, config.steps, config.schedule))
-        result = compute_gradients(
-            state.model,
-            state.optimizer,
-            batch,
-            state.runtime,
-            world,
-            state.gradient_sum,
-            micro_batch=config.batch_size,
-            clip=config.optimizer.clip,
-        )
+        result = compute(state, batch)
         fault = what_is_wrong(state, result)
         if fault is None:
             state.optimizer.step()
@@ -136,48 +132,28 @@ def run_steps(
             write_validation(state, directory, observe)
         stopping = world.any(stop()) and state.step < config.steps
         if stopping or (config.save_every and is_due(state.step, config.save_every, config.steps)):
-            save(state, writer, observe)
+            save(state, directory, writer, observe)
         if stopping:
             return False
     return True
 
 
-def open_directory(state: TrainState, *, resume: bool) -> RunDirectory:
-    """The run's directory: made by the first process, known to all."""
-    config, world = state.config, state.world
-    path = Path(config.out) if config.out else free_name(config.preset)
-    if resume:
-        return RunDirectory(path)
-    error = None
-    if world.is_first:
-        try:
-            directory = RunDirectory.create(path)
-            directory.write_record(config, state.data.facts, state.runtime.describe())
-        except UserError as refused:
-            error = refused
-    world.agree(error)
-    return RunDirectory(path)
-
-
-def go_back(state: TrainState, directory: RunDirectory, observe: Observer) -> None:
-    """Restore the newest sound checkpoint and forget what was recorded after it."""
-    checkpoint = load_newest(
-        directory.checkpoints, note=lambda text: observe(Noted(text=text)), at_most=None
+def compute(state: TrainState, batch: Batch) -> StepResult:
+    """The gradients of the state's next step, at its learning rate; nothing is applied yet."""
+    config = state.config
+    seed_dropout(state)
+    state.optimizer.set_factor(factor(state.step, config.steps, config.schedule))
+    return compute_gradients(
+        state.model,
+        state.optimizer,
+        batch,
+        state.runtime,
+        state.world,
+        state.gradient_sum,
+        micro_batch=config.batch_size,
+        clip=config.optimizer.clip,
+        multiplicity=state.multiplicity,
     )
-    if checkpoint is None:
-        raise UserError(
-            f"{directory.path} has no sound checkpoint to resume from: start a new run with "
-            "--save-every"
-        )
-    restore(state, checkpoint)
-    state.world.barrier()
-    if state.world.is_first:
-        directory.rewind(state.step)
-    saved = checkpoint.progress["world_size"]
-    if saved != state.world.size:
-        text = f"saved by {saved} processes, resumed by {state.world.size}: same data, step by step"
-        observe(Noted(text=text))
-    observe(Noted(text=f"resumed after step {state.step} from {checkpoint.path}"))
 
 
 def describe(state: TrainState, directory: RunDirectory) -> Started:
@@ -187,7 +163,7 @@ def describe(state: TrainState, directory: RunDirectory) -> Started:
         config=state.config,
         directory=directory.path,
         place=state.runtime.describe(),
-        num_parameters=state.model.num_parameters(),
+        num_parameters=state.whole_model().num_parameters(),
         train_tokens=len(data.loader.dataset),
         validation_tokens=len(data.validation) if data.validation else 0,
         steps_per_epoch=data.loader.plan.steps_per_epoch,
@@ -235,9 +211,12 @@ def record(
     observe(event)
 
 
-def save(state: TrainState, writer: CheckpointWriter, observe: Observer) -> None:
+def save(
+    state: TrainState, directory: RunDirectory, writer: CheckpointWriter, observe: Observer
+) -> None:
     """Start a checkpoint; training goes on once the numbers are copied."""
     if state.world.is_first:
+        directory.sync_metrics()
         seconds = writer.save(lambda: take_snapshot(state))
         observe(Saved(step=state.step, seconds=seconds))
     elif state.config.shard:
@@ -247,10 +226,18 @@ def save(state: TrainState, writer: CheckpointWriter, observe: Observer) -> None
 def write_validation(state: TrainState, directory: RunDirectory, observe: Observer) -> None:
     """Score the validation text, if there is one, and write its line."""
     validation = state.data.validation
-    if validation is None or not (state.world.is_first or state.config.shard):
+    if validation is None:
         return
-    result = validate(state.model, validation, state.runtime, block_size=state.config.block_size)
-    state.val_loss = result.loss
+    # a sharded forward takes all processes at once, so each scores everything
+    shared = None if state.config.shard else state.world
+    result = validate(
+        state.whole_model(),
+        validation,
+        state.runtime,
+        block_size=state.config.block_size,
+        world=shared,
+    )
+    state.val_loss, state.val_step = result.loss, state.step
     entry = {
         "step": state.step,
         "val_loss": result.loss,
@@ -273,7 +260,7 @@ def write_samples(state: TrainState, directory: RunDirectory, observe: Observer)
     length = min(max(state.config.sample_tokens, len(prompt)), positions)
     params = SamplingParams(max_length=length, num_samples=2)
     with state.runtime.autocast():
-        texts = [tokenizer.decode(row) for row in complete(state.model, prompt, params)]
+        texts = [tokenizer.decode(row) for row in complete(state.whole_model(), prompt, params)]
     if state.world.is_first:
         directory.append_samples(f"after {state.step} steps", texts)
     observe(Sampled(step=state.step, texts=texts))
@@ -283,8 +270,9 @@ def finish(state: TrainState, directory: RunDirectory) -> None:
     """Leave a directory that is a model, with its curve."""
     snapshot = take_snapshot(state) if state.config.shard else None
     if state.world.is_first:
-        model = snapshot.model if snapshot else state.model.state_dict()
-        directory.write_model(model, state.config.model)
-        title = f"{state.config.preset}: {state.model.num_parameters() / 1e6:.1f}M parameters"
+        whole = state.whole_model()
+        directory.write_model(snapshot.model if snapshot else whole.state_dict(), whole.config)
+        title = f"{state.config.preset}: {whole.num_parameters() / 1e6:.1f}M parameters"
         draw_loss(directory.read_metrics(), directory.picture, title=title)
+        directory.mark_finished(state.step)
     state.world.barrier()

@@ -161,5 +161,8 @@ class Optimizer:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = full(torch.nn.utils.get_total_norm(gradients))
         if limit is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, limit, norm)
+            # scaling by a norm that is not finite would smear it over every gradient, and the
+            # incident's statistics could no longer say where it came from
+            known = torch.where(norm.isfinite(), norm, torch.zeros_like(norm))
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, limit, known)
         return norm

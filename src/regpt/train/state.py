@@ -1,6 +1,6 @@
 """What a run is made of: built from its configuration, taken down into a snapshot and put back."""
 
-import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,8 +8,6 @@ from typing import Any
 import torch
 
 from regpt import weights
-from regpt.data.corpora import Corpus, load_corpus
-from regpt.data.loader import ArrayDataset, BatchPlan, Dataset, Loader
 from regpt.errors import UserError
 from regpt.model import GPT
 from regpt.parallel import (
@@ -22,23 +20,14 @@ from regpt.parallel import (
     shard,
 )
 from regpt.runtime import Runtime
-from regpt.tokenizer import get_tokenizer
 from regpt.train.checkpoint import Checkpoint, Snapshot, to_host, without_padding
 from regpt.train.config import RunConfig
 from regpt.train.optimizer import Optimizer
+from regpt.train.tokens import Data, compact_data, read_data
+from regpt.vocabulary import CompactVocabulary, compact, expand
 
 SPIKE_WINDOW = 128
 """Losses that a spike is measured against."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    """The tokens of a run."""
-
-    loader: Loader
-    validation: Dataset | None
-    facts: dict[str, Any]
-    """What run.json says of them; a resume compares it."""
 
 
 @dataclass(kw_only=True)
@@ -50,6 +39,8 @@ class TrainState:
     world: World
     data: Data
     model: GPT
+    """What is trained; with a compact vocabulary, `whole_model` is what is saved and read."""
+    vocabulary: CompactVocabulary | None
     optimizer: Optimizer
     gradient_sum: GradientSum
     step: int = 0
@@ -57,55 +48,37 @@ class TrainState:
     tokens: int = 0
     """Tokens trained on."""
     val_loss: float | None = None
-    """The newest validation loss."""
+    """The newest validation loss,"""
+    val_step: int | None = None
+    """and after which step it was measured."""
     recent_losses: list[float] = field(default_factory=list)
     """The last losses, newest last."""
     bad_steps: int = 0
     """Steps skipped so far."""
 
+    @property
+    def multiplicity(self) -> int:
+        """Tokens that the embedding's last row stands for."""
+        return 1 if self.vocabulary is None else self.vocabulary.shared
 
-def read_data(config: RunConfig, world: World) -> Data:
-    """The training tokens behind a loader, and the validation tokens if any are held out."""
-    corpus = load_corpus(config.data)
-    training, held_out = split(corpus, config)
-    plan = BatchPlan(
-        num_tokens=len(training),
-        block_size=config.block_size,
-        sequences=config.sequences(world.size),
-        order=config.order,
-        seed=config.seed,
-    )
-    plan.rows(world.rank, world.size)  # refuses a batch that cannot be shared out
-    facts = {
-        "sources": corpus.name,
-        "fingerprint": corpus.fingerprint,
-        "train_tokens": len(training),
-        "validation_tokens": len(held_out) if held_out else 0,
-        "tokenizer": get_tokenizer().digest,
-    }
-    return Data(loader=Loader(training, plan), validation=held_out, facts=facts)
-
-
-def split(corpus: Corpus, config: RunConfig) -> tuple[ArrayDataset, ArrayDataset | None]:
-    """Training and validation tokens of a text."""
-    tokenizer = get_tokenizer()
-    if not config.validation_fraction:
-        return ArrayDataset(corpus.tokens(tokenizer)), None
-    training, rest = corpus.split(config.validation_fraction)
-    held_out = ArrayDataset(rest.tokens(tokenizer))
-    if len(held_out) < 2:
-        raise UserError(
-            f"the validation text, the last {config.validation_fraction:g} of {corpus.name}, "
-            f"has {len(held_out)} tokens, but 2 are needed: give more text"
-        )
-    return ArrayDataset(training.tokens(tokenizer)), held_out
+    def whole_model(self) -> GPT:
+        """The model over the whole vocabulary."""
+        return self.model if self.vocabulary is None else expand(self.model, self.vocabulary)
 
 
 def build(config: RunConfig, runtime: Runtime, world: World) -> TrainState:
     """Everything a run needs, from its configuration; touches no file but the data."""
+    check_shares(config, world)
     data = read_data(config, world)
     torch.manual_seed(config.seed)
     model = GPT(config.model).to(runtime.device).train()
+    if config.zero_projections:
+        zero_projections(model)
+    vocabulary = None
+    if config.compact_vocabulary:
+        data, vocabulary = compact_data(data, config.model.vocab_size)
+    if vocabulary is not None:
+        model = compact(model, vocabulary)
     pads = config.pad_vocabulary
     if pads or (pads is None and runtime.device.type == "cuda"):
         pad_vocabulary(model)
@@ -124,9 +97,28 @@ def build(config: RunConfig, runtime: Runtime, world: World) -> TrainState:
         world=world,
         data=data,
         model=model,
+        vocabulary=vocabulary,
         optimizer=Optimizer(model, config.optimizer, lr=config.lr),
         gradient_sum=GradientSum(model, summing),
     )
+
+
+@torch.no_grad()
+def zero_projections(model: GPT) -> None:
+    """Zeros where a block adds to the residual stream; they grow in the first steps."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("c_proj.weight"):
+            parameter.zero_()
+
+
+def check_shares(config: RunConfig, world: World) -> None:
+    """Refuse shares of a batch that would let one sharded process wait for another for ever."""
+    sequences = config.sequences(world.size)
+    if config.shard and sequences % world.size:
+        raise UserError(
+            f"a batch of {sequences} sequences is not a multiple of {world.size} processes, and "
+            f"shard needs equal shares: use --batch-tokens {world.size * config.block_size} times N"
+        )
 
 
 def take_snapshot(state: TrainState) -> Snapshot:
@@ -136,8 +128,11 @@ def take_snapshot(state: TrainState) -> Snapshot:
         return to_host(full(tensor.detach()))
 
     vocab_size = state.config.model.vocab_size
-    model = {name: copy(tensor) for name, tensor in state.model.state_dict().items()}
+    whole = state.whole_model().state_dict()
+    model = {name: copy(tensor) for name, tensor in whole.items()}
     optimizer = state.optimizer.state_tensors(copy)
+    if state.vocabulary is not None:
+        optimizer = on_embedding(optimizer, state.vocabulary.expand_rows)
     return Snapshot(
         step=state.step,
         model=without_padding(model, vocab_size),
@@ -148,38 +143,71 @@ def take_snapshot(state: TrainState) -> Snapshot:
             "tokens": state.tokens,
             "val_loss": state.val_loss,
             "recent_losses": state.recent_losses,
+            "val_step": state.val_step,
             "bad_steps": state.bad_steps,
             "world_size": state.world.size,
             "seed": state.config.seed,
             "data": state.data.facts,
         },
-        val_loss=state.val_loss,
+        val_loss=state.val_loss if state.val_step == state.step else None,
     )
 
 
 def restore(state: TrainState, checkpoint: Checkpoint) -> None:
     """Put a checkpoint's numbers into a freshly built state; refuse, by name, what does not fit."""
-    check_facts(checkpoint.progress["data"], state.data.facts)
-    shape = weights.read_config(checkpoint.path)
+    progress = checkpoint.progress
+    check_facts(progress["data"], state.data.facts)
+    if state.config.steps < checkpoint.step:
+        raise UserError(
+            f"steps {state.config.steps} is fewer than the {checkpoint.step} that are done: ask "
+            f"for --steps {checkpoint.step} or more"
+        )
+    load_model(state, checkpoint.path)
+    try:
+        tensors: Mapping[str, torch.Tensor] = checkpoint.optimizer
+        if state.vocabulary is not None:
+            tensors = on_embedding(tensors, state.vocabulary.compact_rows)
+        state.optimizer.load_state_tensors(tensors, fill)
+    except KeyError as error:
+        raise UserError(
+            f"{checkpoint.path} has no optimizer state {error}: resume with the run's own "
+            "--optimizer.name"
+        ) from None
+    state.step, state.tokens = progress["step"], progress["tokens"]
+    state.val_loss, state.bad_steps = progress["val_loss"], progress["bad_steps"]
+    state.val_step = progress["val_step"]
+    state.recent_losses = list(progress["recent_losses"])
+
+
+def on_embedding(
+    tensors: Mapping[str, torch.Tensor], change: Callable[[torch.Tensor], torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The tensors, with the token embedding's (and its averages') rows changed."""
+    return {
+        name: change(tensor) if name.endswith("wte.weight") else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def load_model(state: TrainState, directory: Path) -> None:
+    """Put the weights of a model directory into a freshly built state, if they fit."""
+    shape = weights.read_config(directory)
     for name, value in asdict(state.config.model).items():
         if shape.get(name) != value:
             raise UserError(
-                f"model.{name} is {value}, the checkpoint's is {shape.get(name)}: resume with the "
+                f"model.{name} is {value}, {directory} has {shape.get(name)}: use the "
                 "run's own configuration"
             )
     shapes = {name: tuple(t.shape) for name, t in state.model.state_dict().items()}
     shapes["wte.weight"] = (state.config.model.vocab_size, state.config.model.n_embd)
-    tensors = weights.read_tensors(checkpoint.path, shapes)
+    tensors = weights.read_tensors(directory, shapes)
+    if state.vocabulary is not None:
+        tensors = on_embedding(tensors, state.vocabulary.compact_rows)
     for name, parameter in state.model.named_parameters():
         whole = tensors[name]
         if len(whole) < len(parameter):  # the vocabulary's padding is zero
             whole = torch.cat([whole, whole.new_zeros(len(parameter) - len(whole), whole.shape[1])])
         fill(parameter, whole)
-    state.optimizer.load_state_tensors(checkpoint.optimizer, fill)
-    progress = checkpoint.progress
-    state.step, state.tokens = progress["step"], progress["tokens"]
-    state.val_loss, state.bad_steps = progress["val_loss"], progress["bad_steps"]
-    state.recent_losses = list(progress["recent_losses"])
 
 
 def check_facts(saved: dict[str, Any], found: dict[str, Any]) -> None:
@@ -196,8 +224,3 @@ def check_facts(saved: dict[str, Any], found: dict[str, Any]) -> None:
                 f"{text} since the run began ({name} {saved.get(name)}, now {found.get(name)}): "
                 "resume with the data it was started on, or start a new run"
             )
-
-
-def with_out(config: RunConfig, path: Path) -> RunConfig:
-    """The configuration with its directory named."""
-    return dataclasses.replace(config, out=str(path))

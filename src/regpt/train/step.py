@@ -32,12 +32,13 @@ def compute_gradients(
     *,
     micro_batch: int,
     clip: float | None,
+    multiplicity: int = 1,
 ) -> StepResult:
     """Zero the gradients, run forward and backward on every micro-batch, sum, clip.
 
     Each micro-batch's loss is a sum divided by the targets of the whole global batch, so any split
     over micro-batches and processes gives the same gradient. Nothing is applied yet: the caller
-    looks at the numbers first.
+    looks at the numbers first. `multiplicity` is the loss's: tokens that share the last row.
     """
     optimizer.zero_grad()
     loss = torch.zeros((), device=runtime.device)
@@ -45,7 +46,9 @@ def compute_gradients(
     for index, (x, y) in enumerate(pairs):
         with gradient_sum.collecting(last=index == len(pairs) - 1):
             with runtime.autocast():
-                share = next_token_loss(model, x, y, divisor=batch.num_targets)
+                share = next_token_loss(
+                    model, x, y, divisor=batch.num_targets, multiplicity=multiplicity
+                )
             share.backward()
         loss += share.detach()
     loss = world.sum(loss)

@@ -1,0 +1,59 @@
+"""`regpt data show`: the texts of the batch that a step is trained on."""
+
+import sys
+from pathlib import Path
+from typing import Literal
+
+from regpt.data.loader import BatchPlan, Loader, Order, describe_batch
+from regpt.data.shards import ShardDataset
+from regpt.errors import UserError
+from regpt.parallel import World
+from regpt.runtime import find_device
+from regpt.tokenizer import get_tokenizer
+from regpt.train.config import RunConfig
+from regpt.train.directory import RunDirectory
+from regpt.train.tokens import read_data
+
+
+def data(
+    action: Literal["show"],
+    directory: str,
+    /,
+    *,
+    step: int = 1,
+    block_size: int = 1024,
+    sequences: int = 8,
+    order: Order = "shuffled",
+    seed: int = 1337,
+    split: Literal["train", "val"] = "train",
+) -> None:
+    """Show the texts of a batch, of a run or of a prepared data set.
+
+    Args:
+        action: show
+        directory: A run (its own settings decide the batch) or a directory made by regpt prepare.
+        step: The step, counted from 1 as in metrics.jsonl.
+        block_size: Tokens per sequence, for a data set.
+        sequences: Sequences per batch, for a data set.
+        order: shuffled or sequential, for a data set.
+        seed: The seed of the order, for a data set.
+        split: train or val, for a data set.
+    """
+    if step < 1:
+        raise UserError(f"step must be at least 1, got {step}")
+    if (Path(directory) / "run.json").exists():
+        config = RunConfig.from_json(RunDirectory(Path(directory)).read_record()["config"])
+        loader = read_data(config, World(device=find_device("cpu"))).loader
+        step = 1 if config.overfit else step
+    else:
+        dataset = ShardDataset.open(directory, split=split)
+        plan = BatchPlan(
+            num_tokens=len(dataset),
+            block_size=block_size,
+            sequences=sequences,
+            order=order,
+            seed=seed,
+        )
+        loader = Loader(dataset, plan)
+    for text in describe_batch(loader, step - 1, get_tokenizer()):
+        sys.stdout.write(f"-- {text}\n\n")

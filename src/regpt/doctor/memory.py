@@ -1,0 +1,139 @@
+"""How much memory a training takes, by arithmetic: counted tensor by tensor, so it can be checked.
+
+P parameters, C channels, L layers, nh heads, V vocabulary, T tokens, s bytes of the compute dtype
+(2 for bf16, 4 for fp32). What backward keeps of one token in one block:
+
+    ln_1 input 4C · c_attn input sC · q, k, v 3sC · attention output sC · log-sum-exp 4nh
+    ln_2 input 4C · c_fc input sC · GELU input 4sC · c_proj input 4sC
+
+that is (8 + 14s) C + 4nh bytes; embeddings and ln_f add 8C, the loss (4 + 2s) C for the hidden
+states and their gradient. All logits never stand in memory (loss.py): a chunk of 1024 rows does,
+with its float32 softmax beside it on a GPU, and the embedding's gradient twice. Fixed: parameters
+4P, gradients 4P, AdamW's two averages 8 per parameter (Muon's momentum 4), with bf16 autocast the
+cast copies of the matrices 2 each. On a CPU a checkpoint's copy (parameters and optimizer state)
+lies in the same memory. A figure for planning: allocators and libraries take some more, so a tenth
+is left free.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from regpt.loss import CHUNK_ROWS
+from regpt.model import GPT, GPTConfig
+from regpt.runtime import Runtime
+from regpt.train.config import RunConfig
+from regpt.train.optimizer import split_parameters
+
+HEADROOM = 0.9
+"""The share of the memory that is counted on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes of one process."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    copies: int
+    """Weights in the compute dtype, layers gathered from shards, a checkpoint's copy on a CPU."""
+    loss: int
+    """A chunk of logits, and the embedding's gradient until backward adds it up."""
+    activations: int
+    """Of one sequence of a micro-batch."""
+    checkpoint: int
+    """Parameters and optimizer state, whole: what one checkpoint takes on the disk."""
+    parameters_whole: int
+    """What the model's file takes."""
+    available: int
+    """What this machine has free."""
+
+    @property
+    def fixed(self) -> int:
+        """Whatever the batch."""
+        return self.parameters + self.gradients + self.optimizer + self.copies + self.loss
+
+    def needed(self, batch_size: int) -> int:
+        """With so many sequences in a micro-batch."""
+        return self.fixed + batch_size * self.activations
+
+    @property
+    def largest_batch(self) -> int:
+        """The most sequences per micro-batch that fit; 0: not one."""
+        left = int(self.available * HEADROOM) - self.fixed
+        return max(left // self.activations, 0)
+
+
+def per_token(shape: GPTConfig, size: int) -> int:
+    """Bytes of activations that one block keeps of one token; `size` of the compute dtype."""
+    return (8 + 14 * size) * shape.n_embd + 4 * shape.n_head
+
+
+def count_memory(config: RunConfig, runtime: Runtime, *, processes: int, available: int) -> Memory:
+    """The arithmetic of the module's text, for one of so many processes."""
+    with torch.device("meta"):
+        model = GPT(config.model)
+    hidden, decayed, plain = split_parameters(model, config.optimizer)
+    muon = sum(parameter.numel() for parameter in hidden)
+    total = model.num_parameters()
+    optimizer = 8 * (total - muon) + 4 * muon
+    matrices = sum(p.numel() for p in (*hidden, *decayed, *plain) if p.ndim > 1)
+    size = runtime.dtype.itemsize
+    parts = processes // config.replicas if config.shard else 1
+    copies = 2 * matrices if size == 2 else 0
+    block = sum(parameter.numel() for parameter in model.h[0].parameters())
+    if parts > 1:  # two blocks and everything outside the blocks are whole at a time
+        copies += 4 * (total - (config.model.n_layer - 2) * block)
+    if runtime.device.type == "cpu":
+        copies += 4 * total + optimizer
+    tokens, shape = config.block_size, config.model
+    softmax = 0 if runtime.device.type == "cpu" else 4
+    chunk = min(CHUNK_ROWS, config.batch_size * tokens)
+    loss = chunk * shape.vocab_size * (size + softmax)
+    loss += shape.vocab_size * shape.n_embd * (4 + size)
+    kept = shape.n_layer * per_token(shape, size)
+    if config.checkpoint_activations:
+        kept = shape.n_layer * 4 * shape.n_embd + per_token(shape, size)
+    return Memory(
+        parameters=4 * total // parts,
+        gradients=4 * total // parts,
+        optimizer=optimizer // parts,
+        copies=copies,
+        loss=loss,
+        activations=tokens * (kept + (12 + 2 * size) * shape.n_embd),
+        checkpoint=4 * total + optimizer,
+        parameters_whole=4 * total,
+        available=available,
+    )
+
+
+def available_memory(device: torch.device) -> int:
+    """Free bytes of a device; of the machine for a CPU, or of the container we are in."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
+    return min(machine_memory(), container_memory())
+
+
+def machine_memory() -> int:
+    """Free bytes of the machine: what Linux calls available; elsewhere all it has."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvail"))
+    except (OSError, StopIteration, ValueError):
+        if hasattr(os, "sysconf"):
+            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return 1 << 62
+
+
+def container_memory(group: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes left in a container's limit (control groups, version 2); without one, no limit."""
+    try:
+        limit = int((group / "memory.max").read_text())
+        return limit - int((group / "memory.current").read_text())
+    except (OSError, ValueError):  # "max" is no number
+        return 1 << 62
