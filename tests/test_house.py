@@ -37,11 +37,12 @@ FLOORS = [
     "parity",
     "train",
     "doctor",
+    "report",
     "presets",
     "commands",
     "cli",
 ]
-ROOMS = {"weights", "data", "evaluate", "parity", "train", "doctor", "commands"}
+ROOMS = {"weights", "data", "evaluate", "parity", "train", "doctor", "commands", "report"}
 DATA_MAY_USE = {"errors", "atomic", "tokenizer", "runtime", "data"}
 PARITY_MAY_NOT_USE = {"data", "evaluate"}
 ROOF = {"presets", "commands", "cli"}

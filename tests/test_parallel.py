@@ -12,7 +12,7 @@ BASE = [
     "--device", "cpu", "--threads", "1", "--dtype", "fp32", "--block-size", "16",
     "--batch-size", "2", "--batch-tokens", "192", "--steps", "6", "--save-every", "3",
     "--model.block-size", "16", "--model.n-layer", "2", "--model.n-head", "2",
-    "--model.n-embd", "16", "--optimizer.name", "adamw",
+    "--model.n-embd", "16", "--optimizer.name", "adamw", "--no-compact-vocabulary",
 ]  # fmt: skip
 
 

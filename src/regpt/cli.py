@@ -25,6 +25,10 @@ COMMANDS = {
     "prepare": "text files into shards of tokens",
     "data": "show the texts a step is trained on: regpt data show RUN --step N",
     "sample": "let a model continue a prompt",
+    "evaluate": "loss of a text, HellaSwag, LAMBADA: figures that compare",
+    "explain": "look inside a text: probabilities, alternatives, attention",
+    "report": "a page of curves, samples and settings of one run or several",
+    "runs": "list runs with their best figures",
     "export": "write a model for transformers, CTranslate2 and llama.cpp",
     "parity": "compare with transformers on this machine, number by number",
 }

@@ -20,7 +20,8 @@ from regpt.train.checkpoint import Snapshot, verify, write_checkpoint
 from regpt.train.config import OptimizerConfig
 from regpt.train.events import Event, Noted, Stepped
 from regpt.train.loop import train
-from regpt.train.state import check_shares
+from regpt.train.state import TrainState, check_shares
+from regpt.train.step import StepResult
 
 
 def contents(out: Path) -> dict[str, bytes]:
@@ -174,6 +175,20 @@ def test_best_is_only_what_was_validated(text_file: Path, tmp_path: Path) -> Non
     }
     assert manifests[2] is manifests[4] is None
     assert None not in (manifests[6], manifests[7])
+
+
+def test_a_run_of_skipped_steps_only_can_be_resumed(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse_the_first(state: TrainState, result: StepResult) -> str | None:
+        return "made up" if state.step == 0 else None
+
+    monkeypatch.setattr("regpt.train.loop.what_is_wrong", refuse_the_first)
+    config = tiny(text_file, tmp_path / "run", save_every=1, skip_bad_steps=1)
+    train(config, stop=lambda: True)
+    train(config, resume=True)
+    train(replace(config, out=str(tmp_path / "whole")))
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
 
 
 def test_an_optimizer_that_does_not_fit_is_refused(text_file: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO
 
+from regpt.atomic import replace_files
 from regpt.data.documents import Block, Place
 from regpt.data.encode import EncodedSplit
 from regpt.data.manifest import (
@@ -33,7 +34,6 @@ from regpt.data.manifest import (
     SplitRecord,
     dump_json,
     rename,
-    write_text,
 )
 from regpt.data.shards import (
     HEADER_BYTES,
@@ -141,7 +141,7 @@ class Assembly:
         for file in self._files.values():
             _flush(file)
         content = {"settings": self.settings} | asdict(self.state)
-        write_text(self.out / PROGRESS_NAME, dump_json(content))
+        replace_files(self.out, {PROGRESS_NAME: dump_json(content).encode()})
         self._rename(shard for shard in self.state.shards if self._part(shard.file).exists())
         self._committed = time.monotonic()
 

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from regpt.atomic import replace_files
 from regpt.errors import UserError
 
 NAME = "manifest.json"
@@ -99,7 +100,7 @@ class Manifest:
 
     def write(self, directory: Path) -> None:
         """Write manifest.json, whole or not at all."""
-        write_text(directory / NAME, self.to_json())
+        replace_files(directory, {NAME: self.to_json().encode()})
 
     @classmethod
     def read(cls, directory: Path) -> "Manifest | None":
@@ -143,16 +144,6 @@ class Manifest:
 def dump_json(content: Mapping[str, object]) -> str:
     """JSON for people and for digests: indented, one form for one content."""
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is either there whole or not there: beside, fsync, rename."""
-    beside = path.with_name(path.name + ".part")
-    with beside.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    rename([(beside, path)])
 
 
 def rename(pairs: Iterable[tuple[Path, Path]]) -> None:

@@ -18,19 +18,19 @@ passed over for the newest sound one before it, and the caller is told.
 
 import hashlib
 import json
-import os
 import secrets
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from regpt import weights
@@ -85,8 +85,9 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, *, keep: int) -> Path:
     remove(path)  # one that was passed over when the run was resumed
     with new_directory(path) as hidden, writing_to(path):
         weights.write_model_files(hidden, snapshot.model, snapshot.config)
-        save_tensors(snapshot.optimizer, hidden / "optimizer.safetensors")
-        replace_files(hidden, {"state.json": _json(snapshot.progress)})
+        optimizer = partial(write_tensors, tensors=snapshot.optimizer)
+        state = _json(snapshot.progress)
+        replace_files(hidden, {"optimizer.safetensors": optimizer, "state.json": state})
         files = {file.name: digest(file) for file in sorted(hidden.iterdir())}
         manifest = {"step": snapshot.step, "val_loss": snapshot.val_loss, "sha256": files}
         replace_files(hidden, {MANIFEST: _json(manifest)})
@@ -102,17 +103,26 @@ def _json(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=2) + "\n").encode()
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file and force it to the disk."""
-    try:
-        save_file(dict(tensors), path)
-    except SafetensorError as error:  # in place of an OSError, whose number it only mentions
-        raise UserError(
-            f"{path.parent.parent}: a checkpoint cannot be written ({error}); free some space or "
-            "choose another place"
-        ) from error
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
+def write_tensors(file: BinaryIO, *, tensors: Mapping[str, Tensor]) -> None:
+    """Write float32 tensors as a safetensors file, one by one.
+
+    The format is a length, a JSON header and the bytes. Its own library would first copy all of
+    them, holding the interpreter's lock, and the training steps meanwhile would wait.
+    """
+    header, end = {}, 0
+    for name, tensor in tensors.items():
+        assert tensor.dtype == torch.float32, name
+        start, end = end, end + 4 * tensor.numel()
+        header[name] = {
+            "dtype": "F32",
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for tensor in tensors.values():
+        file.write(tensor.contiguous().flatten().numpy().data)
 
 
 def pointed(folder: Path, pointer: str) -> str | None:

@@ -153,7 +153,7 @@ class RunConfig:
         if self.compact_vocabulary and (self.shard or self.optimizer.clip is not None):
             raise UserError(
                 "compact_vocabulary goes with neither shard nor optimizer.clip, whose norm would "
-                "count the shared row once: use --no-shard, --optimizer.clip None"
+                "count the shared row once: use --no-compact-vocabulary"
             )
         if self.shard and self.optimizer.name == "muon":
             raise UserError(

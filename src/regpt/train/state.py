@@ -167,7 +167,8 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
         tensors: Mapping[str, torch.Tensor] = checkpoint.optimizer
         if state.vocabulary is not None:
             tensors = on_embedding(tensors, state.vocabulary.compact_rows)
-        state.optimizer.load_state_tensors(tensors, fill)
+        if tensors:  # none if every step so far was skipped
+            state.optimizer.load_state_tensors(tensors, fill)
     except KeyError as error:
         raise UserError(
             f"{checkpoint.path} has no optimizer state {error}: resume with the run's own "

@@ -1,0 +1,82 @@
+"""`regpt explain`: how likely each token of a text was, and what the model looked at."""
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from regpt.atomic import replace_files, writing_to
+from regpt.commands.sample import load
+from regpt.errors import UserError
+from regpt.evaluate.explain import Place, attention_maps, explain_text
+from regpt.report.explain_page import describe, draw_attention, explain_page, percent, shown
+from regpt.runtime import find_runtime
+from regpt.tokenizer import get_tokenizer
+
+LABEL_LENGTH = 14
+
+
+def show(places: list[Place], console: Console) -> None:
+    """Print the table; what tokens say is never markup."""
+    tokenizer = get_tokenizer()
+    grid = Table("", "token", "probability", "rank", "most likely", box=None, pad_edge=False)
+    for column in (0, 2, 3):
+        grid.columns[column].justify = "right"
+    for number, place in enumerate(places):
+        if place.token is None or place.probability is None:
+            cells = (str(number), "(next)", "", "")
+        else:
+            token = repr(shown(tokenizer, place.token))
+            cells = (str(number), token, percent(place.probability), str(place.rank))
+        likely = describe(tokenizer, place.alternatives)
+        grid.add_row(*(Text(cell) for cell in (*cells, likely)))
+    console.print(grid)
+
+
+def explain(
+    prompt: str,
+    /,
+    *,
+    model: str = "gpt2",
+    top: int = 5,
+    layer: int | None = None,
+    head: int | None = None,
+    out: str = "explain",
+    device: str = "auto",
+) -> None:
+    """Print each token's probability and alternatives, and write them as a page.
+
+    Args:
+        prompt: The text to look into.
+        model: A run directory, a Hugging Face directory, a hub name, or `random` (untrained 124M).
+        top: Alternatives per position.
+        layer: Draw where this layer looks, counted from 0; default: the last.
+        head: One head of it, counted from 0; default: all.
+        out: A folder for explain.html and the pictures.
+        device: auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps.
+    """
+    tokenizer = get_tokenizer()
+    ids = tokenizer.encode(prompt)
+    if not ids:
+        raise UserError("the text is empty: give some to look into")
+    gpt = load(model, seed=1337).to(find_runtime(device, dtype="fp32").device)
+    chosen = len(gpt.h) - 1 if layer is None else layer
+    if head is not None and not 0 <= head < gpt.config.n_head:
+        raise UserError(f"--head {head}: the model has heads 0 to {gpt.config.n_head - 1}")
+    places = explain_text(gpt, ids, top=top)
+    maps = attention_maps(gpt, ids, layer=chosen)
+    title = f"attention of layer {chosen}"
+    name = f"attention-layer{chosen}"
+    if head is not None:
+        maps, title, name = maps[head : head + 1], f"{title}, head {head}", f"{name}-head{head}"
+    labels = [shown(tokenizer, token)[:LABEL_LENGTH] for token in (tokenizer.eot, *ids)]
+    png = draw_attention(maps, labels, title=title)
+    page = explain_page(places, tokenizer, model=model, maps=[(title.capitalize(), png)])
+    folder = Path(out)
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    replace_files(folder, {f"{name}.png": png, "explain.html": page})
+    show(places, Console(file=sys.stdout))
+    sys.stdout.write(f"\n{folder / 'explain.html'}\n{folder / name}.png\n")

@@ -1,0 +1,165 @@
+"""What a run left behind, read for people: whatever is sound, and a word on what was not.
+
+A run that was killed leaves a last line of metrics.jsonl cut short; a damaged disk may leave worse.
+Every line that is an object with a step is taken, the others are counted and named, never guessed.
+"""
+
+import json
+import math
+import re
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from regpt.errors import UserError
+from regpt.train.directory import RunDirectory, flatten
+
+SECTION = re.compile(r"^== after (\d+) steps$", re.MULTILINE)
+NAMED_LINES = 5
+
+Points = list[tuple[float, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """A run's record, its metrics and its samples."""
+
+    path: Path
+    record: dict[str, Any]
+    entries: list[dict[str, Any]]
+    """The sound lines of metrics.jsonl, in order."""
+    notes: list[str]
+    """What was dropped, a line each."""
+    samples: list[tuple[int, list[str]]]
+    """After so many steps: texts."""
+
+    @property
+    def name(self) -> str:
+        """What the run is called: its directory."""
+        return self.path.resolve().name
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The configuration by dotted names."""
+        return flatten(self.record.get("config", {}))
+
+    @property
+    def step(self) -> int:
+        """The last step recorded."""
+        return max((entry["step"] for entry in self.entries), default=0)
+
+    @property
+    def tokens(self) -> int:
+        """Trained on."""
+        return max((entry.get("tokens") or 0 for entry in self.entries), default=0)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run came to its end."""
+        return bool(self.record.get("finished"))
+
+    def points(self, name: str) -> Points:
+        """(step, value) wherever a line has this number."""
+        return [
+            (entry["step"], entry[name])
+            for entry in self.entries
+            if isinstance(entry.get(name), int | float) and math.isfinite(entry[name])
+        ]
+
+    def best(self, name: str, *, largest: bool = False) -> tuple[int, float] | None:
+        """The step and value of the smallest number of this name, or of the largest."""
+        points = self.points(name)
+        if not points:
+            return None
+        step, value = (max if largest else min)(points, key=lambda point: point[1])
+        return int(step), value
+
+    def typical(self, name: str) -> float | None:
+        """The median of a number, the first step (which warms up) left out."""
+        values = [value for _, value in self.points(name)]
+        return statistics.median(values[1:] or values) if values else None
+
+    def num_parameters(self) -> int | None:
+        """From the shape: embeddings, blocks, final LayerNorm."""
+        try:
+            V, P, L, C = (
+                self.record["config"]["model"][name]
+                for name in ("vocab_size", "block_size", "n_layer", "n_embd")
+            )
+        except KeyError:
+            return None
+        return (V + P) * C + L * (12 * C * C + 13 * C) + 2 * C
+
+
+def read_history(path: Path) -> History:
+    """Read a run's directory.
+
+    Raises:
+        UserError: no run there, or a run without a single sound line of metrics.
+    """
+    directory = RunDirectory(path)
+    record = directory.read_record()
+    entries, notes = read_metrics(directory.metrics)
+    if not entries:
+        raise UserError(f"{path} has no metrics yet (no sound line in metrics.jsonl): train first")
+    return History(
+        path=path,
+        record=record,
+        entries=entries,
+        notes=notes,
+        samples=read_samples(directory.samples),
+    )
+
+
+def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The sound lines, and what was dropped."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return [], []
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    entries, dropped = [], []
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except ValueError:  # of which a UnicodeDecodeError is one
+            entry = None
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+            entries.append(entry)
+        else:
+            dropped.append(number)
+    if not dropped:
+        return entries, []
+    numbers = ", ".join(map(str, dropped[:NAMED_LINES]))
+    more = ", ..." if len(dropped) > NAMED_LINES else ""
+    lines = "1 line" if len(dropped) == 1 else f"{len(dropped)} lines"
+    return entries, [f"{path}: {lines} dropped that are not whole (line {numbers}{more})"]
+
+
+def read_samples(path: Path) -> list[tuple[int, list[str]]]:
+    """The sections of samples.txt."""
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8", errors="replace")
+    pieces = SECTION.split(text)[1:]  # step, texts, step, texts, ...
+    sections = []
+    for step, body in zip(pieces[::2], pieces[1::2], strict=True):
+        texts = [part.removesuffix("\n") for part in re.split(r"^> ", body.strip("\n"), flags=re.M)]
+        sections.append((int(step), texts[1:]))
+    return sections
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """The runs in a folder, by name; the folder itself if it is one."""
+    if (folder / "run.json").is_file():
+        return [folder]
+    if not folder.is_dir():
+        raise UserError(f"no such folder: {folder}; name one that holds runs")
+    runs = sorted(path.parent for path in folder.glob("*/run.json"))
+    if not runs:
+        raise UserError(f"{folder} holds no runs: train one, or name the folder that holds them")
+    return runs

@@ -1,0 +1,230 @@
+"""The report: curves, samples over time, settings and what is published, of one run or several."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from regpt.report.chart import COLORS, SCRIPT, Curve, Level, draw_chart, short
+from regpt.report.history import History, Points
+from regpt.report.page import make_page, table, text
+from regpt.report.references import Reference, Unit, find_references
+from regpt.train.picture import smooth
+
+NOISE = 0.28
+"""How faint single steps are drawn."""
+FIGURES = ("run", "parameters", "steps", "tokens", "validation loss", "bits per byte",
+           "nats per character", "HellaSwag", "tokens/s", "state")  # fmt: skip
+NOT_COMPARED = {"out", "device", "threads"}
+
+
+def smoothed(points: Points) -> Points:
+    """The moving average of a curve."""
+    return list(zip([x for x, _ in points], smooth([y for _, y in points]), strict=True))
+
+
+class Axis:
+    """What the curves of a page are drawn over: steps, or tokens where runs' steps differ."""
+
+    def __init__(self, runs: Sequence[History]) -> None:
+        per_step = {round(run.tokens / run.step) for run in runs if run.step}
+        self.in_tokens = len(per_step) > 1
+        self.name = "tokens" if self.in_tokens else "steps"
+        self.rates = {id(run): run.tokens / max(run.step, 1) for run in runs}
+
+    def points(self, run: History, name: str) -> Points:
+        """A run's numbers over this axis."""
+        points = run.points(name)
+        if not self.in_tokens:
+            return points
+        exact = {step: tokens for step, tokens in run.points("tokens")}
+        rate = self.rates[id(run)]
+        return [(exact.get(step, step * rate), value) for step, value in points]
+
+
+def figures_of(run: History) -> list[str]:
+    """A row of the overview, as plain text."""
+
+    def best(name: str, *, largest: bool = False) -> str:
+        found = run.best(name, largest=largest)
+        return "" if found is None else f"{found[1]:.4f} (step {found[0]:,})"
+
+    parameters, speed = run.num_parameters(), run.typical("tokens_per_second")
+    planned = run.settings.get("steps")
+    return [
+        run.name,
+        "" if parameters is None else f"{parameters:,}",
+        f"{run.step:,}",
+        f"{run.tokens:,}",
+        best("val_loss"),
+        best("val_bits_per_byte"),
+        best("val_nats_per_character"),
+        best("hellaswag_acc_norm", largest=True),
+        "" if speed is None else f"{speed:,.0f}",
+        "finished" if run.is_finished else f"step {run.step:,} of {planned}",
+    ]
+
+
+def loss_chart(runs: Sequence[History], axis: Axis, levels: Sequence[Reference]) -> str:
+    """Training loss (single steps faint, smoothed) and validation loss."""
+    curves = []
+    for index, run in enumerate(runs):
+        color = COLORS[index % len(COLORS)]
+        train, validation = axis.points(run, "loss"), axis.points(run, "val_loss")
+        prefix = f"{run.name}, " if len(runs) > 1 else ""
+        other = color if len(runs) > 1 else COLORS[1]
+        if len(runs) == 1:
+            curves.append(
+                Curve(name="training, each step", points=train, color=color, width=0.8,
+                      opacity=NOISE, shapes=False)
+            )  # fmt: skip
+        curves.append(
+            Curve(name=f"{prefix}training, smoothed", points=smoothed(train), color=color)
+        )
+        curves.append(
+            Curve(name=f"{prefix}validation", points=validation, color=other, dots=True, width=1.2,
+                  dash="" if len(runs) == 1 else "2 3")
+        )  # fmt: skip
+    lines = [Level(name=level.name, value=level.value) for level in levels]
+    return draw_chart(
+        "Loss (nats per token)", curves, x_name=axis.name, levels=lines, width=1060, height=360
+    )
+
+
+def plain_chart(
+    title: str,
+    name: str,
+    runs: Sequence[History],
+    axis: Axis,
+    *,
+    levels: Sequence[Reference] = (),
+    noisy: bool = False,
+) -> str:
+    """One number of all runs; noisy ones smoothed, over the single steps."""
+    curves = []
+    for index, run in enumerate(runs):
+        color, points = COLORS[index % len(COLORS)], axis.points(run, name)
+        if noisy and len(runs) == 1:
+            curves.append(
+                Curve(name="each step", points=points, color=color, width=0.8, opacity=NOISE,
+                      shapes=False)
+            )  # fmt: skip
+        label = run.name if len(runs) > 1 else ("smoothed" if noisy else name.replace("_", " "))
+        line = smoothed(points) if noisy else points
+        curves.append(Curve(name=label, points=line, color=color, dots=name.startswith("val_")))
+    lines = [Level(name=level.name, value=level.value) for level in levels]
+    return draw_chart(title, curves, x_name=axis.name, levels=lines)
+
+
+def charts(runs: Sequence[History], axis: Axis) -> tuple[list[str], list[Reference]]:
+    """The figures, and the published ones drawn into them."""
+    units: tuple[Unit, ...] = ("val_loss", "val_nats_per_character", "hellaswag_acc_norm")
+    drawn = {unit: find_references(runs, unit) for unit in units}
+    small = [
+        plain_chart("Validation, nats per character", units[1], runs, axis, levels=drawn[units[1]]),
+        plain_chart("HellaSwag accuracy", units[2], runs, axis, levels=drawn[units[2]]),
+        plain_chart("Learning rate", "learning_rate", runs, axis),
+        plain_chart("Gradient norm", "grad_norm", runs, axis, noisy=True),
+        plain_chart("Tokens per second", "tokens_per_second", runs, axis, noisy=True),
+    ]
+    wide = loss_chart(runs, axis, drawn["val_loss"])
+    body = [
+        '<div class="charts">',
+        f'<div class="wide">{wide}</div>' if wide else "",
+        *filter(None, small),
+        "</div>",
+    ]
+    return body, [reference for unit in units for reference in drawn[unit]]
+
+
+def reference_section(references: Sequence[Reference]) -> list[str]:
+    """What the dashed lines are."""
+    if not references:
+        return [
+            "<p>No line of a published GPT-2 is drawn: none of those known here was measured on "
+            "this validation text, and a loss on another text says nothing.</p>"
+        ]
+    rows = [[text(r.name), f"{r.value:g}", text(r.text), text(r.source)] for r in references]
+    return [
+        "<h2>Published figures</h2>",
+        table(("dashed line", "value", "measured on", "source"), rows, numbers=(1,)),
+    ]
+
+
+def sample_section(run: History, *, titled: bool) -> list[str]:
+    """What the model wrote, newest first."""
+    if not run.samples:
+        return []
+    body = [f"<h3>{text(run.name)}</h3>"] if titled else []
+    prompt = run.settings.get("prompt")
+    if prompt:
+        body.append(f"<p>prompt: {text(prompt)}</p>")
+    for number, (step, texts) in enumerate(reversed(run.samples)):
+        when = "before training" if step == 0 else f"after {short(step)} steps"
+        inside = "".join(f"<pre>{text(sample)}</pre>" for sample in texts)
+        opened = " open" if number == 0 else ""
+        body.append(f"<details{opened}><summary>{when}</summary>{inside}</details>")
+    return body
+
+
+def value_text(value: Any) -> str:
+    """A setting as text."""
+    return text(json.dumps(value, ensure_ascii=False))
+
+
+def settings_section(runs: Sequence[History]) -> list[str]:
+    """What differs between runs, then everything."""
+    names = sorted({name for run in runs for name in run.settings})
+    missing = object()
+    body = []
+    if len(runs) > 1:
+        differing = [
+            [text(name), *(value_text(run.settings.get(name)) for run in runs)]
+            for name in names
+            if name not in NOT_COMPARED
+            and len({repr(run.settings.get(name, missing)) for run in runs}) > 1
+        ]
+        body.append("<h2>What differs</h2>")
+        if differing:
+            body.append(table(("setting", *(run.name for run in runs)), differing))
+        else:
+            body.append("<p>Nothing: the runs have the same settings.</p>")
+    rows = [[text(name), *(value_text(run.settings.get(name)) for run in runs)] for name in names]
+    for name in ("data", "versions"):
+        parts = [run.record.get(name, {}) for run in runs]
+        for key in sorted({key for part in parts for key in part}):
+            rows.append([f"{name}: {text(key)}", *(value_text(part.get(key)) for part in parts)])
+    rows.append(["runtime", *(value_text(run.record.get("runtime")) for run in runs)])
+    whole = table(("setting", *(run.name for run in runs)), rows)
+    body += [
+        "<h2>Settings</h2>",
+        f"<details><summary>all of them</summary>{whole}</details>",
+    ]
+    return body
+
+
+def run_page(runs: Sequence[History]) -> bytes:
+    """The whole page."""
+    axis = Axis(runs)
+    drawn, references = charts(runs, axis)
+    rows = [[text(cell) for cell in figures_of(run)] for run in runs]
+    used = [i for i in range(len(FIGURES)) if any(row[i] for row in rows)]
+    overview = table(
+        [FIGURES[i] for i in used],
+        [[row[i] for i in used] for row in rows],
+        numbers=[place for place, i in enumerate(used) if 0 < i < len(FIGURES) - 1],
+    )
+    samples = [part for run in runs for part in sample_section(run, titled=len(runs) > 1)]
+    body = [
+        *(f'<p class="note">{text(note)}</p>' for run in runs for note in run.notes),
+        "<h2>Best figures</h2>",
+        overview,
+        "<h2>Curves</h2>",
+        *drawn,
+        *reference_section(references),
+        *(["<h2>Samples over time</h2>", *samples] if samples else []),
+        *settings_section(runs),
+    ]
+    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
+    data = ", ".join(sorted({str(run.record.get("data", {}).get("sources", "")) for run in runs}))
+    preset = ", ".join(sorted({str(run.settings.get("preset", "")) for run in runs}))
+    return make_page(title, f"preset {preset}, on {data}", body, script=SCRIPT)

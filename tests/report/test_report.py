@@ -1,0 +1,310 @@
+"""The page opens from disk, asks nobody for anything, and shows what the run recorded."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from regpt.cli import main
+from regpt.report.chart import Curve, draw_chart, short, thin, ticks
+from regpt.report.history import read_history, read_metrics, read_samples
+from regpt.report.references import REFERENCES, find_references
+from regpt.train.config import RunConfig
+
+Capture = pytest.CaptureFixture[str]
+VOID = {"meta", "br", "img", "rect", "path", "circle"}
+HOSTILE = "</script><script>alert(1)</script> & <img src=x onerror=alert(2)> \"'"
+
+
+def make_run(
+    path: Path, *, steps: int = 40, data: str = "tinyshakespeare.txt", **settings: Any
+) -> Path:
+    """A run's directory as training leaves it, without the model."""
+    path.mkdir(parents=True)
+    config = RunConfig(steps=steps, validation_fraction=0.1, preset="quickstart", **settings)
+    facts = {"sources": data, "fingerprint": "ab", "validation_tokens": 7}
+    record = {"config": config.to_json(), "data": facts, "runtime": "cpu", "versions": {}}
+    (path / "run.json").write_text(json.dumps(record))
+    lines = []
+    for step in range(1, steps + 1):
+        lines.append(
+            {"step": step, "loss": 10 - 0.1 * step, "learning_rate": 1e-3, "grad_norm": 1 / step,
+             "tokens": 128 * step, "tokens_per_second": 1000.0 + step}
+        )  # fmt: skip
+        if step % 20 == 0:
+            lines.append({"step": step, "val_loss": 8 - step / 20, "val_bits_per_byte": 3.0,
+                          "val_nats_per_character": 2 - step / 100, "val_tokens": 6})  # fmt: skip
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (path / "samples.txt").write_text(
+        f"== after 0 steps\n> one\ntwo\n> {HOSTILE}\n\n== after {steps} steps\n> last words\n\n",
+        encoding="utf-8",
+    )
+    return path
+
+
+class Page(HTMLParser):
+    """Checks that tags close in order, and collects addresses and data."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.tags: list[str] = []
+        self.scripts: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        assert not [name for name, _ in attrs if name.startswith("on")], "no handler in markup"
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "script":
+            self.scripts.append(data)
+
+
+def report(*arguments: object) -> None:
+    main(["report", *map(str, arguments)])
+
+
+def test_the_page_of_one_run(tmp_path: Path, capsys: Capture) -> None:
+    run = make_run(tmp_path / "runs" / "small", prompt=HOSTILE)
+    report(run)
+    names = sorted(path.name for path in run.glob("report*"))
+    assert names == ["report-loss.png", "report-training.png", "report.html"]
+    assert all(str(run / name) in capsys.readouterr().out or name for name in names)
+    text = (run / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.addresses == [], "nothing to load"
+    assert not re.search(r"url\((?!#)|@import|https?://", text)
+    assert "default-src &#x27;none&#x27;" in text
+    assert HOSTILE not in text
+    assert "alert(1)&lt;/script&gt;" in text
+    charts = [json.loads(data) for data in page.scripts if data.startswith("{")]
+    drawn = {curve["name"]: curve["points"] for chart in charts for curve in chart["curves"]}
+    assert drawn["validation"] == [[20, 7.0], [40, 6.0]]
+    assert drawn["learning rate"][0] == [1, 0.001]
+    assert drawn["val nats per character"] == [[20, 1.8], [40, 1.6]]
+    assert len(charts) == text.count("<svg") == 5
+    for expected in ("nanoGPT on a CPU, character model: 1.886", "6.0000 (step 40)", "last words",
+                     "one\ntwo", "after 40 steps", "Published figures", "optimizer.betas"):  # fmt: skip
+        assert expected in text, expected
+    assert (run / names[0]).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_same_page_every_time(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    report(run, "--out", tmp_path / "a" / "page.html")
+    report(run, "--out", tmp_path / "b" / "page.html")
+    assert (tmp_path / "a" / "page.html").read_bytes() == (
+        tmp_path / "b" / "page.html"
+    ).read_bytes()
+
+
+def test_several_runs_are_compared(tmp_path: Path) -> None:
+    first = make_run(tmp_path / "first", lr=1e-3)
+    second = make_run(tmp_path / "second", steps=60, lr=2e-3)
+    report(first, second, "--out", tmp_path / "both.html")
+    text = (tmp_path / "both.html").read_text(encoding="utf-8")
+    Page(text)
+    differing = text.split("<h2>What differs</h2>")[1].split("</table>")[0]
+    names = re.findall(r"<tr><td>([^<]*)</td>", differing)
+    assert names == ["lr", "steps"]
+    assert "<td>0.001</td><td>0.002</td>" in differing
+    for name in ("first, training, smoothed", "second, validation"):
+        assert name in text
+
+
+def test_runs_of_other_batches_are_drawn_over_tokens(tmp_path: Path) -> None:
+    first, second = make_run(tmp_path / "first"), make_run(tmp_path / "second")
+    lines = [json.loads(line) for line in (second / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        if "tokens" in line:
+            line["tokens"] *= 2
+    (second / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report(first, second, "--out", tmp_path / "both.html")
+    page = Page((tmp_path / "both.html").read_text(encoding="utf-8"))
+    loss = json.loads(page.scripts[0])
+    ends = {curve["name"]: curve["points"][-1][0] for curve in loss["curves"]}
+    assert ends["first, validation"] == 40 * 128
+    assert ends["second, validation"] == 2 * 40 * 128
+
+
+@pytest.mark.parametrize(
+    ("ruin", "kept", "said"),
+    [
+        (lambda data: data[:-9], 41, r"1 line dropped that are not whole \(line 42\)"),
+        (lambda data: data.replace(b'{"step": 2,', b'\x00\xff{"', 1), 41, r"\(line 2\)"),
+        (
+            lambda data: b"[1]\n" * 7 + data,
+            42,
+            r"7 lines dropped .* \(line 1, 2, 3, 4, 5, \.\.\.\)",
+        ),
+        (lambda data: data + b"\n\n", 42, None),
+    ],
+    ids=["killed", "damaged", "foreign", "blank"],
+)
+def test_half_written_metrics(
+    tmp_path: Path, ruin: Any, kept: int, said: str | None, capsys: Capture
+) -> None:
+    run = make_run(tmp_path / "run")
+    path = run / "metrics.jsonl"
+    path.write_bytes(ruin(path.read_bytes()))
+    entries, notes = read_metrics(path)
+    assert len(entries) == kept
+    assert bool(notes) == (said is not None)
+    if said is not None:
+        assert re.search(said, notes[0])
+        report(run)
+        assert re.search(said, capsys.readouterr().out)
+        assert re.search(said, (run / "report.html").read_text(encoding="utf-8"))
+
+
+def test_samples_are_read_as_they_were_written(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert read_samples(run / "samples.txt") == [
+        (0, ["one\ntwo", HOSTILE]),
+        (40, ["last words"]),
+    ]
+    assert read_samples(tmp_path / "absent.txt") == []
+
+
+def test_references_belong_to_their_text(tmp_path: Path) -> None:
+    def found(data: str, unit: Any) -> set[float]:
+        run = read_history(make_run(tmp_path / data.replace("/", "-"), data=data))
+        return {reference.value for reference in find_references([run], unit)}
+
+    assert found("fineweb-edu", "val_loss") == {3.2924, 3.397}
+    assert found("data/fineweb", "val_loss") == {3.28, 3.2722}
+    assert found("other.txt", "val_loss") == set()
+    assert found("shakespeare", "val_nats_per_character") == {1.886, 1.4697}
+    other_split = make_run(tmp_path / "split", data="shakespeare")
+    record = json.loads((other_split / "run.json").read_text())
+    record["config"]["validation_fraction"] = 0.2
+    (other_split / "run.json").write_text(json.dumps(record))
+    assert find_references([read_history(other_split)], "val_nats_per_character") == []
+    assert all(reference.source and reference.text for reference in REFERENCES)
+
+
+def test_charts_of_odd_curves() -> None:
+    assert draw_chart("nothing", [Curve(name="a", points=[], color="red")], x_name="steps") == ""
+    alone = draw_chart("one", [Curve(name="a", points=[(3, 5.0)], color="red")], x_name="steps")
+    assert "<circle" in alone
+    assert "nan" not in alone
+    flat = draw_chart("flat", [Curve(name="a", points=[(0, 0), (1, 0)], color="red")], x_name="x")
+    assert "nan" not in flat
+    many = [(float(i), float(i % 97)) for i in range(10_001)]
+    few = thin(many)
+    assert len(few) <= 602
+    assert few == sorted(few)
+    assert max(y for _, y in few) == 96
+    assert few[-1] == many[-1]
+    assert ticks(0.0, 10.0) == [0, 2, 4, 6, 8, 10]
+    assert [short(x) for x in (1e-4, 1.5, 12_000, 3e6, 2e9)] == ["0.0001", "1.5", "12k", "3M", "2B"]
+
+
+def test_runs_are_listed(tmp_path: Path, capsys: Capture) -> None:
+    make_run(tmp_path / "runs" / "good")
+    bad = make_run(tmp_path / "runs" / "silent")
+    (bad / "metrics.jsonl").write_text("")
+    main(["runs", str(tmp_path / "runs")])
+    out = capsys.readouterr().out
+    assert re.search(r"good\s.*\s40\s+5\.12k\s+6\.0000\s+3\.0000\s+1\.6000\s+1,021", out)
+    assert "silent has no metrics yet" in out
+    main(["runs", str(tmp_path / "runs"), "--json"])
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [entry["val_loss"] for entry in found] == [6.0]
+    assert found[0]["parameters"] == 124_439_808
+    assert found[0]["best_step"] == 40
+
+
+def test_bad_input(tmp_path: Path, capsys: Capture) -> None:
+    def fails(*arguments: object) -> str:
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        assert stop.value.code == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        return error
+
+    silent = make_run(tmp_path / "silent")
+    (silent / "metrics.jsonl").unlink()
+    assert "silent has no metrics yet" in fails("report", silent)
+    assert "holds no run" in fails("report", tmp_path)
+    assert "name the directory of a run" in fails("report")
+    assert "not the name of an .html file" in fails("report", silent, "--out", tmp_path)
+    assert "no such folder" in fails("runs", tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
+    assert "holds no runs" in fails("runs", tmp_path / "empty")
+
+
+PROBE = """<script>
+window.problems = [];
+addEventListener("error", (event) => problems.push(String(event.message)), true);
+addEventListener("securitypolicyviolation", (event) => problems.push(event.blockedURI));
+</script>"""
+ASK = """<script>
+const svg = document.querySelector("figure.chart svg");
+const box = svg.getBoundingClientRect();
+svg.dispatchEvent(new MouseEvent("mousemove", {clientX: box.left + box.width, clientY: box.top}));
+document.body.dataset.found = JSON.stringify({
+  problems, requests: performance.getEntriesByType("resource").map((entry) => entry.name),
+  curves: [...document.querySelectorAll("svg g path")].map((path) => path.getBBox().width),
+  reading: document.querySelector(".reading").textContent,
+});
+</script>"""
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+def test_in_a_browser(tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium on this machine")
+    run = make_run(tmp_path / "run", prompt=HOSTILE)
+    report(run)
+    text = (run / "report.html").read_text(encoding="utf-8")
+    probed = tmp_path / "probed.html"
+    probed.write_text(
+        text.replace("<title>", PROBE + "<title>", 1).replace("</body>", ASK + "</body>"),
+        encoding="utf-8",
+    )
+    done = subprocess.run(
+        [browser, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr",
+         "--dump-dom", probed.as_uri()],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert "CONSOLE" not in done.stderr, done.stderr
+    attribute = re.search(r'data-found="([^"]*)"', done.stdout)
+    assert attribute is not None, done.stderr
+    found = json.loads(attribute[1].replace("&quot;", '"').replace("&amp;", "&"))
+    assert found["problems"] == []
+    assert found["requests"] == []
+    assert len(found["curves"]) == 9
+    assert all(width > 100 for width in found["curves"])
+    assert "validation 6 (40)" in found["reading"]
