@@ -87,6 +87,8 @@ def test_what_transformers_makes_of_it(directory: Path) -> None:
     assert len(tokenizer) == 50257
     assert (tokenizer.eos_token_id, tokenizer.bos_token_id) == (50256, 50256)
     assert tokenizer.model_max_length == 1024
+    # transformers 4 would otherwise delete spaces before punctuation
+    assert tokenizer.clean_up_tokenization_spaces is False
     assert tokenizer.decode([1279, 764, 5145]) == get_tokenizer().decode([1279, 764, 5145])
 
 

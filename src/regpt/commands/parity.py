@@ -30,7 +30,7 @@ def verdict(checks: list[Check]) -> str:
 def show(checks: Iterator[Check], console: Console) -> list[Check]:
     """Print the table, a row as soon as it is known; then what was compared, and differences."""
     table = Table(box=None, pad_edge=False)
-    for heading in ("check", "", "measured", "at most"):
+    for heading in ("check", "", "measured", "required"):
         table.add_column(heading, no_wrap=True)
     done = []
     with Live(table, console=console, vertical_overflow="visible"):

@@ -17,7 +17,7 @@ class Check:
     figure: str = ""
     """What was measured."""
     bound: str = ""
-    """What it may be at most; 'equal' where nothing is tolerated."""
+    """What it may be at most; 'every token' where nothing is tolerated."""
     detail: str = ""
     """What was compared with what; why it was not checked; or the first difference."""
     values: Mapping[str, float | int | str | None] = field(default_factory=dict)

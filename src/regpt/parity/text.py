@@ -86,8 +86,8 @@ def report(name: str, tally: Tally, detail: str) -> Check:
     return Check(
         name=name,
         status=judge(tally.agrees),
-        figure=f"{tally.equal:,} of {tally.tokens:,} tokens",
-        bound="equal",
+        figure=f"{tally.equal:,} of {tally.tokens:,}",
+        bound="every token",
         detail=detail,
         values=values,
     )
