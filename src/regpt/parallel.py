@@ -76,6 +76,8 @@ def open_world(runtime: Runtime) -> Iterator[World]:
     if runtime.world_size == 1:
         yield World(device=runtime.device)
         return
+    if runtime.device.type == "cuda":
+        torch.cuda.set_device(runtime.device)  # what nccl and FSDP take for this process's own
     ours = not dist.is_initialized()
     if ours:
         dist.init_process_group("nccl" if runtime.device.type == "cuda" else "gloo")

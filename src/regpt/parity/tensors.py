@@ -73,7 +73,13 @@ def worst(name: str, pairs: Sequence[Pair], measure: Measure, bound: float, unit
         figure=f"{figure:.1e}",
         bound=f"{bound:.0e} {unit}",
         detail="; ".join(part for part in (where, f"model: {model}" * (len(pairs) > 1)) if part),
-        values={"figure": figure, "bound": bound, "model": model, "where": where},
+        # JSON has no NaN
+        values={
+            "figure": figure if figure == figure else None,
+            "bound": bound,
+            "model": model,
+            "where": where,
+        },
     )
 
 
