@@ -129,3 +129,19 @@ def test_an_empty_prompt_starts_from_end_of_text(
 ) -> None:
     out = printed(capsys, "", "--model", directory, "--device", "cpu", "--json")
     assert all(json.loads(line)["tokens"][0] == 50256 for line in out.splitlines())
+
+
+def test_a_model_with_another_tokenizer_is_refused(
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in directory.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    words = json.loads((tmp_path / "vocab.json").read_text())
+    words["Hello"], words["World"] = words["World"], words["Hello"]
+    (tmp_path / "vocab.json").write_text(json.dumps(words))
+    with pytest.raises(SystemExit) as stop:
+        main(["sample", "--model", str(tmp_path), "--device", "cpu"])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "vocab.json" in error

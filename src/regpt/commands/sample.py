@@ -15,6 +15,8 @@ from regpt.model import GPT, GPTConfig
 from regpt.runtime import find_runtime
 from regpt.sampling import SamplingParams, Stream
 from regpt.tokenizer import get_tokenizer
+from regpt.tokenizer_files import check_tokenizer
+from regpt.weights import locate
 from regpt.writing import cut_at_stop, stream_text
 
 DEFAULTS = SamplingParams()
@@ -25,7 +27,9 @@ def load(model: str, *, seed: int) -> GPT:
     if model == "random":
         torch.manual_seed(seed)
         return GPT(GPTConfig()).eval()
-    return GPT.from_pretrained(model)
+    directory = locate(model)
+    check_tokenizer(directory)
+    return GPT.from_pretrained(directory)
 
 
 def sample(
