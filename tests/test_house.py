@@ -23,6 +23,7 @@ FLOORS = [
     "tokenizer_files",
     "weights",
     "model",
+    "attention",
     "loss",
     "vocabulary",
     "sampling",

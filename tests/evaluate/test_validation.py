@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from regpt import GPT, GPTConfig, UserError, find_runtime, get_tokenizer
 from regpt.data.loader import ArrayDataset
-from regpt.evaluate.reader import PackedReader, attend, attend_in_blocks, choose_reader
+from regpt.evaluate.reader import PackedReader, choose_reader
 from regpt.evaluate.scoring import target_nats_and_hits
 from regpt.evaluate.validation import token_sizes, validate
 from regpt.lowbit import missing
@@ -141,14 +141,6 @@ def test_bf16_is_near(trained: GPT) -> None:
     assert result.loss == pytest.approx(expected, rel=1e-2)
     autocast = validate(trained, dataset(), find_runtime("cpu", dtype="bf16"), block_size=16)
     assert autocast.loss == pytest.approx(expected, rel=1e-2)
-
-
-@pytest.mark.parametrize("T", [1, 16, 255, 256, 257, 600])
-def test_attention_in_blocks(T: int) -> None:
-    q, k, v = torch.randn(3, 2, 4, T, 8)
-    torch.testing.assert_close(
-        attend_in_blocks(q, k, v).float(), attend(q, k, v), rtol=0, atol=3e-2
-    )
 
 
 def test_the_reader_of_this_machine(model: GPT) -> None:

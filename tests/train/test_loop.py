@@ -8,10 +8,11 @@ import pytest
 import torch
 from runs import TINY, losses, tiny
 
-from regpt import GPT, UserError
+from regpt import GPT, UserError, find_runtime
 from regpt.train.config import OptimizerConfig, ScheduleConfig
 from regpt.train.events import Finished, Sampled, Started, Stepped, Validated
 from regpt.train.loop import train
+from regpt.train.state import takes_blocks
 
 
 def test_a_run_leaves_a_model_and_its_record(text_file: Path, tmp_path: Path) -> None:
@@ -114,3 +115,27 @@ def test_a_validation_part_too_short_makes_no_directory(text_file: Path, tmp_pat
 def test_impossible_configurations_are_refused(change: dict, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         tiny(tmp_path / "text", tmp_path / "run", **change)
+
+
+def test_attention_in_blocks_learns_the_same(text_file: Path, tmp_path: Path) -> None:
+    for name in ("plain", "blocks"):
+        train(tiny(text_file, tmp_path / name, attention=name))
+    pairs = zip(losses(tmp_path / "plain"), losses(tmp_path / "blocks"), strict=True)
+    assert all(one == pytest.approx(other, rel=1e-4) for one, other in pairs)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "changes", "blocks"),
+    [
+        ("bf16", {}, True),
+        ("fp32", {}, False),
+        ("bf16", {"compile": True}, False),
+        ("bf16", {"attention": "plain"}, False),
+        ("fp32", {"attention": "blocks"}, True),
+    ],
+)
+def test_attention_is_chosen(
+    text_file: Path, tmp_path: Path, dtype: str, changes: dict, blocks: bool
+) -> None:
+    runtime = find_runtime("cpu", dtype=dtype)
+    assert takes_blocks(tiny(text_file, tmp_path, **changes), runtime) == blocks

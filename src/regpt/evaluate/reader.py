@@ -5,22 +5,19 @@ matrices that decoding packs too (fast.py): oneDNN multiplies float32 twice as f
 that F.linear goes to, and bfloat16 without packing the weight anew for every batch. The residual
 stream, the LayerNorms and the softmax over the vocabulary stay in float32.
 
-In bfloat16 torch's CPU attention is the slowest part that is left: it multiplies small tiles one by
-one. `attend_in_blocks` multiplies all heads at once, a block of queries against the keys up to its
-own end.
+In bfloat16 attention goes block by block (attention.py), as in training; in float32 torch's own is
+as fast.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from regpt.attention import causal_attention
 from regpt.fast import PackedModel, norm
 from regpt.lowbit import Kind, missing
 from regpt.model import GPT, GPTConfig
 from regpt.runtime import Runtime
-
-QUERIES = 256
-"""Queries at once: fewer make the products too small, more compute too much of the upper half."""
 
 
 class PackedReader(nn.Module):
@@ -40,11 +37,13 @@ class PackedReader(nn.Module):
         positions = torch.arange(T)
         x = (model.wte(idx) + model.wpe(positions)).view(B * T, -1)
         for block in self.packed.blocks:
-            q, k, v = (
-                block.c_attn(norm(block.ln_1, x)).view(B, T, 3, heads, -1).permute(2, 0, 3, 1, 4)
-            )  # (B, nh, T, hs) each
-            y = attend_in_blocks(q, k, v) if self.kind == "bf16" else attend(q, k, v)
-            x = x + block.attn_proj(y.transpose(1, 2).reshape(B * T, -1))
+            qkv = block.c_attn(norm(block.ln_1, x)).view(B, T, -1)
+            y = (
+                causal_attention(qkv.bfloat16(), heads)
+                if self.kind == "bf16"
+                else attend(qkv, heads)
+            )
+            x = x + block.attn_proj(y.view(B * T, -1))
             x = x + block.mlp_proj(block.c_fc(norm(block.ln_2, x)))
         return norm(model.ln_f, x).view(B, T, -1)
 
@@ -68,20 +67,9 @@ def choose_reader(model: GPT, runtime: Runtime) -> tuple[Reader, str | None]:
     return model, f"{reason}; reading on the plain path"
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention, (B, nh, T, hs) each and the result."""
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-
-
-def attend_in_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The same with products in bfloat16: float32 in, bfloat16 out."""
-    B, nh, T, hs = q.shape
-    q, k, v = (x.to(torch.bfloat16).reshape(B * nh, T, hs) for x in (q * hs**-0.5, k, v))
-    future = torch.full((QUERIES, QUERIES), float("-inf"), dtype=q.dtype).triu_(1)
-    blocks = []
-    for start in range(0, T, QUERIES):
-        stop = min(start + QUERIES, T)
-        scores = torch.bmm(q[:, start:stop], k[:, :stop].mT)  # (B*nh, queries, keys)
-        scores[:, :, start:] += future[: stop - start, : stop - start]
-        blocks.append(torch.bmm(torch.softmax(scores, dim=-1), v[:, :stop]))
-    return torch.cat(blocks, dim=1).view(B, nh, T, hs)
+def attend(qkv: Tensor, n_head: int) -> Tensor:
+    """Causal attention by torch's own kernel: (B, T, 3C) to (B, T, C)."""
+    B, T, width = qkv.shape
+    q, k, v = qkv.view(B, T, 3, n_head, -1).permute(2, 0, 3, 1, 4)  # (B, nh, T, hs) each
+    y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return y.transpose(1, 2).reshape(B, T, width // 3)

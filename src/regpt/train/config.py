@@ -108,6 +108,8 @@ class RunConfig:
     """With shard: copies of the cut model; processes / replicas hold one together."""
     checkpoint_activations: bool = False
     """Compute the blocks' activations again in backward: less memory, slower."""
+    attention: Literal["auto", "plain", "blocks"] = "auto"
+    """plain: the model's own; blocks: out of batched products; auto: blocks on a CPU in bf16."""
     compile: bool = False
     """torch.compile each block, in place."""
     compact_vocabulary: bool = False
