@@ -39,11 +39,12 @@ FLOORS = [
     "train",
     "doctor",
     "report",
+    "bench",
     "presets",
     "commands",
     "cli",
 ]
-ROOMS = {"weights", "data", "evaluate", "parity", "train", "doctor", "commands", "report"}
+ROOMS = {"weights", "data", "evaluate", "parity", "train", "doctor", "commands", "report", "bench"}
 DATA_MAY_USE = {"errors", "atomic", "tokenizer", "runtime", "data"}
 PARITY_MAY_NOT_USE = {"data", "evaluate"}
 ROOF = {"presets", "commands", "cli"}

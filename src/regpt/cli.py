@@ -31,7 +31,10 @@ COMMANDS = {
     "runs": "list runs with their best figures",
     "export": "write a model for transformers, CTranslate2 and llama.cpp",
     "parity": "compare with transformers on this machine, number by number",
+    "bench": "speed and memory on this machine, beside other systems",
 }
+
+BENCHES: dict[str, str] = {}
 
 USAGE = """\
 regpt: GPT-2, reproduced.
@@ -82,7 +85,7 @@ def parse(target: Any, arguments: Sequence[str], *, prog: str, **options: Any) -
         fail(f"{first_paragraph(errors.getvalue())} (see {prog} --help)")
 
 
-def run_function(name: str) -> Callable[[Sequence[str]], Any]:
+def run_function(name: str, prog: str | None = None) -> Callable[[Sequence[str]], Any]:
     """A command whose function has the command's name, in a module of that name."""
 
     def run(arguments: Sequence[str]) -> Any:
@@ -94,7 +97,7 @@ def run_function(name: str) -> Callable[[Sequence[str]], Any]:
         def bound(*positional: Any, **named: Any) -> Callable[[], Any]:
             return functools.partial(function, *positional, **named)
 
-        return parse(bound, arguments, prog=f"regpt {name}")()
+        return parse(bound, arguments, prog=prog or f"regpt {name}")()
 
     return run
 
@@ -147,6 +150,23 @@ def run_doctor(arguments: Sequence[str]) -> None:
     doctor(parse(DoctorConfig, flags, prog=f"regpt doctor {base.preset}", default=default))
 
 
+def run_bench(arguments: Sequence[str]) -> None:
+    """`regpt bench NAME [FLAGS]`; or `worker`, our own side of a benchmark (regpt.bench)."""
+    if arguments == ["worker"]:
+        from regpt.bench.worker import serve
+
+        serve()
+        return
+    if not arguments or arguments[0] in ("-h", "--help"):
+        lines = [f"  {name:<10} {text}\n" for name, text in BENCHES.items()]
+        sys.stdout.write(f"usage: regpt bench NAME [FLAGS]\n\nbenchmarks:\n{''.join(lines)}")
+        return
+    name, *flags = arguments
+    if name not in BENCHES:
+        fail(f"unknown benchmark {name!r}: choose one of {', '.join(BENCHES)}")
+    run_function(f"bench_{name}", f"regpt bench {name}")(flags)
+
+
 def resume_train(arguments: Sequence[str]) -> None:
     """`regpt train [PRESET] --resume RUN [FLAGS]`: the flags change the run's own configuration."""
     from regpt.commands.train import saved_config, train
@@ -182,7 +202,8 @@ def dispatch(arguments: Sequence[str]) -> None:
         fail(f"unknown command {name!r}: choose one of {', '.join(COMMANDS)}")
     if os.environ.get("REGPT_KEEP_PAGES", "1") != "0":
         keep_pages()
-    ({"train": run_train, "doctor": run_doctor}.get(name) or run_function(name))(rest)
+    special = {"train": run_train, "doctor": run_doctor, "bench": run_bench}
+    (special.get(name) or run_function(name))(rest)
 
 
 def leave() -> NoReturn:

@@ -1,0 +1,152 @@
+"""Alternating rounds: every system does the same job in turn, so that a machine's moods hit all.
+
+A first round warms up and shows how long each system takes. Then round after round, each system
+once, one at a time, while the others rest. A call repeats a short job, so that what is timed is at
+least a tenth of a second or so. Two rules keep slow systems affordable:
+
+- a first call of `SLOW_SECONDS` or more counts: nothing that a second one would find warm weighs
+  against it;
+- a system that has a figure is passed over when its next call would go beyond the time budget.
+"""
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from regpt.bench.rows import Observer, Row
+from regpt.bench.workers import Answer, System, Worker, WorkerFault, loaded
+
+SLOW_SECONDS = 10.0
+"""A call this long is its own warm-up."""
+CALL_SECONDS = 0.5
+"""A call repeats its job about this long,"""
+MOST_REPEATS = 8
+"""but at most so often."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What all systems do."""
+
+    name: str
+    tokens: int
+    """Tokens of one job: what the rate is counted in."""
+    arguments: Mapping[str, object] = field(default_factory=dict)
+    """Given to the system's call; JSON values."""
+
+
+@dataclass(kw_only=True)
+class Measured:
+    """One system's figures in one job."""
+
+    system: System
+    seconds: list[float] = field(default_factory=list)
+    """Of each repeat that counts."""
+    typical: float = 0.0
+    """Of one repeat, as the last call had it."""
+    repeats: int = 1
+    peak_memory_bytes: int | None = None
+    facts: dict[str, object] = field(default_factory=dict)
+
+    def take(self, answer: Answer, *, counts: bool) -> None:
+        """Add a call's answer."""
+        self.typical = statistics.median(answer.seconds)
+        self.repeats = max(1, min(MOST_REPEATS, round(CALL_SECONDS / max(self.typical, 1e-9))))
+        if counts:
+            self.seconds += answer.seconds
+        if answer.peak_memory_bytes is not None:
+            self.peak_memory_bytes = max(self.peak_memory_bytes or 0, answer.peak_memory_bytes)
+        self.facts = answer.facts
+
+    def row(self, job: Job) -> Row:
+        """The medians as a row of the table."""
+        middle = statistics.median(self.seconds)
+        return Row(
+            job=job.name,
+            system=self.system.name,
+            dtype=self.system.dtype,
+            engine=self.system.engine,
+            seconds=middle,
+            tokens_per_second=job.tokens / middle,
+            peak_memory_bytes=self.peak_memory_bytes,
+            fastest_seconds=min(self.seconds),
+            slowest_seconds=max(self.seconds),
+            timed=len(self.seconds),
+        )
+
+
+def alternate(
+    workers: Sequence[Worker],
+    job: Job,
+    *,
+    seconds: float,
+    rounds: int,
+    observe: Observer,
+    faults: list[str],
+) -> list[Measured]:
+    """Do the job on every worker in turn: at most so many rounds, within so many seconds.
+
+    Every worker is timed at least once, whatever the budget. One that fails is added to `faults`
+    and takes no further part.
+    """
+    start = time.monotonic()
+    table = {worker: Measured(system=worker.system) for worker in workers}
+
+    def call(worker: Worker, *, first: bool) -> None:
+        measured = table[worker]
+        observe(f"{job.name}: {worker.system.title}")
+        try:
+            answer = worker.call(job.arguments, repeats=1 if first else measured.repeats)
+        except WorkerFault as fault:
+            faults.append(f"{job.name}: {worker.system.title} is left out: {fault}")
+            del table[worker]
+            return
+        measured.take(answer, counts=not first or answer.seconds[0] >= SLOW_SECONDS)
+        if not worker.settle():
+            faults.append(f"{job.name}: {worker.system.title} uses the processor while it waits")
+
+    for worker in workers:
+        call(worker, first=True)
+    for _ in range(rounds):
+        due = []
+        for worker in list(table):
+            measured = table[worker]
+            expected = time.monotonic() - start + measured.repeats * measured.typical
+            if not measured.seconds or expected <= seconds:
+                call(worker, first=False)
+                due.append(worker)
+        if not due:
+            break
+    return list(table.values())
+
+
+def measure(
+    systems: Sequence[System],
+    job: Job,
+    *,
+    seconds: float,
+    rounds: int,
+    observe: Observer,
+    faults: list[str],
+    together: bool = True,
+    threads: int | None = None,
+) -> list[Measured]:
+    """Start the systems, do the job, end them.
+
+    `together`: all in memory at once, in alternating rounds; otherwise one after the other, for a
+    GPU, whose memory would not hold them all and whose timings are steady.
+    """
+    groups = [list(systems)] if together else [[system] for system in systems]
+    found = []
+    for group in groups:
+        with loaded(group, observe=observe, faults=faults, threads=threads) as workers:
+            found += alternate(
+                workers,
+                job,
+                seconds=seconds / len(groups),
+                rounds=rounds,
+                observe=observe,
+                faults=faults,
+            )
+    return found

@@ -1,0 +1,106 @@
+"""The process that one benchmarked system lives in: it loads, then answers calls until told to end.
+
+Orders come in on stdin and answers go out on stdout, one JSON object a line:
+
+    {"load": "module:function", "settings": {...}}  ->  {"ready": seconds}
+    {"job": {...}, "repeats": 3}                    ->  {"seconds": [...], "peak_memory_bytes": ...}
+
+`function(**settings)` loads the system and returns its `call(**job)`, which may return facts for
+the answer. Time is taken here, around each call, so no pipe is in it. Whatever fails is answered
+as {"fault": "one line"}. A worker that waits blocks in a read and uses no processor; when its
+parent is gone it reads the end of the file and ends.
+
+Peak memory is that of this process: on a GPU what torch allocated there, else the resident memory
+(VmHWM; `ru_maxrss` would remember the parent's as well).
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+
+Facts = Mapping[str, object]
+Call = Callable[..., Facts | None]
+"""One job of a system; returns facts that go into the answer, or None."""
+
+
+def load(place: str, settings: Facts) -> Call:
+    """Import `module:function` and let it load the system."""
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)(**settings)
+
+
+def synchronize() -> None:
+    """Wait for the GPU, if this process has used one."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def peak_memory() -> int | None:
+    """The most bytes this process has held so far; None where the system does not say."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        pass
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def timed(call: Call, job: Facts, repeats: int) -> dict[str, object]:
+    """Call a job so many times; the answer."""
+    seconds, facts = [], {}
+    for _ in range(repeats):
+        synchronize()
+        clock = time.perf_counter()
+        facts = call(**job) or {}
+        synchronize()
+        seconds.append(time.perf_counter() - clock)
+    return {"seconds": seconds, "peak_memory_bytes": peak_memory(), "facts": dict(facts)}
+
+
+def in_one_line(error: BaseException) -> str:
+    """What went wrong, for a table's footnote."""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"the package {error.name.partition('.')[0]} is not installed"
+    text = str(error).strip().partition("\n")[0]
+    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"
+
+
+def serve() -> None:
+    """Load what the first line names, then answer until stdin ends."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what a library prints must not come between the answers
+
+    def answer(facts: Facts) -> None:
+        answers.write(json.dumps(facts) + "\n")
+        answers.flush()
+
+    call: Call | None = None
+    for line in sys.stdin:
+        order = json.loads(line)
+        try:
+            if call is None:
+                clock = time.perf_counter()
+                call = load(order["load"], order["settings"])
+                answer({"ready": time.perf_counter() - clock})
+            else:
+                answer(timed(call, order["job"], order["repeats"]))
+        except Exception as error:  # told to the parent, which leaves this system out
+            answer({"fault": in_one_line(error)})
+            return
+
+
+if __name__ == "__main__":
+    serve()

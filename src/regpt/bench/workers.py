@@ -1,0 +1,203 @@
+"""Systems under test, each in a worker process of its own, seen from the parent.
+
+One process per system, because allocator settings, thread pools and peak memory belong to a
+process. Our own is started through regpt's launcher and gets what a training gets (allocator.py);
+the others are plain Python processes. What cannot load or breaks later is a `WorkerFault` in one
+line: a benchmark leaves that system out and says so.
+"""
+
+import contextlib
+import json
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from regpt.bench.rows import Observer
+
+PATIENCE_SECONDS = 900.0
+"""What loading, or one call, may take."""
+CLOSING_SECONDS = 5.0
+
+
+class WorkerFault(Exception):
+    """A system that cannot load or broke: the message is one line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """Something to measure."""
+
+    name: str
+    dtype: str
+    engine: str | None = None
+    load: str
+    """`module:function`, imported in the worker; called with `settings`, returns the call."""
+    settings: Mapping[str, object] = field(default_factory=dict)
+    """JSON values."""
+    ours: bool = False
+    """Start it as regpt's launcher starts a training; otherwise a plain process."""
+
+    @property
+    def title(self) -> str:
+        """For people: `regpt bf16`, with the engine if it has one."""
+        return " ".join(part for part in (self.name, self.engine, self.dtype) if part)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a call came to."""
+
+    seconds: list[float]
+    """One entry per repeat."""
+    peak_memory_bytes: int | None
+    """Of the worker's life so far."""
+    facts: dict[str, object]
+    """What the system told of its last repeat."""
+
+
+class Worker:
+    """A system in its process: load it, call it, close it."""
+
+    def __init__(self, system: System, *, threads: int | None = None) -> None:
+        self.system = system
+        module = ("regpt", "bench", "worker") if system.ours else ("regpt.bench.worker",)
+        environment = dict(os.environ)
+        if threads is not None:
+            environment["OMP_NUM_THREADS"] = str(threads)
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", *module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=environment,
+            text=True,
+            encoding="utf-8",
+        )
+        self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._answers.put(line)
+        self._answers.put("")
+
+    def load(self, *, patience: float = PATIENCE_SECONDS) -> float:
+        """Load the system; the seconds that took."""
+        order = {"load": self.system.load, "settings": dict(self.system.settings)}
+        return float(self._ask(order, patience)["ready"])
+
+    def call(
+        self,
+        job: Mapping[str, object],
+        *,
+        repeats: int = 1,
+        patience: float = PATIENCE_SECONDS,
+    ) -> Answer:
+        """Do a job, so many times in a row."""
+        return Answer(**self._ask({"job": dict(job), "repeats": repeats}, patience))
+
+    def _ask(self, order: Mapping[str, object], patience: float) -> dict:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(order) + "\n")
+            self._process.stdin.flush()
+        try:
+            line = self._answers.get(timeout=patience)
+        except queue.Empty:
+            raise WorkerFault(f"no answer within {patience:.0f} s") from None
+        if not line:
+            raise WorkerFault(self._last_words())
+        answer = json.loads(line)
+        if "fault" in answer:
+            raise WorkerFault(answer["fault"])
+        return answer
+
+    def _last_words(self) -> str:
+        """Why the process is gone: its signal, or the end of what it wrote on stderr."""
+        code = self._process.wait()
+        if code < 0:
+            often = ", as when memory runs out" if code == -9 else ""
+            return f"its process was ended by signal {-code}{often}"
+        self._errors.seek(0)
+        lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
+        return f"its process ended with code {code}{': ' + lines[-1].strip() if lines else ''}"
+
+    def processor_seconds(self) -> float | None:
+        """Processor time the worker has used so far, all threads; None where Linux's /proc isn't.
+
+        In steps of 10 ms.
+        """
+        try:
+            text = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="utf-8")
+        except OSError:
+            return None
+        user, system = text.rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+    def settle(self, *, patience: float = 1.0) -> bool:
+        """Wait until the worker rests: its threads may spin for a while after a call.
+
+        True once it used no processor for 50 ms; False if it still does after `patience` seconds.
+        """
+        deadline = time.monotonic() + patience
+        before = self.processor_seconds()
+        if before is None:
+            time.sleep(0.25)
+            return True
+        while time.monotonic() < deadline:
+            time.sleep(0.05)
+            now = self.processor_seconds()
+            if now is None or now == before:
+                return True
+            before = now
+        return False
+
+    def close(self) -> None:
+        """End the process: kindly, then not."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(CLOSING_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdout is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self._process.stdout.close()
+        self._errors.close()
+
+
+@contextlib.contextmanager
+def loaded(
+    systems: Sequence[System],
+    *,
+    observe: Observer,
+    faults: list[str],
+    threads: int | None = None,
+) -> Iterator[list[Worker]]:
+    """Workers of the systems that load, one after the other; the rest is added to `faults`."""
+    with contextlib.ExitStack() as stack:
+        workers = []
+        for system in systems:
+            observe(f"loading {system.title}")
+            worker = Worker(system, threads=threads)
+            stack.callback(worker.close)
+            try:
+                worker.load()
+            except WorkerFault as fault:
+                faults.append(f"{system.title} is left out: {fault}")
+                continue
+            worker.settle()
+            workers.append(worker)
+        yield workers
