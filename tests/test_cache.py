@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from regpt import GPT, GPTConfig, SamplingParams, UserError
 from regpt.cache import KeyValueCache, PlainDecoder
+from regpt.fast import PackedDecoder, PackedModel
 from regpt.generate import generate, generate_steps
+from regpt.lowbit import missing
 from regpt.sampling import sample
 from test_model import in_transformers, sharpen
 
@@ -52,6 +54,30 @@ def test_a_prompt_in_two_parts_equals_one(model: GPT) -> None:
     first, _ = model(idx[:, :13], cache=cache)
     second, _ = model(idx[:, 13:], cache=cache)
     torch.testing.assert_close(torch.cat([first, second], dim=1), whole, atol=1e-4, rtol=0.0)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@torch.no_grad()
+def test_rows_of_different_lengths_read_several_tokens_and_forget_some(
+    model: GPT, packed: bool
+) -> None:
+    decoder = PlainDecoder(model, length=48)
+    if packed:
+        if (reason := missing("fp32")) is not None:
+            pytest.skip(reason)
+        decoder = PackedDecoder(PackedModel(model, "fp32"), length=48)
+    rows = texts(5, 11, 2)
+    decoder.prefill(rows)
+    cache = decoder.cache
+    assert cache is not None
+    decoder.read(torch.tensor(texts(4, 4, 4)), cache)  # wrong guesses, to be forgotten
+    cache.cut([5, 11, 2])
+    more = texts(3, 3, 3)
+    found = decoder.read(torch.tensor(more), cache)
+    for row, (text, new) in enumerate(zip(rows, more, strict=True)):
+        expected, _ = model(torch.tensor([text + new]))
+        torch.testing.assert_close(found[row], expected[0, -1], atol=1e-4, rtol=0.0)
+    assert cache.lengths == [8, 14, 5]
 
 
 def greedy(model: GPT, rows: list[list[int]], length: int) -> list[list[int]]:

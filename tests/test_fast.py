@@ -77,6 +77,15 @@ def test_a_row_does_not_know_its_neighbours(model: GPT, kind: Kind) -> None:
         both, single = together.step(tokens), alone.step(tokens[1:2])
 
 
+def test_an_int8_row_has_the_same_numbers_alone_and_among_others() -> None:
+    usable("int8")
+    x = torch.randn(4, 96) * torch.tensor([[1.0], [5.0], [0.1], [1.0]]) + 0.5
+    layer = pack(torch.randn(80, 96), torch.randn(80), "int8")
+    together = layer(x)
+    for row in range(4):
+        torch.testing.assert_close(layer(x[row : row + 1])[0], together[row], rtol=1e-5, atol=1e-5)
+
+
 def test_int8_rows_have_their_own_scale() -> None:
     usable("int8")
     weight = torch.randn(40, 32)
@@ -102,10 +111,12 @@ def test_a_machine_without_the_operators_falls_back(
 
 
 def test_a_wrong_product_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lowbit, "pack", lambda *a, **k: lambda x: torch.zeros(len(x), 64))
+    product = lowbit.Float32Linear.__call__
+    monkeypatch.setattr(lowbit.Float32Linear, "__call__", lambda self, x: product(self, x) * 1.01)
     missing.cache_clear()
-    assert "is wrong" in (missing("fp32") or "")
+    reason = missing("fp32")
     missing.cache_clear()
+    assert reason == "this torch's packed fp32 product is wrong"
 
 
 def test_engines_and_dtypes_that_do_not_exist(model: GPT) -> None:

@@ -18,6 +18,7 @@ FLOORS = [
     "allocator",
     "atomic",
     "philox",
+    "noise",
     "runtime",
     "tokenizer",
     "tokenizer_files",

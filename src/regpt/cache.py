@@ -42,9 +42,10 @@ class KeyValueCache:
             ) from None
         self.lengths = [0] * rows
         """Tokens each row has."""
-        self._rows: Tensor | None = None  # where the next token of each row goes, if they differ
-        self._mask: Tensor | None = None
-        self._start = self._stop = 0
+        self.places: Tensor | None = None
+        """(B, T) int64, where the newest tokens of each row are, if rows differ in length."""
+        self.start = self.stop = 0
+        """The newest tokens' places if rows are equally long; `stop` is the longest row's end."""
 
     @property
     def capacity(self) -> int:
@@ -52,28 +53,38 @@ class KeyValueCache:
         return self.tensor.shape[4]
 
     def positions(self, T: int) -> Tensor:
-        """Make room for T more tokens in every row; their positions, (T,) or (B, 1) int64."""
+        """Make room for T more tokens in every row; their positions, (T,) or (B, T) int64."""
         device = self.tensor.device
-        if max(self.lengths) + T > self.capacity:
-            raise UserError(
-                f"{max(self.lengths) + T} tokens do not fit in a cache of {self.capacity}"
-            )
-        if len(set(self.lengths)) == 1:
-            self._rows = self._mask = None
-            self._start, self._stop = self.lengths[0], self.lengths[0] + T
-            self.lengths = [self._stop] * len(self.lengths)
-            return torch.arange(self._start, self._stop, device=device)
-        assert T == 1, "rows of different lengths grow by one token at a time"
-        self._rows = torch.tensor(self.lengths, device=device)
-        self.lengths = [length + 1 for length in self.lengths]
-        self._stop = max(self.lengths)
-        places = torch.arange(self._stop, device=device)
-        self._mask = (places <= self._rows[:, None])[:, None, None, :]  # (B, 1, 1, longest)
-        return self._rows[:, None]
+        longest = max(self.lengths)
+        if longest + T > self.capacity:
+            raise UserError(f"{longest + T} tokens do not fit in a cache of {self.capacity}")
+        self.start, self.stop = self.lengths[0], longest + T
+        positions = torch.arange(self.start, self.start + T, device=device)
+        self.places = None
+        if min(self.lengths) < longest:
+            lengths = torch.tensor(self.lengths, device=device)
+            self.places = positions = lengths[:, None] + torch.arange(T, device=device)
+        self.lengths = [length + T for length in self.lengths]
+        return positions
 
     def layer(self, index: int) -> "LayerCache":
         """The cache of block `index`."""
         return LayerCache(self, self.tensor[index])
+
+    def mask(self, T: int) -> Tensor | None:
+        """What the newest T tokens of each row may look at, bool to (B, 1, T, stop); None: all."""
+        if self.places is None and T == 1:
+            return None
+        device = self.tensor.device
+        places = self.places
+        if places is None:
+            places = torch.arange(self.start, self.stop, device=device)[None]
+        return (torch.arange(self.stop, device=device) <= places[:, :, None])[:, None]
+
+    def cut(self, lengths: list[int]) -> None:
+        """Forget the tokens of each row from these lengths on."""
+        assert all(new <= old for new, old in zip(lengths, self.lengths, strict=True))
+        self.lengths = list(lengths)
 
     def keep(self, rows: Tensor) -> None:
         """Keep only these rows, (n,) int64, in this order; repeat a row to branch it."""
@@ -88,27 +99,25 @@ class LayerCache:
         self.cache = cache
         self.tensor = tensor  # (2, rows, nh, length, hs)
 
+    def store(self, keys_and_values: Tensor) -> Tensor:
+        """Put (2, B, nh, T, hs) at the end of each row; all so far, (2, B, nh, stop, hs)."""
+        cache = self.cache
+        if cache.places is None:
+            self.tensor[:, :, :, cache.start : cache.stop].copy_(keys_and_values)
+        else:
+            rows = torch.arange(keys_and_values.shape[1], device=self.tensor.device)[:, None]
+            newest = keys_and_values.permute(1, 3, 0, 2, 4).to(self.tensor.dtype)
+            # (B, T, 2, nh, hs): the two index tensors come first
+            self.tensor[:, rows, :, cache.places] = newest
+        return self.tensor[:, :, :, : cache.stop]
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Store k and v, (B, nh, T, hs), at the end of each row; attend q to the whole row."""
         cache, T = self.cache, q.shape[2]
-        keys, values = self.tensor[0], self.tensor[1]
-        if cache._rows is not None:
-            rows = torch.arange(len(q), device=q.device)
-            keys[rows, :, cache._rows] = k[:, :, 0].to(keys.dtype)
-            values[rows, :, cache._rows] = v[:, :, 0].to(values.dtype)
-        else:
-            keys[:, :, cache._start : cache._stop] = k
-            values[:, :, cache._start : cache._stop] = v
-        keys, values = keys[:, :, : cache._stop], values[:, :, : cache._stop]
-        keys, values = keys.to(q.dtype), values.to(q.dtype)
-        if T == 1 or cache._start == 0:
-            return F.scaled_dot_product_attention(
-                q, keys, values, attn_mask=cache._mask, is_causal=T > 1
-            )
-        # several tokens after others: each sees all before it
-        places = torch.arange(cache._stop, device=q.device)
-        mask = places <= torch.arange(cache._start, cache._stop, device=q.device)[:, None]
-        return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+        keys, values = self.store(torch.stack((k, v))).to(q.dtype)
+        if cache.places is None and cache.start == 0:
+            return F.scaled_dot_product_attention(q, keys, values, is_causal=T > 1)
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=cache.mask(T))
 
 
 class PlainDecoder:

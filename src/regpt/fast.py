@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regpt.cache import KeyValueCache, PlainDecoder
+from regpt.cache import KeyValueCache, LayerCache, PlainDecoder
 from regpt.errors import UserError
 from regpt.lowbit import KINDS, Kind, PackedLinear, missing, pack
 from regpt.model import GPT, Block
@@ -64,24 +64,49 @@ class PackedModel:
         self.model = model
         self.kind = kind
         self.blocks = [PackedBlock.of(cast(Block, block), kind) for block in model.h]
+        self.wte, self.wpe = model.wte.weight.detach(), model.wpe.weight.detach()
         self.head = pack(model.wte.weight[: model.config.vocab_size], None, kind)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def logits(self, idx: Tensor, cache: KeyValueCache) -> Tensor:
-        """Append (B, T) tokens to the cache; logits (B, V) of the token after the last."""
-        model = self.model
+        """Append (B, T) tokens to the cache; logits (B, V) float32 of the token after the last."""
+        x = self.hidden(idx, cache).view(*idx.shape, -1)
+        return self.head(norm(self.model.ln_f, x[:, -1])).float()
+
+    def hidden(self, idx: Tensor, cache: KeyValueCache) -> Tensor:
+        """Append (B, T) tokens to the cache; what the last block leaves, (B*T, C) float32."""
         B, T = idx.shape
-        heads = model.config.n_head
-        x = (model.wte(idx) + model.wpe(cache.positions(T))).view(B * T, -1)
+        heads, C = self.model.config.n_head, self.model.config.n_embd
+        positions = cache.positions(T)
+        x = self.wte[idx].add_(self.wpe[positions]).view(B * T, C)
+        mask = cache.mask(T)
         for index, block in enumerate(self.blocks):
-            q, k, v = (
-                block.c_attn(norm(block.ln_1, x)).view(B, T, 3, heads, -1).permute(2, 0, 3, 1, 4)
-            )  # (B, nh, T, hs) each
-            y = cache.layer(index).attend(q, k, v)
-            x = x + block.attn_proj(y.transpose(1, 2).reshape(B * T, -1))
-            x = x + block.mlp_proj(block.c_fc(norm(block.ln_2, x)))
-        last = x.view(B, T, -1)[:, -1]
-        return self.head(norm(model.ln_f, last))
+            qkv = block.c_attn(norm(block.ln_1, x)).view(B, T, 3, heads, -1)
+            y = attend(qkv.permute(2, 0, 3, 1, 4), cache.layer(index), mask)
+            x = block.attn_proj.add(y.transpose(1, 2).reshape(B * T, C), x)
+            x = block.mlp_proj.add(block.c_fc(norm(block.ln_2, x)), x)
+        return x
+
+
+def attend(qkv: Tensor, layer: LayerCache, mask: Tensor | None) -> Tensor:
+    """Store keys and values, attend the queries to all of their rows: (B, nh, T, hs) float32.
+
+    For one token a row two products over all heads are quicker than torch's attention, which works
+    in tiles that one query leaves empty.
+    """
+    stored = layer.store(qkv[1:])
+    q = qkv[0].to(stored.dtype)
+    B, heads, T, size = q.shape
+    if T > 1:
+        keys, values = stored
+        if mask is not None and layer.cache.places is None and layer.cache.start == 0:
+            return F.scaled_dot_product_attention(q, keys, values, is_causal=True)
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+    keys, values = stored.flatten(1, 2)  # (B * nh, stop, hs)
+    scores = torch.bmm(q.reshape(B * heads, 1, size) * size**-0.5, keys.transpose(1, 2))
+    if mask is not None:
+        scores = scores.view(B, heads, -1).masked_fill_(~mask[:, 0], -torch.inf).view_as(scores)
+    return torch.bmm(scores.softmax(-1), values).view(B, heads, 1, size)
 
 
 class PackedDecoder(PlainDecoder):

@@ -17,7 +17,7 @@ with one seed write different texts:
 `docs/parity.md` tells why the lecture's text is not the pipeline's.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -25,10 +25,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regpt.errors import UserError
+from regpt.noise import draw_words, exponential_of, words_are_exponential
 from regpt.philox import exponential
 
 Stream = Literal["hf", "lecture", "portable"]
 STREAMS: tuple[Stream, ...] = ("hf", "lecture", "portable")
+
+SPARE = 14
+"""Logits looked at beyond the top k, for those that equal the k-th."""
+CLOSE = 1e-5
+"""Relative distance below which two candidates' scores count as equal: float32 sums differ less."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,45 +137,82 @@ def filtered(logits: Tensor, params: SamplingParams, *, top_k: bool = True) -> T
     return logits
 
 
-def draw_multinomial(
-    probabilities: Tensor, generator: torch.Generator | None, rows: Tensor, batch: int
-) -> Tensor:
-    """`torch.multinomial` for some rows of a batch; the numbers of the others are drawn too.
+def draw_noise(
+    params: SamplingParams,
+    generator: torch.Generator | None,
+    *,
+    batch: int,
+    vocab_size: int,
+    device: torch.device,
+) -> Tensor | None:
+    """All randomness of one step of `batch` rows, to be given to `sample`; None: it needs none.
 
-    torch draws q ~ Exp(1) of the shape of the probabilities and takes the argmax of p / q. When
-    rows have ended, that is done here by hand, so that the stream is the whole batch's.
+    Drawing it apart lets a step be drawn twice from the same numbers, or for some rows only.
+    Returns words, (batch, V) int64 (`noise.py`), or Exp(1) numbers, (batch, V) or, for `lecture`,
+    (batch, k), float32.
     """
-    if len(rows) == batch:
-        return torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
-    noise = probabilities.new_empty(batch, probabilities.shape[1]).exponential_(generator=generator)
-    return (probabilities / noise[rows]).argmax(dim=-1)
+    if params.temperature == 0 or params.rng == "portable":
+        return None
+    if params.rng == "lecture":
+        columns = min(params.top_k or vocab_size, vocab_size)
+        return torch.empty(batch, columns, device=device).exponential_(generator=generator)
+    if has_few_candidates(params, vocab_size, device):
+        return draw_words(batch, vocab_size, generator)
+    return torch.empty(batch, vocab_size, device=device).exponential_(generator=generator)
 
 
-def draw_hf(
-    logits: Tensor,
-    params: SamplingParams,
-    generator: torch.Generator | None,
-    rows: Tensor,
-    batch: int,
-) -> Tensor:
-    """transformers' draw: mask, softmax over the vocabulary, multinomial in vocabulary order."""
-    probabilities = F.softmax(filtered(logits, params), dim=-1)
-    return draw_multinomial(probabilities, generator, rows, batch)
+def has_few_candidates(params: SamplingParams, vocab_size: int, device: torch.device) -> bool:
+    """Whether `draw_among_few` draws what `draw_hf` means, for less."""
+    return (
+        device.type == "cpu"
+        and params.top_k is not None
+        and params.top_k + SPARE < vocab_size
+        and params.top_p in (None, 1.0)
+        and params.min_p is None
+        and words_are_exponential()
+    )
 
 
-def draw_lecture(
-    logits: Tensor,
-    params: SamplingParams,
-    generator: torch.Generator | None,
-    rows: Tensor,
-    batch: int,
-) -> Tensor:
-    """The lecture's draw: softmax, top-k, multinomial over the k sorted, gather."""
+def draw_hf(logits: Tensor, params: SamplingParams, noise: Tensor) -> Tensor:
+    """transformers' draw: mask, softmax over the vocabulary, multinomial in vocabulary order.
+
+    argmax of p / q is torch.multinomial's own way to draw once; noise (B, V) is its q.
+    """
+    if noise.dtype == torch.int64:
+        noise = exponential_of(noise)
+    return (F.softmax(filtered(logits, params), dim=-1) / noise).argmax(dim=-1)
+
+
+def draw_among_few(logits: Tensor, params: SamplingParams, words: Tensor) -> Tensor:
+    """The token `draw_hf` draws, from words (B, V): only the top k are looked at.
+
+    transformers keeps every logit equal to the k-th, so a few more than k are taken. Where even the
+    last of them is equal to it, and where two candidates are as good as equal, so that the order of
+    the softmax's sum could decide, the row goes the long way.
+    """
+    assert params.top_k is not None
+    if params.temperature != 1.0:
+        logits = logits / params.temperature
+    values, ids = torch.topk(logits, params.top_k + SPARE)
+    kth = values[:, params.top_k - 1 : params.top_k]
+    tied = values[:, -1:] == kth
+    values = values.masked_fill(values < kth, -torch.inf)
+    noise = exponential_of(words.gather(1, ids))
+    best, places = (values.softmax(dim=-1) / noise).topk(2)
+    tokens = ids.gather(1, places[:, :1]).squeeze(1)
+    close = (best[:, 0] <= best[:, 1] * (1 + CLOSE)) | tied.squeeze(1)
+    if bool(close.any()):
+        whole = replace(params, temperature=1.0)  # it is applied
+        tokens[close] = draw_hf(logits[close], whole, words[close])
+    return tokens
+
+
+def draw_lecture(logits: Tensor, params: SamplingParams, noise: Tensor) -> Tensor:
+    """The lecture's draw: softmax, top-k, multinomial over the k sorted, gather; noise (B, k)."""
     probabilities = F.softmax(filtered(logits, params, top_k=False), dim=-1)
-    k = min(params.top_k or logits.shape[-1], logits.shape[-1])
-    largest, ids = torch.topk(probabilities, k, dim=-1)
-    choice = draw_multinomial(largest, generator, rows, batch)
-    return torch.gather(ids, -1, choice[:, None]).squeeze(1)
+    largest, ids = torch.topk(probabilities, noise.shape[1], dim=-1)
+    choice = (largest / noise).argmax(dim=-1, keepdim=True)
+    return torch.gather(ids, -1, choice).squeeze(1)
 
 
 def draw_portable(
@@ -200,6 +243,7 @@ def sample(
     numbers: Tensor | None = None,
     positions: Tensor | None = None,
     batch: int | None = None,
+    noise: Tensor | None = None,
 ) -> Tensor:
     """Draw the next token of each row.
 
@@ -212,6 +256,7 @@ def sample(
         numbers: (B,) int64, the rows' numbers for `portable`; default their places.
         positions: (B,) int64, where the drawn token will stand, for `portable`; default 0.
         batch: rows of the whole batch, ended ones included; default B.
+        noise: `draw_noise` of this step, (batch, ...); default: drawn now from `generator`.
 
     Returns:
         (B,) int64 token ids.
@@ -224,9 +269,15 @@ def sample(
         return logits.argmax(dim=-1)
     B = logits.shape[0]
     rows = torch.arange(B, device=logits.device) if rows is None else rows
+    if params.rng == "portable":
+        positions = torch.zeros_like(rows) if positions is None else positions
+        return draw_portable(logits, params, rows if numbers is None else numbers, positions)
+    V = logits.shape[1]
+    if noise is None:
+        noise = draw_noise(params, generator, batch=batch or B, vocab_size=V, device=logits.device)
+        assert noise is not None
+    noise = noise if len(noise) == B else noise[rows]
     if params.rng == "lecture":
-        return draw_lecture(logits, params, generator, rows, batch or B)
-    if params.rng == "hf":
-        return draw_hf(logits, params, generator, rows, batch or B)
-    positions = torch.zeros_like(rows) if positions is None else positions
-    return draw_portable(logits, params, rows if numbers is None else numbers, positions)
+        return draw_lecture(logits, params, noise)
+    draw = draw_among_few if noise.dtype == torch.int64 else draw_hf
+    return draw(logits, params, noise)

@@ -49,7 +49,7 @@ class PackedReader(nn.Module):
 
     def unembed(self, x: Tensor) -> Tensor:
         """Hidden states (n, C) to logits (n, V), float32."""
-        return self.packed.head(x)
+        return self.packed.head(x).float()
 
 
 Reader = GPT | PackedReader

@@ -1,0 +1,69 @@
+"""The cheap noise is torch's own, and the cheap draw is the long one."""
+
+import pytest
+import torch
+
+from regpt import SamplingParams
+from regpt.noise import draw_words, exponential_of, words_are_exponential
+from regpt.sampling import draw_hf, draw_noise, sample
+
+CPU = torch.device("cpu")
+
+
+def test_words_become_the_numbers_of_exponential() -> None:
+    assert words_are_exponential(), "this torch makes exponential numbers in another way"
+    for shape in ((1, 7), (3, 50257)):
+        one, other = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
+        expected = torch.empty(shape).exponential_(generator=one)
+        assert torch.equal(exponential_of(draw_words(*shape, other)), expected)
+        assert torch.equal(one.get_state(), other.get_state())
+
+
+def test_another_way_to_make_them_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    words_are_exponential.cache_clear()
+    monkeypatch.setattr("regpt.noise.exponential_of", lambda words: words.float())
+    assert not words_are_exponential()
+    words_are_exponential.cache_clear()
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("coarse", [False, True])
+def test_the_cheap_draw_is_multinomials(seed: int, coarse: bool) -> None:
+    params = SamplingParams(seed=seed, top_k=(1, 50, 200)[seed % 3], temperature=1 + seed % 2 / 3)
+    logits = torch.randn(5, 50257, generator=torch.Generator().manual_seed(seed)) * 3
+    if coarse:  # many equal logits: among them the k-th
+        logits = (logits * 2).round() / 2
+    generator, plain = params.generator(CPU), params.generator(CPU)
+    for _ in range(3):
+        scores = logits / params.temperature
+        kth = scores.topk(params.top_k or 1).values[:, -1:]
+        probabilities = scores.masked_fill(scores < kth, -torch.inf).softmax(dim=-1)
+        expected = torch.multinomial(probabilities, 1, generator=plain).squeeze(1)
+        assert torch.equal(sample(logits, params, generator), expected)
+        assert torch.equal(generator.get_state(), plain.get_state())
+
+
+def test_candidates_as_good_as_equal_go_the_long_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    params = SamplingParams(seed=3)
+    logits = torch.randn(4, 50257, generator=torch.Generator().manual_seed(3))
+    expected = sample(logits, params, params.generator(CPU))
+    seen = []
+    monkeypatch.setattr("regpt.sampling.CLOSE", torch.inf)
+    monkeypatch.setattr(
+        "regpt.sampling.draw_hf", lambda *a: (seen.append(len(a[0])), draw_hf(*a))[1]
+    )
+    assert torch.equal(sample(logits, params, params.generator(CPU)), expected)
+    assert seen == [4]
+
+
+@pytest.mark.parametrize("rng", ["hf", "lecture", "portable"])
+def test_noise_drawn_apart_gives_the_same_tokens(rng: str) -> None:
+    params = SamplingParams(seed=5, rng=rng, top_k=20)
+    logits = torch.randn(3, 999, generator=torch.Generator().manual_seed(5))
+    generator = params.generator(CPU)
+    noise = draw_noise(params, generator, batch=3, vocab_size=999, device=CPU)
+    apart = sample(logits, params, noise=noise)
+    assert torch.equal(apart, sample(logits, params, params.generator(CPU)))
+    assert (noise is None) == (rng == "portable")
+    last = sample(logits[2:], params, rows=torch.tensor([2]), batch=3, noise=noise)
+    assert last.item() == apart[2].item()
