@@ -16,6 +16,10 @@ from regpt.bench.workers import System, Worker
 from regpt.errors import UserError
 
 SECONDS_EACH = 0.8
+CPU_MATRIX, GPU_MATRIX = 2048, 8192
+"""Rows and columns of the matrices,"""
+CPU_NUMBERS, GPU_NUMBERS = 1 << 27, 1 << 30
+"""and float32 numbers that are read: 0.5 and 4 GB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +56,7 @@ class Machine:
         """One line: what it can do."""
 
         def tell(value: float | None, unit: float, name: str) -> str:
-            return "not measured" if value is None else f"{value / unit:,.3g} {name}"
+            return "not measured" if value is None else f"{value / unit:,.0f} {name}"
 
         unit, name = (1e12, "TFLOP/s") if self.device == "cuda" else (1e9, "GFLOP/s")
         return (
@@ -108,7 +112,8 @@ def load(device: str) -> Callable[[], Mapping[str, object]]:
     runtime = find_runtime(device)
     place = runtime.device
     on_gpu = place.type == "cuda"
-    size, elements = (8192, 1 << 30) if on_gpu else (2048, 1 << 27)
+    size = GPU_MATRIX if on_gpu else CPU_MATRIX
+    elements = GPU_NUMBERS if on_gpu else CPU_NUMBERS
 
     def product(dtype: torch.dtype) -> float:
         left, right = (torch.randn(size, size, device=place).to(dtype) for _ in range(2))

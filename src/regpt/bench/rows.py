@@ -6,6 +6,7 @@ baseline of the same job, never as bare seconds from different runs.
 
 import json
 import subprocess
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -15,6 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from regpt.atomic import replace_files, writing_to
+
+SPREAD = "times are medians of n; spread is (slowest - fastest) / median"
 
 Observer = Callable[[str], None]
 """Told, in a few words, what is being done."""
@@ -116,7 +119,7 @@ def memory_against(baseline: Baseline, rows: Sequence[Row]) -> Column:
             return ""
         return f"{row.peak_memory_bytes / other.peak_memory_bytes:.0%}"
 
-    return Column(heading=f"of {baseline.title}'s", cell=cell)
+    return Column(heading=f"memory of {baseline.title}'s", cell=cell)
 
 
 def usual_columns(rows: Sequence[Row], *, per: str = "seconds") -> list[Column]:
@@ -131,23 +134,27 @@ def usual_columns(rows: Sequence[Row], *, per: str = "seconds") -> list[Column]:
     return [
         *columns,
         Column(heading=per, cell=lambda row: duration(row.seconds)),
-        Column(heading="spread", cell=lambda row: f"{row.spread:.0%} of {row.timed}"),
+        Column(heading="spread of n", cell=lambda row: f"{row.spread:.0%} of {row.timed}"),
         Column(heading="tokens/s", cell=lambda row: rate(row.tokens_per_second)),
         Column(heading="peak memory", cell=lambda row: gigabytes(row.peak_memory_bytes)),
     ]
 
 
-def table(rows: Sequence[Row], columns: Sequence[Column]) -> Table:
-    """The rows for a terminal, a line between jobs."""
+def table(rows: Sequence[Row], columns: Sequence[Column]) -> tuple[Table, int]:
+    """The rows for a terminal, a line between jobs; and the least width that cuts no figure."""
     drawn = Table(box=None, pad_edge=False)
+    least = 0
     for column in columns:
-        justify = "right" if column.right else "left"
-        drawn.add_column(column.heading, justify=justify, no_wrap=True)
+        words = [*column.heading.split(), *(column.cell(row) for row in rows)]
+        width = max(len(word) for word in words)
+        heading = textwrap.fill(column.heading, width)
+        drawn.add_column(heading, justify="right" if column.right else "left", no_wrap=True)
+        least += width + 2  # a space on either side
     for index, row in enumerate(rows):
         last_of_job = index + 1 == len(rows) or rows[index + 1].job != row.job
         cells = (Text(column.cell(row)) for column in columns)
         drawn.add_row(*cells, end_section=last_of_job)
-    return drawn
+    return drawn, least
 
 
 def markdown(rows: Sequence[Row], columns: Sequence[Column]) -> str:

@@ -1,0 +1,170 @@
+"""What `regpt bench train` times, each in its worker: one call is one optimisation step.
+
+All take the same batches in the same order and do the same update (AdamW as the lecture calls it:
+only the learning rate is given, nothing is clipped), and none has dropout.
+
+- `ours`: the trainer's own state, gradients and optimizer, as `regpt train` runs them;
+- `lecture`: the lecture's loop around the plain model: all logits, `F.cross_entropy`,
+  `torch.optim.AdamW`; `compiled` is its last stage on a GPU: TF32, `torch.compile`, fused AdamW,
+  a vocabulary of 50,304;
+- `transformers`: GPT2LMHeadModel in the same loop.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Literal, TypedDict, Unpack
+
+import torch
+from torch import Tensor, nn
+
+from regpt.bench.worker import Call
+from regpt.data.loader import Batch
+from regpt.model import GPT, GPTConfig
+from regpt.parallel import World, pad_vocabulary
+from regpt.runtime import Runtime, find_runtime
+from regpt.train.config import OptimizerConfig, RunConfig
+from regpt.train.incident import what_is_wrong
+from regpt.train.loop import compute
+from regpt.train.state import build
+from regpt.train.tokens import read_data
+
+OPTIMIZER = OptimizerConfig(betas=(0.9, 0.999), weight_decay=0.01, decay="all", clip=None)
+"""torch's AdamW as it is called with a learning rate alone."""
+LEARNING_RATE = 3e-4
+ENDLESS = 10_000
+WARM_TOKENS = 32
+
+
+class Settings(TypedDict):
+    """What a job and a machine ask of a system; JSON values."""
+
+    shape: Mapping[str, int]
+    """Fields of GPTConfig."""
+    dtype: Literal["fp32", "bf16"]
+    batch_size: int
+    block_size: int
+    device: str
+    data: list[str]
+
+
+def configure(settings: Settings) -> RunConfig:
+    """The run that is timed."""
+    return RunConfig(
+        data=tuple(settings["data"]),
+        steps=ENDLESS,
+        batch_size=settings["batch_size"],
+        block_size=settings["block_size"],
+        lr=LEARNING_RATE,
+        device=settings["device"],
+        dtype=settings["dtype"],
+        order="sequential",
+        compile=torch.device(settings["device"]).type == "cuda",  # as the large presets do
+        model=GPTConfig(**settings["shape"]),
+        optimizer=OPTIMIZER,
+    ).with_batch_tokens(1)
+
+
+def place_of(config: RunConfig) -> Runtime:
+    """Where the run computes."""
+    return find_runtime(config.device, dtype=config.dtype)
+
+
+def corner(batch: Batch) -> Batch:
+    """A little of a batch: a step on it makes the optimizer's state, at almost no cost."""
+    x, y = batch.x[:1, :WARM_TOKENS], batch.y[:1, :WARM_TOKENS]
+    return Batch(batch.step, x, y, y.numel())
+
+
+def stepping(step: Callable[[Batch], float], batches: Iterator[Batch], runtime: Runtime) -> Call:
+    """One step a call, after warming up: on a GPU in full, for what is compiled and captured."""
+    first = next(batches)
+    if runtime.device.type == "cuda":
+        losses = [step(first) for _ in range(3)]
+    else:
+        losses = [step(corner(first))]
+
+    def call() -> dict[str, object]:
+        loss = step(next(batches))
+        return {"first_loss": losses[0], "loss": loss}
+
+    return call
+
+
+def ours(**settings: Unpack[Settings]) -> Call:
+    """The trainer's step."""
+    config = configure(settings)
+    runtime = place_of(config)
+    state = build(config, runtime, World(device=runtime.device))
+
+    def step(batch: Batch) -> float:
+        result = compute(state, batch)
+        fault = what_is_wrong(state, result)
+        if fault is not None:
+            raise RuntimeError(fault)
+        state.optimizer.step()
+        state.step += 1
+        return result.loss
+
+    batches = state.data.loader.batches(0, ENDLESS, device=runtime.device)
+    return stepping(step, batches, runtime)
+
+
+def plain_loop(
+    config: RunConfig,
+    model: nn.Module,
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+    *,
+    fused: bool = False,
+) -> Call:
+    """The lecture's loop around a model."""
+    runtime = place_of(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, fused=fused or None)
+    loader = read_data(config, World(device=runtime.device)).loader
+
+    def step(batch: Batch) -> float:
+        optimizer.zero_grad()
+        with runtime.autocast():
+            loss = loss_of(batch.x, batch.y)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return stepping(step, loader.batches(0, ENDLESS, device=runtime.device), runtime)
+
+
+def lecture(*, compiled: bool = False, **settings: Unpack[Settings]) -> Call:
+    """The lecture's script at its first training stage, or (`compiled`) at its last."""
+    config = configure(settings)
+    torch.manual_seed(config.seed)
+    model = GPT(config.model).to(place_of(config).device).train()
+    if compiled:
+        torch.set_float32_matmul_precision("high")
+        pad_vocabulary(model)
+        model.compile()
+
+    def loss_of(x: Tensor, y: Tensor) -> Tensor:
+        _, loss = model(x, y)
+        return loss
+
+    return plain_loop(config, model, loss_of, fused=compiled)
+
+
+def transformers(**settings: Unpack[Settings]) -> Call:
+    """transformers' GPT-2; it shifts its labels itself, so a sequence has one target less."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = configure(settings)
+    ours = config.model
+    theirs = GPT2Config(
+        vocab_size=ours.vocab_size,
+        n_positions=ours.block_size,
+        n_embd=ours.n_embd,
+        n_layer=ours.n_layer,
+        n_head=ours.n_head,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        use_cache=False,
+    )
+    torch.manual_seed(config.seed)
+    model = nn.Module.to(GPT2LMHeadModel(theirs), place_of(config).device).train()
+    return plain_loop(config, model, lambda x, y: model(input_ids=x, labels=x).loss)

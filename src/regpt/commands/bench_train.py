@@ -1,0 +1,130 @@
+"""`regpt bench train`: the training step beside others, and how its cost grows."""
+
+import contextlib
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rich.console import Console
+
+from regpt.bench.machine import Machine, find_machine
+from regpt.bench.rows import (
+    SPREAD,
+    Column,
+    Results,
+    Row,
+    find_commit,
+    table,
+    today,
+    usual_columns,
+    write_results,
+)
+from regpt.bench.train import (
+    CPU_JOBS,
+    CUDA_JOBS,
+    FORMULA,
+    choose_systems,
+    parse_job,
+    run_step,
+    train_columns,
+)
+from regpt.errors import UserError
+from regpt.runtime import find_device
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """A line on stderr that says what is being done, where stderr is a terminal."""
+    with Console(stderr=True).status("measuring the machine") as status:
+        yield status.update
+
+
+def command_line() -> str:
+    """What was typed, without the place that results go to."""
+    arguments = list(sys.argv[1:])
+    if "--out" in arguments:
+        place = arguments.index("--out")
+        del arguments[place : place + 2]
+    return shlex.join(["regpt", *(word for word in arguments if not word.startswith("--out="))])
+
+
+def show(results: Results, columns: list[Column], *, json: bool) -> None:
+    """The table and its notes on stdout, or one JSON line."""
+    if json:
+        sys.stdout.write(results.to_json() + "\n")
+        return
+    drawn, least = table(results.rows, columns)
+    console = Console(file=sys.stdout)
+    console = Console(file=sys.stdout, width=max(console.width, least))
+    for line in (results.place, *results.notes):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print()
+    console.print(drawn)
+
+
+def collect(machine: Machine, rows: list[Row], notes: list[str]) -> Results:
+    """A finished benchmark; UserError if nothing could be measured."""
+    if not rows:
+        raise UserError(f"nothing could be measured: {'; '.join(notes) or 'no time'}")
+    return Results(
+        benchmark="train",
+        rows=rows,
+        machine=machine.to_json(),
+        place=machine.describe(),
+        date=today(),
+        commit=find_commit(),
+        command=command_line(),
+        notes=[machine.describe_limits(), f"shares: {FORMULA}", SPREAD, *notes],
+    )
+
+
+def bench_train(
+    *,
+    jobs: tuple[str, ...] = (),
+    peers: bool = False,
+    seconds: float = 90.0,
+    rounds: int = 8,
+    device: str = "auto",
+    threads: int | None = None,
+    data: tuple[str, ...] = ("pydocs",),
+    json: bool = False,
+    out: str | None = None,
+) -> None:
+    """Time a training step: tokens per second, share of this machine's limit, peak memory.
+
+    Args:
+        jobs: Which, as step-124M-B4-T256; default: three on a CPU, four sizes on a GPU.
+        peers: Time a plain loop as in the lecture and transformers too, in alternating rounds.
+        seconds: Time for each job; every system is timed once at least.
+        rounds: At most so many rounds for each job.
+        device: auto, cpu or cuda.
+        threads: CPU threads; default: torch's choice.
+        data: What to train on: pydocs, or UTF-8 text files.
+        json: Print one JSON object and nothing else.
+        out: Write the table to this Markdown file.
+    """
+    if rounds < 1 or not seconds >= 0:
+        raise UserError(f"rounds must be at least 1 and seconds not negative: {rounds}, {seconds}")
+    found, notes, rows = find_device(device), [], []
+    steps = [parse_job(name) for name in jobs or (CUDA_JOBS if found.type == "cuda" else CPU_JOBS)]
+    with progress() as observe:
+        machine = find_machine(device, threads=threads)
+        for index, step in enumerate(steps):
+            few = machine.device == "cuda" and index > 0
+            rows += run_step(
+                step,
+                choose_systems(machine, peers=peers, few=few),
+                machine=machine,
+                data=data,
+                seconds=seconds,
+                rounds=rounds,
+                threads=threads,
+                observe=observe,
+                notes=notes,
+            )
+    results = collect(machine, rows, notes)
+    columns = [*usual_columns(rows, per="step"), *train_columns(machine, rows)]
+    if out is not None:
+        write_results(Path(out), results.to_markdown(columns))
+    show(results, columns, json=json)
