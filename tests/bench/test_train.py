@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from regpt import GPT, GPTConfig
+from regpt.bench import growth, train, train_systems
 from regpt.bench import machine as machine_module
-from regpt.bench import train, train_systems
 from regpt.bench.machine import Machine, load
 from regpt.bench.rows import Row
 from regpt.bench.train import (
@@ -62,7 +62,9 @@ def test_jobs_are_named_by_what_they_are() -> None:
     for name in CPU_JOBS + CUDA_JOBS:
         assert parse_job(name).name == name
     for name in ("step-125M-B4-T32", "step-124M-B0-T32", "step-124M", "124M-B4-T32"):
-        with pytest.raises(UserError, match="is not step-SIZE-Bn-Tn with SIZE one of 124M"):
+        with pytest.raises(
+            UserError, match="is not step-SIZE-Bn-Tn with SIZE one of 16M, 30M, 124M"
+        ):
             parse_job(name)
     with pytest.raises(UserError, match="1024 positions"):
         parse_job("step-124M-B1-T1025")
@@ -80,6 +82,7 @@ def test_who_takes_part() -> None:
     everyone = ["regpt bf16", "lecture bf16", "lecture fp32"]
     everyone += ["transformers bf16", "transformers fp32"]
     assert names(choose_systems(CPU, peers=True, few=False)) == everyone
+    assert names(choose_systems(CPU, peers=True, few=True)) == everyone[:2]
     old = Machine(**(CPU.to_json() | {"bf16_flops_per_second": None}))  # pyright: ignore
     assert names(choose_systems(old, peers=True, few=False)) == [
         "regpt fp32",
@@ -232,3 +235,64 @@ def test_nothing_measured_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         command.bench_train(device="cpu")
     with pytest.raises(UserError, match="rounds must be at least 1"):
         command.bench_train(rounds=0)
+
+
+def test_growth_has_a_point_for_every_job() -> None:
+    for machine in (CPU, gpu()):
+        axes = growth.axes_for(machine)
+        jobs = growth.jobs_of(axes)
+        assert len(jobs) == len(set(jobs)) < sum(len(axis.jobs) for axis in axes)
+        for axis in axes:
+            places = [axis.place(parse_job(job)) for job in axis.jobs]
+            assert places == sorted(set(places))
+
+
+def test_the_picture_of_growth() -> None:
+    axes = growth.axes_for(CPU)
+    rows = [
+        Row(
+            job=job,
+            system=system,
+            dtype="bf16",
+            seconds=1.0,
+            tokens_per_second=100.0,
+            peak_memory_bytes=1,
+            fastest_seconds=1.0,
+            slowest_seconds=1.0,
+            timed=1,
+        )
+        for job in growth.jobs_of(axes)
+        for system in ("regpt", "lecture")
+    ]
+    for some in (rows, rows[3:9]):  # a system may have failed in some jobs
+        picture = growth.draw(some, axes, CPU)
+        assert picture.startswith(b"\x89PNG")
+        assert len(picture) > 10_000
+
+
+def test_growth_writes_table_and_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def one_row(step: train.Step, systems: list[System], **named: object) -> list[Row]:
+        return [
+            Row(
+                job=step.name,
+                system=systems[0].name,
+                dtype=systems[0].dtype,
+                seconds=1.0,
+                tokens_per_second=float(step.tokens),
+                peak_memory_bytes=1,
+                fastest_seconds=1.0,
+                slowest_seconds=1.0,
+                timed=1,
+            )
+        ]
+
+    monkeypatch.setattr(command, "find_machine", lambda *given, **named: CPU)
+    monkeypatch.setattr(command, "run_step", one_row)
+    command.bench_train(device="cpu", growth=True, out=str(tmp_path / "growth.md"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["growth.md", "growth.png"]
+    text = (tmp_path / "growth.md").read_text()
+    assert "![tokens per second along three axes](growth.png)" in text
+    assert text.count("| regpt |") == 13
+    assert "step-355M-B4-T256" in capsys.readouterr().out

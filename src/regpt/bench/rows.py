@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from regpt.atomic import replace_files, writing_to
+from regpt.atomic import Content, replace_files, writing_to
 
 SPREAD = "times are medians of n; spread is (slowest - fastest) / median"
 
@@ -210,11 +210,14 @@ class Results:
         )
 
 
-def write_results(path: Path, text: str) -> None:
-    """Write a results file, whole or not at all; its folder is made."""
+def write_results(path: Path, text: str, *, picture: bytes | None = None) -> None:
+    """Write a results file, and its picture beside it, whole or not at all; the folder is made."""
     with writing_to(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    replace_files(path.parent, {path.name: text.encode()})
+    files: dict[str, Content] = {path.name: text.encode()}
+    if picture is not None:
+        files = {path.with_suffix(".png").name: picture, **files}
+    replace_files(path.parent, files)
 
 
 def today() -> str:

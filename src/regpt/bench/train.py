@@ -28,6 +28,8 @@ from regpt.model import GPTConfig
 FORMULA = "FLOP per token = 6 N + 12 L H Q T (N all parameters, attention unmasked)"
 
 SHAPES: dict[str, GPTConfig] = {
+    "16M": GPTConfig(n_layer=4, n_head=4, n_embd=256),
+    "30M": GPTConfig(n_layer=6, n_head=6, n_embd=384),
     "124M": GPTConfig(),
     "355M": GPTConfig(n_layer=24, n_head=16, n_embd=1024),
     "774M": GPTConfig(n_layer=36, n_head=20, n_embd=1280),
@@ -95,28 +97,32 @@ def flops_per_token(shape: GPTConfig, block_size: int) -> int:
 
 
 def choose_systems(machine: Machine, *, peers: bool, few: bool) -> list[System]:
-    """Who takes part, without a job yet; `few`: only those that large models are compared with.
+    """Who takes part, without a job yet; `few`: ours and the fastest plain loop.
 
     bf16 is left out where the machine has none, as it would be emulated.
     """
     dtypes = ["fp32", "bf16"] if machine.bf16_flops_per_second else ["fp32"]
     room = "regpt.bench.train_systems"
     systems = [System(name="regpt", dtype=dtypes[-1], load=f"{room}:ours", ours=True)]
-    if peers and machine.device == "cuda" and "bf16" in dtypes:
+    if not peers:
+        return systems
+    if machine.device == "cuda":
         systems.append(
             System(
                 name="lecture-compiled",
-                dtype="bf16",
+                dtype=dtypes[-1],
                 load=f"{room}:lecture",
                 settings={"compiled": True},
             )
         )
-    if peers and not few:
-        systems += [
-            System(name=name, dtype=dtype, load=f"{room}:{name}")
-            for name in ("lecture", "transformers")
-            for dtype in reversed(dtypes)
-        ]
+    if few:
+        dtypes = [] if machine.device == "cuda" else dtypes[-1:]
+    names = ("lecture",) if few else ("lecture", "transformers")
+    systems += [
+        System(name=name, dtype=dtype, load=f"{room}:{name}")
+        for name in names
+        for dtype in reversed(dtypes)
+    ]
     return systems
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from regpt.bench.growth import axes_for, draw, jobs_of
 from regpt.bench.machine import Machine, find_machine
 from regpt.bench.rows import (
     SPREAD,
@@ -24,13 +25,13 @@ from regpt.bench.train import (
     CPU_JOBS,
     CUDA_JOBS,
     FORMULA,
+    Step,
     choose_systems,
     parse_job,
     run_step,
     train_columns,
 )
 from regpt.errors import UserError
-from regpt.runtime import find_device
 
 
 @contextlib.contextmanager
@@ -79,11 +80,34 @@ def collect(machine: Machine, rows: list[Row], notes: list[str]) -> Results:
     )
 
 
+SECONDS, GROWTH_SECONDS = 90.0, 15.0
+
+
+def plan(jobs: tuple[str, ...], growth: bool, machine: Machine) -> list[Step]:
+    """The jobs to do: those named, or the usual ones."""
+    usual = CUDA_JOBS if machine.device == "cuda" else CPU_JOBS
+    names = jobs_of(axes_for(machine)) if growth else jobs or usual
+    return [parse_job(name) for name in names]
+
+
+def write(
+    path: Path, results: Results, columns: list[Column], *, growth: bool, machine: Machine
+) -> None:
+    """The results file; with growth, the picture beside it."""
+    if not growth:
+        write_results(path, results.to_markdown(columns))
+        return
+    more = f"![tokens per second along three axes]({path.with_suffix('.png').name})\n"
+    picture = draw(results.rows, axes_for(machine), machine)
+    write_results(path, results.to_markdown(columns, more=more), picture=picture)
+
+
 def bench_train(
     *,
     jobs: tuple[str, ...] = (),
     peers: bool = False,
-    seconds: float = 90.0,
+    growth: bool = False,
+    seconds: float | None = None,
     rounds: int = 8,
     device: str = "auto",
     threads: int | None = None,
@@ -96,7 +120,9 @@ def bench_train(
     Args:
         jobs: Which, as step-124M-B4-T256; default: three on a CPU, four sizes on a GPU.
         peers: Time a plain loop as in the lecture and transformers too, in alternating rounds.
-        seconds: Time for each job; every system is timed once at least.
+        growth: Sequence length, batch and model size instead, with a picture beside --out.
+        seconds: Time for each job, all systems together, default 90, with growth 15; every system
+            is timed once at least.
         rounds: At most so many rounds for each job.
         device: auto, cpu or cuda.
         threads: CPU threads; default: torch's choice.
@@ -104,17 +130,23 @@ def bench_train(
         json: Print one JSON object and nothing else.
         out: Write the table to this Markdown file.
     """
-    if rounds < 1 or not seconds >= 0:
+    if rounds < 1 or (seconds is not None and not seconds >= 0):
         raise UserError(f"rounds must be at least 1 and seconds not negative: {rounds}, {seconds}")
-    found, notes, rows = find_device(device), [], []
-    steps = [parse_job(name) for name in jobs or (CUDA_JOBS if found.type == "cuda" else CPU_JOBS)]
+    if jobs and growth:
+        raise UserError("jobs and growth: growth has jobs of its own; leave one out")
+    for name in jobs:
+        parse_job(name)  # a wrong name is told before anything is measured
+    if seconds is None:
+        seconds = GROWTH_SECONDS if growth else SECONDS
+    rows: list[Row] = []
+    notes: list[str] = []
     with progress() as observe:
         machine = find_machine(device, threads=threads)
-        for index, step in enumerate(steps):
+        for index, step in enumerate(plan(jobs, growth, machine)):
             few = machine.device == "cuda" and index > 0
             rows += run_step(
                 step,
-                choose_systems(machine, peers=peers, few=few),
+                choose_systems(machine, peers=peers, few=few or growth),
                 machine=machine,
                 data=data,
                 seconds=seconds,
@@ -126,5 +158,5 @@ def bench_train(
     results = collect(machine, rows, notes)
     columns = [*usual_columns(rows, per="step"), *train_columns(machine, rows)]
     if out is not None:
-        write_results(Path(out), results.to_markdown(columns))
+        write(Path(out), results, columns, growth=growth, machine=machine)
     show(results, columns, json=json)
