@@ -62,6 +62,7 @@ def gpt2_124m() -> RunConfig:
         block_size=1024,
         lr=6e-4,
         eval_every=250,
+        sample_every=250,
         save_every=1000,
         validation_tokens=VALIDATION_TOKENS,
         compile=True,

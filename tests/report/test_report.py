@@ -18,6 +18,7 @@ from regpt.train.config import RunConfig
 
 Capture = pytest.CaptureFixture[str]
 VOID = {"meta", "br", "img", "rect", "path", "circle"}
+PROMPT = "A prompt & more"
 HOSTILE = "</script><script>alert(1)</script> & <img src=x onerror=alert(2)> \"'"
 
 
@@ -30,7 +31,7 @@ def make_run(
     facts = {"sources": data, "fingerprint": "ab", "validation_tokens": 7}
     record = {"config": config.to_json(), "data": facts, "runtime": "cpu", "versions": {}}
     (path / "run.json").write_text(json.dumps(record))
-    lines = []
+    lines: list[dict[str, Any]] = [{"step": 0, "samples": {PROMPT: ["one\ntwo", HOSTILE]}}]
     for step in range(1, steps + 1):
         lines.append(
             {"step": step, "loss": 10 - 0.1 * step, "learning_rate": 1e-3, "grad_norm": 1 / step,
@@ -39,11 +40,8 @@ def make_run(
         if step % 20 == 0:
             lines.append({"step": step, "val_loss": 8 - step / 20, "val_bits_per_byte": 3.0,
                           "val_nats_per_character": 2 - step / 100, "val_tokens": 6})  # fmt: skip
+    lines.append({"step": steps, "samples": {PROMPT: ["last words"]}})
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (path / "samples.txt").write_text(
-        f"== after 0 steps\n> one\ntwo\n> {HOSTILE}\n\n== after {steps} steps\n> last words\n\n",
-        encoding="utf-8",
-    )
     return path
 
 
@@ -85,7 +83,7 @@ def report(*arguments: object) -> None:
 
 
 def test_the_page_of_one_run(tmp_path: Path, capsys: Capture) -> None:
-    run = make_run(tmp_path / "runs" / "small", prompt=HOSTILE)
+    run = make_run(tmp_path / "runs" / "small", prompts=(HOSTILE,))
     report(run)
     names = sorted(path.name for path in run.glob("report*"))
     assert names == ["report-loss.png", "report-training.png", "report.html"]
@@ -152,14 +150,14 @@ def test_runs_of_other_batches_are_drawn_over_tokens(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("ruin", "kept", "said"),
     [
-        (lambda data: data[:-9], 41, r"1 line dropped that are not whole \(line 42\)"),
-        (lambda data: data.replace(b'{"step": 2,', b'\x00\xff{"', 1), 41, r"\(line 2\)"),
+        (lambda data: data[:-9], 43, r"1 line dropped that are not whole \(line 44\)"),
+        (lambda data: data.replace(b'{"step": 2,', b'\x00\xff{"', 1), 43, r"\(line 3\)"),
         (
             lambda data: b"[1]\n" * 7 + data,
-            42,
+            44,
             r"7 lines dropped .* \(line 1, 2, 3, 4, 5, \.\.\.\)",
         ),
-        (lambda data: data + b"\n\n", 42, None),
+        (lambda data: data + b"\n\n", 44, None),
     ],
     ids=["killed", "damaged", "foreign", "blank"],
 )
@@ -181,11 +179,12 @@ def test_half_written_metrics(
 
 def test_samples_are_read_as_they_were_written(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
-    assert read_samples(run / "samples.txt") == [
-        (0, ["one\ntwo", HOSTILE]),
-        (40, ["last words"]),
+    history = read_history(run)
+    assert history.samples == [
+        (0, {PROMPT: ["one\ntwo", HOSTILE]}),
+        (40, {PROMPT: ["last words"]}),
     ]
-    assert read_samples(tmp_path / "absent.txt") == []
+    assert read_samples([{"step": 1, "samples": 7}, {"step": 2, "samples": {"a": "b"}}]) == []
 
 
 def test_references_belong_to_their_text(tmp_path: Path) -> None:
@@ -280,7 +279,7 @@ def test_in_a_browser(tmp_path: Path) -> None:
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no Chromium on this machine")
-    run = make_run(tmp_path / "run", prompt=HOSTILE)
+    run = make_run(tmp_path / "run", prompts=(HOSTILE,))
     report(run)
     text = (run / "report.html").read_text(encoding="utf-8")
     probed = tmp_path / "probed.html"

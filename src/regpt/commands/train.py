@@ -21,6 +21,7 @@ from rich.progress import (
 from regpt.train.config import RunConfig
 from regpt.train.directory import RunDirectory
 from regpt.train.events import (
+    Answered,
     Event,
     Finished,
     Interrupted,
@@ -51,6 +52,8 @@ class Display:
         )
         self.task: TaskID | None = None
         self.speed = 0.0
+        self.newest: dict[str, str] = {}
+        """The last figures of looks, for the progress line."""
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -60,6 +63,8 @@ class Display:
                 self.step(event)
             case Validated():
                 self.validated(event)
+            case Answered():
+                self.answered(event)
             case Sampled():
                 self.sampled(event)
             case Noted():
@@ -89,6 +94,9 @@ class Display:
             f"training   {config.steps:,} steps of {event.sequences} x {config.block_size} "
             f"tokens, {event.steps_per_epoch:,} steps per epoch, {config.optimizer.name}"
         )
+        if event.hellaswag[0]:
+            count, total = event.hellaswag
+            self.line(f"hellaswag  {count:,} of {total:,} examples, the lecture's scoring, fp32")
         processes = f", {event.processes} processes" if event.processes > 1 else ""
         self.line(f"on         {event.place}{processes}")
 
@@ -102,7 +110,9 @@ class Display:
         self.progress.update(
             self.task,
             completed=event.step,
-            description=f"loss {event.loss:.3f}  {self.speed:,.0f} tokens/s",
+            description="  ".join(
+                (f"loss {event.loss:.3f}", *self.newest.values(), f"{self.speed:,.0f} tokens/s")
+            ),
         )
         if not self.console.is_terminal:  # a log file gets lines instead of a bar
             every = max(self.config.steps // 10, 1)
@@ -114,17 +124,27 @@ class Display:
 
     def validated(self, event: Validated) -> None:
         result = event.result
+        self.newest["validation"] = f"val {result.loss:.3f}"
         self.line(
             f"step {event.step:>6}  validation loss {result.loss:.4f} nats per token, "
             f"{result.bits_per_byte:.4f} bits per byte, "
             f"{result.nats_per_character:.4f} nats per character"
         )
 
+    def answered(self, event: Answered) -> None:
+        self.newest["hellaswag"] = f"hellaswag {event.acc_norm.value:.3f}"
+        self.line(
+            f"step {event.step:>6}  hellaswag acc {event.acc.value:.4f}, "
+            f"acc_norm {event.acc_norm.value:.4f} ± {event.acc_norm.stderr:.4f}, "
+            f"{event.examples:,} examples"
+        )
+
     def sampled(self, event: Sampled) -> None:
         when = "before training" if event.step == 0 else f"after {event.step:,} steps"
         self.line(f"\nsamples {when}:")
-        for text in event.texts:
-            self.line(f"> {text}")
+        for sample in event.samples:
+            for text in sample.texts:
+                self.line(f"> {text}")
         self.line()
 
     def interrupted(self, event: Interrupted) -> None:
@@ -141,7 +161,7 @@ class Display:
         self.line("  run.json, samples.txt                             what was run, and texts")
         self.line("Write with it:")
         length = min(self.config.model.block_size, 100)
-        prompt = shlex.quote(self.config.prompt)
+        prompt = shlex.quote(self.config.prompts[0] if self.config.prompts else "")
         model = shlex.quote(str(event.directory))
         self.line(f"  regpt sample {prompt} --model {model} --max-length {length}")
 

@@ -133,6 +133,12 @@ def read_examples(path: Path, *, limit: int | None = None) -> list[Example]:
     ]
 
 
+def spread(examples: Sequence[Example], count: int) -> list[Example]:
+    """So many of them, or all, evenly spread: neighbours in the file are of one kind."""
+    count = min(count, len(examples))
+    return [examples[index * len(examples) // count] for index in range(count)]
+
+
 def fetch(cache_dir: Path | None = None, progress: Progress | None = None) -> Path:
     """The published 10,042 examples: downloaded once, verified at every reading."""
     folder = find_cache_folder() if cache_dir is None else cache_dir

@@ -6,7 +6,6 @@ Every line that is an object with a step is taken, the others are counted and na
 
 import json
 import math
-import re
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any
 from regpt.errors import UserError
 from regpt.train.directory import RunDirectory, flatten
 
-SECTION = re.compile(r"^== after (\d+) steps$", re.MULTILINE)
 NAMED_LINES = 5
 
 Points = list[tuple[float, float]]
@@ -31,8 +29,8 @@ class History:
     """The sound lines of metrics.jsonl, in order."""
     notes: list[str]
     """What was dropped, a line each."""
-    samples: list[tuple[int, list[str]]]
-    """After so many steps: texts."""
+    samples: list[tuple[int, dict[str, list[str]]]]
+    """After so many steps: what was written to each prompt."""
 
     @property
     def name(self) -> str:
@@ -108,7 +106,7 @@ def read_history(path: Path) -> History:
         record=record,
         entries=entries,
         notes=notes,
-        samples=read_samples(directory.samples),
+        samples=read_samples(entries),
     )
 
 
@@ -140,16 +138,13 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     return entries, [f"{path}: {lines} dropped that are not whole (line {numbers}{more})"]
 
 
-def read_samples(path: Path) -> list[tuple[int, list[str]]]:
-    """The sections of samples.txt."""
-    if not path.is_file():
-        return []
-    text = path.read_text(encoding="utf-8", errors="replace")
-    pieces = SECTION.split(text)[1:]  # step, texts, step, texts, ...
+def read_samples(entries: list[dict[str, Any]]) -> list[tuple[int, dict[str, list[str]]]]:
+    """The texts among the lines; one that is not of their form is passed over."""
     sections = []
-    for step, body in zip(pieces[::2], pieces[1::2], strict=True):
-        texts = [part.removesuffix("\n") for part in re.split(r"^> ", body.strip("\n"), flags=re.M)]
-        sections.append((int(step), texts[1:]))
+    for entry in entries:
+        written = entry.get("samples")
+        if isinstance(written, dict) and all(isinstance(texts, list) for texts in written.values()):
+            sections.append((entry["step"], {p: [str(t) for t in written[p]] for p in written}))
     return sections
 
 

@@ -155,12 +155,13 @@ def sample_section(run: History, *, titled: bool) -> list[str]:
     if not run.samples:
         return []
     body = [f"<h3>{text(run.name)}</h3>"] if titled else []
-    prompt = run.settings.get("prompt")
-    if prompt:
-        body.append(f"<p>prompt: {text(prompt)}</p>")
-    for number, (step, texts) in enumerate(reversed(run.samples)):
+    for number, (step, samples) in enumerate(reversed(run.samples)):
         when = "before training" if step == 0 else f"after {short(step)} steps"
-        inside = "".join(f"<pre>{text(sample)}</pre>" for sample in texts)
+        inside = "".join(
+            f"<p>prompt: {text(prompt)}</p>"
+            + "".join(f"<pre>{text(sample)}</pre>" for sample in texts)
+            for prompt, texts in samples.items()
+        )
         opened = " open" if number == 0 else ""
         body.append(f"<details{opened}><summary>{when}</summary>{inside}</details>")
     return body

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from regpt.data.loader import Order
 from regpt.errors import UserError
 from regpt.model import GPTConfig
+from regpt.train.interval import Every, Interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +85,16 @@ class RunConfig:
     """Tokens per training sequence (T)."""
     lr: float = 3e-4
     """Peak learning rate of AdamW."""
-    eval_every: int | None = None
-    """Steps between validations; default: only at the end. Without a validation split: none."""
+    eval_every: Every | None = None
+    """From one validation to the next, in steps (250) or tokens (10M); default: only at the end."""
+    sample_every: Every | None = None
+    """The same for samples; default: only before and after training."""
+    hellaswag: str | None = None
+    """Score HellaSwag while training: a copy of hellaswag_val.jsonl, or the word download."""
+    hellaswag_every: Every | None = None
+    """From one HellaSwag to the next, in steps or tokens; default: only at the end."""
+    hellaswag_examples: int = 1000
+    """How many of its examples, evenly spread over the file."""
     save_every: int | None = None
     """Steps between checkpoints, and one at the end; default: only when interrupted."""
     keep: int = 2
@@ -124,8 +133,8 @@ class RunConfig:
     """Treat a loss this many standard deviations above the last 128 as bad; default: off."""
     overfit: bool = False
     """Train on the first batch again and again."""
-    prompt: str = "Hello, I'm a language model,"
-    """What the samples before and after training continue."""
+    prompts: tuple[str, ...] = ("Hello, I'm a language model,",)
+    """What the samples before, during and after training continue."""
     sample_tokens: int = 30
     """Length of those samples in tokens, the prompt included."""
     model: GPTConfig = field(default_factory=GPTConfig)
@@ -135,7 +144,8 @@ class RunConfig:
     """The preset this run started from."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "block_size", "sample_tokens", "keep", "replicas"):
+        for name in ("steps", "batch_size", "block_size", "sample_tokens", "keep", "replicas",
+                     "hellaswag_examples"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.block_size > self.model.block_size:
@@ -149,7 +159,12 @@ class RunConfig:
             raise UserError(
                 f"validation_fraction must be in [0, 1), got {self.validation_fraction}"
             )
-        for name, least in (("eval_every", 1), ("save_every", 1), ("validation_tokens", 2)):
+        for name in ("eval_every", "sample_every", "hellaswag_every"):
+            if getattr(self, name) is not None:
+                Interval.parse(getattr(self, name), name)
+        if self.hellaswag_every is not None and self.hellaswag is None:
+            raise UserError("hellaswag_every without hellaswag: name a copy of its file as well")
+        for name, least in (("save_every", 1), ("validation_tokens", 2)):
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.compact_vocabulary and (self.shard or self.optimizer.clip is not None):
@@ -189,6 +204,7 @@ class RunConfig:
         values = dict(values)
         try:
             values["data"] = tuple(values["data"])
+            values["prompts"] = tuple(values["prompts"])
             values["model"] = GPTConfig(**values["model"])
             optimizer = dict(values["optimizer"])
             optimizer["betas"] = tuple(optimizer["betas"])

@@ -2,9 +2,9 @@
 
     config.json, model.safetensors, tokenizer files   the model, in Hugging Face layout
     run.json        the resolved configuration, data fingerprint, versions, seed
-    metrics.jsonl   one JSON object per step, and one per validation
+    metrics.jsonl   one JSON object per step, and one per validation, HellaSwag, samples
     loss.png        the loss curve
-    samples.txt     text written before and after training
+    samples.txt     text written before, during and after training
     checkpoints/    what a resume needs (checkpoint.py), if any was asked for
     incidents/      steps whose numbers went wrong (incident.py), if any did
 
@@ -59,6 +59,12 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = list(value) if isinstance(value, tuple) else value
     return flat
+
+
+def sample_section(step: int, samples: Mapping[str, list[str]]) -> str:
+    """A part of samples.txt."""
+    texts = [text for written in samples.values() for text in written]
+    return f"== after {step} steps\n" + "".join(f"> {text}\n" for text in texts) + "\n"
 
 
 class RunDirectory:
@@ -163,16 +169,18 @@ class RunDirectory:
 
     def rewind(self, step: int) -> None:
         """Forget what was recorded after `step`, so that a resumed run records it once."""
-        entries = [entry for entry in self.read_metrics() if entry["step"] <= step]
+        entries = [entry for entry in self.read_metrics() if step and entry["step"] <= step]
         text = "".join(json.dumps(entry) + "\n" for entry in entries)
         replace_files(self.path, {self.metrics.name: text.encode()})
+        samples = (entry for entry in entries if "samples" in entry)
+        text = "".join(sample_section(entry["step"], entry["samples"]) for entry in samples)
+        replace_files(self.path, {self.samples.name: text.encode()})
 
-    def append_samples(self, title: str, texts: list[str]) -> None:
-        """Add the texts to samples.txt under a title, unless a resumed run has them there."""
-        written = self.samples.read_bytes() if self.samples.exists() else b""
-        section = f"== {title}\n" + "".join(f"> {text}\n" for text in texts) + "\n"
-        if f"== {title}\n".encode() not in written:
-            replace_files(self.path, {self.samples.name: written + section.encode()})
+    def append_samples(self, step: int, samples: Mapping[str, list[str]]) -> None:
+        """Record the texts written to each prompt after `step` steps: for programs, for people."""
+        self.append_metrics({"step": step, "samples": dict(samples)})
+        with writing_to(self.samples), self.samples.open("a", encoding="utf-8") as file:
+            file.write(sample_section(step, samples))
 
     def write_model(self, tensors: Mapping[str, Tensor], config: GPTConfig) -> None:
         """Write the model's files beside the run's, config.json last."""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from regpt.evaluate.hellaswag import Accuracy
 from regpt.evaluate.validation import Validation
 from regpt.train.config import RunConfig
 
@@ -25,6 +26,8 @@ class Started:
     first_step: int
     """Steps done before: 0, or where a resumed run goes on."""
     processes: int
+    hellaswag: tuple[int, int] = (0, 0)
+    """Examples that are scored during training, of how many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +52,30 @@ class Validated:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Answered:
+    """HellaSwag was scored after `step` steps, by the lecture's rules."""
+
+    step: int
+    acc: Accuracy
+    acc_norm: Accuracy
+    examples: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """What the model made of a prompt."""
+
+    prompt: str
+    texts: list[str]
+    """Prompt included."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sampled:
     """The model wrote something after `step` steps."""
 
     step: int
-    texts: list[str]
+    samples: list[Sample]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,5 +110,5 @@ class Finished:
     seconds: float
 
 
-Event = Started | Stepped | Validated | Sampled | Noted | Saved | Interrupted | Finished
+Event = Started | Stepped | Validated | Answered | Sampled | Noted | Saved | Interrupted | Finished
 Observer = Callable[[Event], None]

@@ -1,4 +1,4 @@
-"""The loop, visible: build, resume, then for each step maybe validate, save, fetch, step, record.
+"""The loop, visible: build, resume, then for each step fetch, step, record, maybe look, maybe save.
 
 `train(config)` is a library function; the command line only prints what it tells its observer. One
 loop serves one process and many: the first prints and writes, all compute.
@@ -12,12 +12,8 @@ from dataclasses import asdict
 import torch
 
 from regpt.data.loader import Batch
-from regpt.evaluate.validation import validate
-from regpt.generate import complete
 from regpt.parallel import open_world
 from regpt.runtime import find_runtime
-from regpt.sampling import SamplingParams
-from regpt.tokenizer import get_tokenizer
 from regpt.train.checkpoint import CheckpointWriter
 from regpt.train.config import RunConfig
 from regpt.train.directory import RunDirectory
@@ -26,13 +22,12 @@ from regpt.train.events import (
     Finished,
     Interrupted,
     Observer,
-    Sampled,
     Saved,
     Started,
     Stepped,
-    Validated,
 )
 from regpt.train.incident import handle_incident, what_is_wrong
+from regpt.train.looks import Looks
 from regpt.train.picture import draw_loss
 from regpt.train.resume import go_back, look_at, open_directory
 from regpt.train.schedule import factor
@@ -79,24 +74,23 @@ def train(
         observe = observe if world.is_first else ignore
         config = config.with_batch_tokens(world.size)
         state = build(config, runtime, world)
+        looks = Looks(config, world)
         directory = open_directory(state, resume=resume)
         if resume and directory.is_complete(config.steps):
             return look_at(state, directory, observe)
         if resume:
             go_back(state, directory, observe)
-        observe(describe(state, directory))
-        if state.step == 0:
-            write_samples(state, directory, observe)
+        observe(describe(state, directory, looks))
+        looks.before_training(state, directory, observe)
         writer = CheckpointWriter(directory.checkpoints, keep=config.keep)
         try:
-            finished = run_steps(state, directory, writer, observe, stop)
+            finished = run_steps(state, directory, looks, writer, observe, stop)
         finally:
             writer.close()
         world.barrier()
         if not finished:
             observe(Interrupted(directory=directory.path, step=state.step))
             return state
-        write_samples(state, directory, observe)
         finish(state, directory)
         observe(Finished(directory=directory.path, seconds=time.perf_counter() - started))
         return state
@@ -105,6 +99,7 @@ def train(
 def run_steps(
     state: TrainState,
     directory: RunDirectory,
+    looks: Looks,
     writer: CheckpointWriter,
     observe: Observer,
     stop: Callable[[], bool],
@@ -128,8 +123,8 @@ def run_steps(
         else:
             handle_incident(state, directory, batch, result, fault, observe)
         record(state, directory, result, batch, clock, observe)
-        if is_due(state.step, config.eval_every, config.steps):
-            write_validation(state, directory, observe)
+        tokens_before = state.tokens - batch.num_targets
+        looks.after_step(state, directory, observe, tokens_before=tokens_before)
         stopping = world.any(stop()) and state.step < config.steps
         if stopping or (config.save_every and is_due(state.step, config.save_every, config.steps)):
             save(state, directory, writer, observe)
@@ -156,7 +151,7 @@ def compute(state: TrainState, batch: Batch) -> StepResult:
     )
 
 
-def describe(state: TrainState, directory: RunDirectory) -> Started:
+def describe(state: TrainState, directory: RunDirectory, looks: Looks) -> Started:
     """The facts of a run that is about to start."""
     data = state.data
     return Started(
@@ -170,6 +165,7 @@ def describe(state: TrainState, directory: RunDirectory) -> Started:
         sequences=data.loader.plan.sequences,
         first_step=state.step,
         processes=state.world.size,
+        hellaswag=(len(looks.examples), looks.examples_in_all),
     )
 
 
@@ -221,49 +217,6 @@ def save(
         observe(Saved(step=state.step, seconds=seconds))
     elif state.config.shard:
         take_snapshot(state)  # gathering whole tensors takes every process
-
-
-def write_validation(state: TrainState, directory: RunDirectory, observe: Observer) -> None:
-    """Score the validation text, if there is one, and write its line."""
-    validation = state.data.validation
-    if validation is None:
-        return
-    # a sharded forward takes all processes at once, so each scores everything
-    shared = None if state.config.shard else state.world
-    result = validate(
-        state.whole_model(),
-        validation,
-        state.runtime,
-        block_size=state.config.block_size,
-        world=shared,
-    )
-    state.val_loss, state.val_step = result.loss, state.step
-    entry = {
-        "step": state.step,
-        "val_loss": result.loss,
-        "val_bits_per_byte": result.bits_per_byte,
-        "val_nats_per_character": result.nats_per_character,
-        "val_tokens": result.tokens,
-    }
-    if state.world.is_first:
-        directory.append_metrics(entry)
-    observe(Validated(step=state.step, result=result))
-
-
-def write_samples(state: TrainState, directory: RunDirectory, observe: Observer) -> None:
-    """Let the model continue the prompt; its random stream is its own."""
-    if not (state.world.is_first or state.config.shard):
-        return
-    tokenizer = get_tokenizer()
-    positions = state.config.model.block_size
-    prompt = tokenizer.encode(state.config.prompt)[: max(positions // 2, 1)]
-    length = min(max(state.config.sample_tokens, len(prompt)), positions)
-    params = SamplingParams(max_length=length, num_samples=2)
-    with state.runtime.autocast():
-        texts = [tokenizer.decode(row) for row in complete(state.whole_model(), prompt, params)]
-    if state.world.is_first:
-        directory.append_samples(f"after {state.step} steps", texts)
-    observe(Sampled(step=state.step, texts=texts))
 
 
 def finish(state: TrainState, directory: RunDirectory) -> None:
