@@ -37,9 +37,9 @@ def attend_in_blocks(model: GPT) -> GPT:
     It cannot with a key-value cache, with dropout on the attention weights, or off the CPU: there
     the model's own attention goes on.
     """
-    for block in model.h:
-        attention = block.attn
-        attention.forward = partial(attend, attention, attention.forward)
+    for module in model.modules():
+        if isinstance(module, CausalSelfAttention):
+            module.forward = partial(attend, module, module.forward)
     return model
 
 
@@ -149,6 +149,7 @@ def block_gradients(qkv: Three, dy: Tensor, P: Tensor, out: Three) -> None:
     scale = q.shape[-1] ** -0.5
     torch.bmm(P.mT, dy, out=dv)
     dP = torch.bmm(dy, v.mT)
-    dS = torch._softmax_backward_data(dP, P, -1, P.dtype)  # P * (dP - sum(dP * P)), one pass
+    # P * (dP - sum(dP * P)) in one pass
+    dS = torch._softmax_backward_data(dP, P, -1, P.dtype)  # pyright: ignore
     torch.baddbmm(dq, dS, k, beta=0, alpha=scale, out=dq)
     torch.baddbmm(dk, dS.mT, q, beta=0, alpha=scale, out=dk)

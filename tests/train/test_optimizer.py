@@ -1,9 +1,13 @@
 """The optimizer touches every parameter once, by the right rule."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from regpt import GPT, GPTConfig
+from regpt.parallel import fill
+from regpt.train import muon
 from regpt.train.config import OptimizerConfig
 from regpt.train.optimizer import Optimizer, split_parameters
 
@@ -63,6 +67,54 @@ def test_muon_treats_q_k_and_v_apart() -> None:
     optimizer.step()
     torch.testing.assert_close(matrix.detach(), torch.cat(expected))
     assert not torch.equal(model.wte.weight, torch.zeros(()))
+
+
+@pytest.mark.parametrize(("together", "alone"), [(1 << 22, 1 << 19), (2048, 1024), (256, 256)])
+def test_stacked_muon_is_torchs(monkeypatch: pytest.MonkeyPatch, together: int, alone: int) -> None:
+    monkeypatch.setattr(muon, "STACK_NUMBERS", together)
+    monkeypatch.setattr(muon, "ALONE", alone)
+    torch.manual_seed(1)
+    model, reference = GPT(TINY), GPT(TINY)
+    reference.load_state_dict(model.state_dict())
+    rule = OptimizerConfig(name="muon", muon_lr=0.1, muon_iterations=3)
+    ours = Optimizer(model, rule, lr=3e-3)
+    theirs = Optimizer(reference, replace(rule, muon_stacked=False), lr=3e-3)
+    for _ in range(3):
+        ours.zero_grad()
+        with_gradients(model)
+        for one, other in zip(model.parameters(), reference.parameters(), strict=True):
+            other.grad = one.grad.clone()
+        ours.step()
+        theirs.step()
+    for (name, one), other in zip(model.named_parameters(), reference.parameters(), strict=True):
+        # products in bfloat16: a step of 0.1 may differ by a rounding, 2^-8 of itself
+        torch.testing.assert_close(one, other, atol=2e-3, rtol=0.0, msg=name)
+    one, other = (optimizer.state_tensors(torch.clone) for optimizer in (ours, theirs))
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, other[name], msg=name)
+
+
+def test_a_checkpoint_of_either_muon_continues_with_the_other() -> None:
+    model = with_gradients(GPT(TINY))
+    rule = OptimizerConfig(name="muon")
+    ours = Optimizer(model, rule, lr=3e-3)
+    ours.step()
+    theirs = Optimizer(model, replace(rule, muon_stacked=False), lr=3e-3)
+    theirs.load_state_tensors(ours.state_tensors(torch.clone), fill)
+    for name, tensor in theirs.state_tensors(torch.clone).items():
+        assert torch.equal(tensor, ours.state_tensors(torch.clone)[name]), name
+
+
+def test_more_iterations_bring_singular_values_nearer_to_one() -> None:
+    matrix = torch.randn(1, 24, 40, generator=torch.Generator().manual_seed(0))
+    matrix *= torch.logspace(0, -1.5, 24)[:, None]  # some directions matter little
+    spread = []
+    for iterations in (1, 3, 5):
+        update = muon.orthogonalize(matrix, (3.4445, -4.7750, 2.0315), iterations, 1e-7)
+        spread.append((torch.linalg.svdvals(update[0].float()) - 1).abs().max().item())
+    assert spread[0] > spread[1] > spread[2]
+    assert spread[2] < 0.4
 
 
 def test_the_factor_scales_every_learning_rate() -> None:

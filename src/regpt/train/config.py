@@ -33,12 +33,20 @@ class OptimizerConfig:
     """Muon's learning rate for the blocks' matrices."""
     muon_momentum: float = 0.95
     """Muon's momentum (Nesterov's form)."""
+    muon_iterations: int = 5
+    """Newton-Schulz iterations: fewer are faster and leave the singular values farther from 1."""
+    muon_stacked: bool = True
+    """Matrices of one shape together; off: torch's Muon, one after the other."""
 
     def __post_init__(self) -> None:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"optimizer.betas must be in [0, 1), got {self.betas}")
         if self.weight_decay < 0:
             raise UserError(f"optimizer.weight_decay must not be negative, got {self.weight_decay}")
+        if not 1 <= self.muon_iterations < 100:
+            raise UserError(
+                f"optimizer.muon_iterations must be in 1 .. 99, got {self.muon_iterations}"
+            )
         if self.clip is not None and not self.clip > 0:
             raise UserError(f"optimizer.clip must be positive or None, got {self.clip}")
 

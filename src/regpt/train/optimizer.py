@@ -1,9 +1,10 @@
 """The optimizers, behind one small object: AdamW, or Muon for the hidden matrices beside it.
 
-AdamW is torch's fused one, on CPU too. Muon is torch's own `torch.optim.Muon`; it orthogonalises
-the update of each matrix, and `c_attn` is three matrices stacked, so q, k and v are handed to it as
-three parameters that share the storage of the one (orthogonalising the stack would tie their
-scales). Embeddings, LayerNorms and biases stay with AdamW, as Muon's author has it.
+AdamW is torch's fused one, on CPU too. Muon is torch's rule over stacks of equal shapes (muon.py),
+or `torch.optim.Muon` itself; it orthogonalises the update of each matrix, and `c_attn` is three
+matrices, so q, k and v are handed to it as three parameters that share the storage of the one
+(orthogonalising it whole would tie their scales). Embeddings, LayerNorms and biases stay with
+AdamW, as Muon's author has it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from regpt.model import GPT
 from regpt.parallel import full
 from regpt.train.config import OptimizerConfig
+from regpt.train.muon import StackedMuon
 
 
 def split_parameters(
@@ -60,11 +62,13 @@ class Optimizer:
         self._pieces = [(matrix, separate_qkv(matrix)) for matrix in hidden]
         self.muon = None
         if hidden:
-            self.muon = torch.optim.Muon(
+            kind = StackedMuon if config.muon_stacked else torch.optim.Muon
+            self.muon = kind(
                 [piece for _, pieces in self._pieces for piece in pieces],
                 lr=config.muon_lr,
                 momentum=config.muon_momentum,
                 nesterov=True,
+                ns_steps=config.muon_iterations,
                 weight_decay=config.weight_decay,
             )
         for group in self._groups():

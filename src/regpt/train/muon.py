@@ -1,0 +1,80 @@
+"""Muon over stacks: matrices of one shape are orthogonalised together.
+
+`torch.optim.Muon` takes one matrix after the other, three small products an iteration each. Here
+matrices of one shape go through Newton-Schulz in one batch of products (`baddbmm`), which saves
+small models a seventh of the time on two CPU cores, and a GPU most of its launches. Rule, state and
+hyperparameters are torch's, so a checkpoint of one continues with the other.
+
+    momentum      M <- m M + (1 - m) G          N = (1 - m) G + m M  (Nesterov)
+    iterate       X <- N / |N|                  X <- a X + (b A + c A A) X  with  A = X X'
+    step          W <- (1 - lr wd) W - lr sqrt(max(1, rows / columns)) X
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+STACK_NUMBERS = 1 << 22
+"""Numbers of one stack at most: 8 MB in bfloat16, so that a few copies stay in a CPU's cache."""
+ALONE = 1 << 19
+"""Matrices of more numbers than this keep two cores busy alone; stacked they are slower."""
+
+
+class StackedMuon(torch.optim.Muon):
+    """torch's Muon with another `step`."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Apply the gradients; those of another dtype are read in the parameter's."""
+        for group in self.param_groups:
+            stacks: dict[torch.Size, list[Tensor]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    stacks.setdefault(parameter.shape, []).append(parameter)
+            for shape, matrices in stacks.items():
+                together = 1 if shape.numel() > ALONE else STACK_NUMBERS // shape.numel()
+                for start in range(0, len(matrices), together):
+                    self._step_stack(matrices[start : start + together], shape, group)
+
+    def _step_stack(self, matrices: list[Tensor], shape: torch.Size, group: dict[str, Any]) -> None:
+        """Step a few matrices of one shape."""
+        averages, gradients = [], []
+        for matrix in matrices:
+            state = self.state[matrix]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(matrix)
+            averages.append(state["momentum_buffer"])
+            assert matrix.grad is not None
+            gradients.append(matrix.grad.to(matrix.dtype))
+        torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])  # pyright: ignore
+        if group["nesterov"]:
+            averages = torch._foreach_lerp(gradients, averages, group["momentum"])  # pyright: ignore
+        updates = orthogonalize(averages, group["ns_coefficients"], group["ns_steps"], group["eps"])
+        if group["weight_decay"]:
+            torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])  # pyright: ignore
+        rate = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
+        for matrix, update in zip(matrices, updates, strict=True):
+            matrix.add_(update, alpha=-rate)
+
+
+def orthogonalize(
+    matrices: Sequence[Tensor],
+    coefficients: tuple[float, float, float],
+    iterations: int,
+    epsilon: float,
+) -> Tensor:
+    """Matrices of one shape (r, c) to (n, r, c), bfloat16, singular values about 1."""
+    X = torch.stack([matrix.bfloat16() for matrix in matrices])
+    tall = X.shape[1] > X.shape[2]
+    X = X.mT if tall else X
+    X = X / torch.linalg.matrix_norm(X, keepdim=True).clamp(min=epsilon)
+    a, b, c = coefficients
+    multiply, multiply_add = torch.bmm, torch.baddbmm
+    if len(X) == 1:  # a batch of one is slower than none
+        X, multiply, multiply_add = X[0], torch.mm, torch.addmm
+    for _ in range(iterations):
+        A = multiply(X, X.mT)
+        X = multiply_add(X, multiply_add(A, A, A, beta=b, alpha=c), X, beta=a)
+    return (X.mT if tall else X).view(len(matrices), *matrices[0].shape)
