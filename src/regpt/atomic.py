@@ -98,6 +98,27 @@ def new_directory(directory: Path) -> Iterator[Path]:
         raise
 
 
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A hidden file to fill by its name, renamed to `path` on success and removed on failure.
+
+    A file that is there is replaced; parents are made. Raises `UserError` if the system refuses.
+    """
+    hidden = _hidden(path)
+    with writing_to(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path.parent, {path.name})
+        try:
+            yield hidden
+            with hidden.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(hidden, path)
+            _sync_directory(path.parent)
+        except BaseException:
+            hidden.unlink(missing_ok=True)
+            raise
+
+
 def is_leftover(path: Path) -> bool:
     """Whether this is what a killed writer left behind (or a living one is filling)."""
     return _HIDDEN.fullmatch(path.name) is not None

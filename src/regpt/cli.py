@@ -34,7 +34,10 @@ COMMANDS = {
     "bench": "speed and memory on this machine, beside other systems",
 }
 
-BENCHES = {"train": "a training step: tokens per second, share of the limit, peak memory"}
+BENCHES = {
+    "generate": "writing: tokens a second, ours and others'",
+    "train": "a training step: tokens per second, share of the limit, peak memory",
+}
 
 USAGE = """\
 regpt: GPT-2, reproduced.

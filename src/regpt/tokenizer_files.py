@@ -74,7 +74,7 @@ def _last_merge(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
 
 
 @lru_cache(maxsize=1)
-def _vocabulary() -> dict[str, int]:
+def spelled_vocabulary() -> dict[str, int]:
     """Spelling in the visible alphabet to id, in the order of the ids."""
     ranks = load_ranks()
     vocabulary = {_spell(token): ranks[token] for token in sorted(ranks, key=ranks.__getitem__)}
@@ -82,7 +82,7 @@ def _vocabulary() -> dict[str, int]:
 
 
 @lru_cache(maxsize=1)
-def _merges() -> list[str]:
+def spelled_merges() -> list[str]:
     """The merges as "left right" in the visible alphabet."""
     return [f"{_spell(left)} {_spell(right)}" for left, right in find_merges()]
 
@@ -129,9 +129,9 @@ def tokenizer_files(*, block_size: int = 1024) -> dict[str, Content]:
             "continuing_subword_prefix": "",
             "end_of_word_suffix": "",
             "fuse_unk": False,
-            "vocab": _vocabulary(),
+            "vocab": spelled_vocabulary(),
             # one string per merge: the form that old and new readers share
-            "merges": _merges(),
+            "merges": spelled_merges(),
         },
     }
     settings = {
@@ -145,8 +145,8 @@ def tokenizer_files(*, block_size: int = 1024) -> dict[str, Content]:
         "unk_token": END_OF_TEXT,
     }
     return {
-        "vocab.json": _as_vocab_json(_vocabulary()),
-        "merges.txt": _as_merges_txt(_merges()),
+        "vocab.json": _as_vocab_json(spelled_vocabulary()),
+        "merges.txt": _as_merges_txt(spelled_merges()),
         "tokenizer.json": json.dumps(whole, ensure_ascii=False).encode(),
         "tokenizer_config.json": json.dumps(settings, indent=2).encode() + b"\n",
     }
@@ -202,7 +202,7 @@ def _differs_in_vocabulary(theirs: dict[str, int]) -> str | None:
     in_order = dict(sorted(theirs.items(), key=lambda item: item[1]))
     if hashlib.sha256(_as_vocab_json(in_order)).hexdigest() == VOCABULARY_DIGEST:
         return None
-    ours = _vocabulary()
+    ours = spelled_vocabulary()
     if len(theirs) != len(ours):
         return f"{len(theirs)} tokens, expected {len(ours)}"
     for token, i in ours.items():
@@ -214,7 +214,7 @@ def _differs_in_vocabulary(theirs: dict[str, int]) -> str | None:
 def _differs_in_merges(theirs: list[str]) -> str | None:
     if hashlib.sha256(_as_merges_txt(theirs)).hexdigest() == MERGES_DIGEST:
         return None
-    ours = _merges()
+    ours = spelled_merges()
     if len(theirs) != len(ours):
         return f"{len(theirs)} merges, expected {len(ours)}"
     i = next(i for i, merge in enumerate(ours) if theirs[i] != merge)

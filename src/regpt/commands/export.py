@@ -1,22 +1,34 @@
 """`regpt export`: hand a model to the rest of the world."""
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from regpt.commands.sample import load
+from regpt.weights.gguf import GGUFKind, write_gguf
 
 
-def export(model: str, out: str, /) -> None:
-    """Write a model as a Hugging Face directory: config, weights, tokenizer.
+def export(model: str, out: str, /, *, gguf: GGUFKind | None = None) -> None:
+    """Write a model as a Hugging Face directory, or as one GGUF file for llama.cpp.
 
-    transformers, CTranslate2 and llama.cpp's converter read it. Written whole or not at all.
+    The directory holds config, weights and tokenizer; transformers, CTranslate2 and llama.cpp's
+    converter read it. Written whole or not at all.
 
     Args:
         model: A run directory, a Hugging Face directory, a hub name, or `random` (untrained 124M).
-        out: The directory to write; it must be new or empty.
+        out: The directory to write, new or empty; with --gguf the file.
+        gguf: Write a GGUF file with matrices of this kind instead.
     """
     directory = Path(out)
     gpt = load(model, seed=42)
+    if gguf is not None:
+        write_gguf(directory, gpt.state_dict(), asdict(gpt.config), gguf, name=Path(model).name)
+        size = directory.stat().st_size
+        sys.stdout.write(
+            f"{gpt.num_parameters():,} parameters, {size / 1e6:,.1f} MB, in {directory}\n"
+            f"  llama.cpp      llama-completion -m {directory} -p TEXT\n"
+        )
+        return
     gpt.save_pretrained(directory)
     size = sum(path.stat().st_size for path in directory.iterdir())
     sys.stdout.write(

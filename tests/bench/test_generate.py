@@ -1,0 +1,68 @@
+"""`regpt bench generate` with a tiny model: the rows, the shares, what is left out."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from regpt import GPT, GPTConfig
+from regpt.bench import generate
+from regpt.bench.rows import Row
+from regpt.cli import main
+
+TINY = GPTConfig(block_size=256, n_layer=1, n_head=2, n_embd=32)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("bench") / "model"
+    torch.manual_seed(0)
+    GPT(TINY).save_pretrained(directory)
+    return directory
+
+
+def test_rows_of_one_job_beside_peers(
+    model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peers = generate.peer_systems
+    few = ("lecture-loop", "transformers", "llama.cpp")
+    monkeypatch.setattr(
+        generate,
+        "peer_systems",
+        lambda *a: [p for p in peers(*a) if p.name in few and p.dtype in ("fp32", "q8_0")],
+    )
+    out = tmp_path / "results" / "generate.md"
+    flags = ["--jobs", "lecture-5x30", "--peers", "--json", "--rounds", "1", "--seconds", "1"]
+    main(["bench", "generate", str(model), *flags, "--out", str(out)])
+    results = json.loads(capfd.readouterr().out.splitlines()[-1])
+    rows = {(row["system"], row["dtype"]): row for row in results["rows"]}
+    assert {("regpt", "fp32"), ("lecture-loop", "fp32"), ("transformers", "fp32")} <= set(rows)
+    row = rows["regpt", "fp32"]
+    assert row["job"] == "lecture-5x30"
+    assert row["tokens_per_second"] == pytest.approx(5 * 22 / row["seconds"])
+    assert row["peak_memory_bytes"] > 1e8
+    text = out.read_text(encoding="utf-8")
+    assert "| lecture-5x30 | regpt | fp32 |" in text
+    assert "against lecture-loop fp32" in text
+
+
+def test_bytes_of_a_step_and_their_share() -> None:
+    matrices = 12 * 12 * 768 * 768 + 50257 * 768
+    assert generate.read_bytes(GPTConfig(), "bf16", rows=1, length=0) == 2 * matrices
+    per_position = 2 * 12 * 768 * 4
+    both = generate.read_bytes(GPTConfig(), "int8", rows=5, length=10)
+    assert both == matrices + 50 * per_position
+    row = Row(
+        job="stream-248", system="regpt", dtype="bf16", seconds=2.48, tokens_per_second=100.0,
+        peak_memory_bytes=None, fastest_seconds=2.4, slowest_seconds=2.5, timed=3,
+    )  # fmt: skip
+    needed = generate.read_bytes(GPTConfig(), "bf16", rows=1, length=8 + 124)
+    column = generate.bandwidth_share(GPTConfig(), needed / 0.01 * 2)
+    assert column.cell(row) == "50%"
+
+
+def test_an_unknown_job_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["bench", "generate", "--jobs", "lecture-6x30"])
+    assert "unknown job 'lecture-6x30': choose among lecture-5x30" in capsys.readouterr().err
