@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from regpt import UserError, get_tokenizer
@@ -26,6 +26,13 @@ def test_text_comes_back(text: str) -> None:
     tokenizer = get_tokenizer()
     expected = text.encode("utf-8", "replace").decode() if text.isascii() else text
     assert tokenizer.decode(tokenizer.encode(text)) == expected
+
+
+@given(st.text(st.characters() | st.sampled_from("\ud800<|endoftext|>")))
+@example("a<|endoftext|>b")
+def test_ids_as_an_array_are_those_of_the_list(text: str) -> None:
+    tokenizer = get_tokenizer()
+    assert tokenizer.encode_array(text).tolist() == tokenizer.encode(text)
 
 
 @given(st.lists(st.integers(min_value=0, max_value=60_000), max_size=40))

@@ -447,7 +447,8 @@ def test_bad_files_are_named_in_one_line(tmp_path, name, content, message):
 def test_the_line_is_named_from_another_process_too(tmp_path, monkeypatch):
     monkeypatch.setattr(documents, "BLOCK_BYTES", 600)
     lines = write_jsonl(tmp_path / "a.jsonl").read_bytes()
-    (tmp_path / "a.jsonl").write_bytes(lines + b"{}\n" + lines)
+    later = lines + b"[]\n" + lines  # which any process may come to before the first
+    (tmp_path / "a.jsonl").write_bytes(lines + b"{}\n" + later)
     with pytest.raises(UserError, match=r"a.jsonl: line 61 has no 'text' field, its fields: none"):
         prepare([tmp_path / "a.jsonl"], tmp_path / "out", processes=2)
 

@@ -127,7 +127,7 @@ class Assembly:
             while start < len(part.tokens):
                 room = self.shard_tokens - self.state.open_tokens[split]
                 piece = part.tokens[start : start + room]
-                self._files[split].write(piece.astype(TOKEN).tobytes())
+                self._files[split].write(piece.astype(TOKEN, copy=False).data)
                 self.state.open_tokens[split] += len(piece)
                 start += len(piece)
                 if len(piece) == room:

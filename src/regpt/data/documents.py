@@ -165,13 +165,13 @@ def _read_lines(source: Source, place: Place) -> Iterator[Block]:
     record, offset = place.record, place.offset
     try:
         with open_lines(source, offset) as (stream, file):
-            # readlines stops after the line that reaches the hint: whole lines, bounded memory.
-            while lines := stream.readlines(BLOCK_BYTES):
-                content = b"".join(lines)
+            while content := stream.read(BLOCK_BYTES):
+                content += stream.readline()  # up to the end of a line
                 begins, offset = offset == 0, offset + len(content)
+                lines = content.count(b"\n") + (not content.endswith(b"\n"))
                 if begins:
                     content = content.removeprefix(codecs.BOM_UTF8)
-                first, record = record + 1, record + len(lines)
+                first, record = record + 1, record + lines
                 after = Place(place.source, offset, record)
                 yield Block(source, content, first, True, None, after, file.tell())
     except stream_errors() as error:

@@ -3,7 +3,9 @@
 One process reads the inputs as blocks (documents.py) and hands them out; workers parse and encode
 them (encode.py); their tokens are written in the order of the blocks (assemble.py). So the output
 does not depend on the number of processes, and memory is a few blocks per worker whatever the size
-of the inputs. Workers are spawned, not forked: a process with threads must not be forked.
+of the inputs. The process that reads is one of those asked for: when the workers have enough
+waiting, it takes a task back and encodes it itself, so that two processes are two at work and not
+two and a half. Workers are spawned, not forked: a process with threads must not be forked.
 
     manifest = prepare(["books", "web.jsonl.zst"], "shards", processes=8)
 
@@ -42,7 +44,8 @@ MIN_TASK, MAX_BLOCKS, QUEUED = 1 << 18, 64, 8
 """A task for a worker is at least this much text, in at most so many blocks; so many tasks wait for
 each worker, enough for the seconds in which the disk takes a shard."""
 
-Encode = Callable[[Block], dict[Split, EncodedSplit]]
+Encoded = dict[Split, EncodedSplit]
+Encode = Callable[[Block], Encoded]
 
 
 @dataclass(frozen=True)
@@ -192,23 +195,23 @@ def _require_training_text(assembly: Assembly, val_every: int) -> None:
 
 def encode_all(
     blocks: Iterator[Block], encode: Encode, *, processes: int
-) -> Generator[tuple[Block, dict[Split, EncodedSplit]], None, None]:
+) -> Generator[tuple[Block, Encoded], None, None]:
     """Each block with its tokens, in order; a few blocks per process are under way at a time."""
     if processes == 1:
         for block in blocks:
             yield block, encode(block)
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker)
-    pending: deque[tuple[list[Block], Future[list[dict[Split, EncodedSplit]]]]] = deque()
+    pool = ProcessPoolExecutor(processes - 1, mp_context=context, initializer=_start_worker)
+    pending: deque[Task] = deque()
     try:
-        for task in _gather(blocks):
-            pending.append((task, pool.submit(_map, encode, task)))
-            if len(pending) > QUEUED * processes:
-                first, future = pending.popleft()
-                yield from zip(first, future.result(), strict=True)
-        for first, future in pending:
-            yield from zip(first, future.result(), strict=True)
+        for blocks_of_task in _gather(blocks):
+            future = pool.submit(_map, encode, blocks_of_task)
+            pending.append(Task(blocks_of_task, future))
+            while len(pending) > QUEUED * (processes - 1):
+                yield from _advance(pending, encode)
+        while pending:
+            yield from _advance(pending, encode)
     except BrokenProcessPool:
         raise UserError(
             "a process that encodes was killed or could not start (not enough memory? a script "
@@ -216,6 +219,32 @@ def encode_all(
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@dataclass
+class Task:
+    """Blocks that were handed out, and what will be their tokens."""
+
+    blocks: list[Block]
+    future: Future[list[Encoded]]
+
+
+def _advance(pending: deque[Task], encode: Encode) -> Iterator[tuple[Block, Encoded]]:
+    """The first task's blocks with their tokens; if they are not ready, encode another meanwhile.
+
+    That is the last one no worker has begun. What it raises is raised when its turn comes.
+    """
+    if not pending[0].future.done():
+        for task in reversed(pending):
+            if task.future.cancel():
+                task.future = Future()
+                try:
+                    task.future.set_result(_map(encode, task.blocks))
+                except Exception as error:
+                    task.future.set_exception(error)
+                return
+    first = pending.popleft()
+    yield from zip(first.blocks, first.future.result(), strict=True)
 
 
 def _gather(blocks: Iterator[Block]) -> Iterator[list[Block]]:
@@ -230,11 +259,11 @@ def _gather(blocks: Iterator[Block]) -> Iterator[list[Block]]:
         yield task
 
 
-def _map(encode: Encode, task: list[Block]) -> list[dict[Split, EncodedSplit]]:
+def _map(encode: Encode, task: list[Block]) -> list[Encoded]:
     return [encode(block) for block in task]
 
 
-def _encode(block: Block, *, text_field: str, val_every: int) -> dict[Split, EncodedSplit]:
+def _encode(block: Block, *, text_field: str, val_every: int) -> Encoded:
     return encode_block(block, get_tokenizer(), text_field=text_field, val_every=val_every)
 
 
