@@ -7,8 +7,9 @@
     samples.txt     text written before, during and after training
     checkpoints/    what a resume needs (checkpoint.py), if any was asked for
     incidents/      steps whose numbers went wrong (incident.py), if any did
+    lock            held by the process that trains (lock.py)
 
-A directory that already holds a run is never written to.
+A directory that already holds a run is never written to but by its resume, one at a time.
 """
 
 import contextlib
@@ -29,6 +30,7 @@ from regpt.atomic import replace_files, writing_to
 from regpt.errors import UserError
 from regpt.model import GPTConfig
 from regpt.train.config import RunConfig
+from regpt.train.lock import RunLock
 
 VERSIONS = ("regpt", "torch", "numpy", "tiktoken", "safetensors")
 
@@ -78,22 +80,44 @@ class RunDirectory:
         self.samples = path / "samples.txt"
         self.checkpoints = path / "checkpoints"
         self.incidents = path / "incidents"
+        self._lock: RunLock | None = None
+
+    def lock(self) -> None:
+        """Be the one process that writes here, until `release` or the process ends."""
+        self._lock = RunLock(self.path / "lock")
+
+    def release(self) -> None:
+        """Let another process write here."""
+        if self._lock is not None:
+            self._lock.release()
 
     @classmethod
     def create(cls, path: Path) -> "RunDirectory":
-        """Make the directory; refuse one that holds a run or cannot be written."""
+        """Make and lock the directory; refuse one that holds a run or cannot be written."""
         directory = cls(path)
-        taken = [name for name in ("run.json", "config.json") if (path / name).exists()]
-        if taken:
-            raise UserError(f"{path} already holds a run ({taken[0]}): name another with --out")
+        directory.refuse_a_run()
         try:
             path.mkdir(parents=True, exist_ok=True)
+            directory.lock()
+            directory.refuse_a_run()  # of another process, begun between the look and the lock
             directory.metrics.touch()
         except OSError as error:
+            directory.release()
             raise UserError(
                 f"cannot write to {path} ({error.strerror}): name another with --out"
             ) from None
+        except UserError:
+            directory.release()
+            raise
         return directory
+
+    def refuse_a_run(self) -> None:
+        """Raise UserError if there is a run or a model here."""
+        for name in ("run.json", "config.json"):
+            if (self.path / name).exists():
+                raise UserError(
+                    f"{self.path} already holds a run ({name}): name another with --out"
+                )
 
     def write_record(self, config: RunConfig, data: dict[str, Any], place: str) -> None:
         """Write run.json: what was run, on what, with which versions."""

@@ -76,24 +76,42 @@ def train(
         state = build(config, runtime, world)
         looks = Looks(config, world)
         directory = open_directory(state, resume=resume)
-        if resume and directory.is_complete(config.steps):
-            return look_at(state, directory, observe)
-        if resume:
-            go_back(state, directory, observe)
-        observe(describe(state, directory, looks))
-        looks.before_training(state, directory, observe)
-        writer = CheckpointWriter(directory.checkpoints, keep=config.keep)
         try:
-            finished = run_steps(state, directory, looks, writer, observe, stop)
+            run(state, directory, looks, observe, resume=resume, stop=stop, started=started)
         finally:
-            writer.close()
-        world.barrier()
-        if not finished:
-            observe(Interrupted(directory=directory.path, step=state.step))
-            return state
-        finish(state, directory)
-        observe(Finished(directory=directory.path, seconds=time.perf_counter() - started))
+            directory.release()
         return state
+
+
+def run(
+    state: TrainState,
+    directory: RunDirectory,
+    looks: Looks,
+    observe: Observer,
+    *,
+    resume: bool,
+    stop: Callable[[], bool],
+    started: float,
+) -> None:
+    """A run in its directory, from where it stands to its end or until it is asked to stop."""
+    if resume and directory.is_complete(state.config.steps):
+        look_at(state, directory, observe)
+        return
+    if resume:
+        go_back(state, directory, observe)
+    observe(describe(state, directory, looks))
+    looks.before_training(state, directory, observe)
+    writer = CheckpointWriter(directory.checkpoints, keep=state.config.keep)
+    try:
+        finished = run_steps(state, directory, looks, writer, observe, stop)
+    finally:
+        writer.close()
+    state.world.barrier()
+    if not finished:
+        observe(Interrupted(directory=directory.path, step=state.step))
+        return
+    finish(state, directory)
+    observe(Finished(directory=directory.path, seconds=time.perf_counter() - started))
 
 
 def run_steps(

@@ -12,30 +12,30 @@ from regpt.train.state import TrainState, load_model, restore
 
 
 def open_directory(state: TrainState, *, resume: bool) -> RunDirectory:
-    """The run's directory: made by the first process, known to all."""
+    """The run's directory: made and locked by the first process, known to all."""
     config, world = state.config, state.world
     path = Path(config.out) if config.out else free_name(config.preset)
-    if resume:
-        return RunDirectory(path)
     world.barrier()  # all have looked for a free name before the first takes it
-    error = None
+    directory, error = RunDirectory(path), None
     if world.is_first:
         try:
-            directory = RunDirectory.create(path)
-            directory.write_record(config, state.data.facts, state.runtime.describe())
+            if resume:
+                directory.lock()
+            else:
+                directory = RunDirectory.create(path)
+                directory.write_record(config, state.data.facts, state.runtime.describe())
         except UserError as refused:
             error = refused
     world.agree(error)
-    return RunDirectory(path)
+    return directory
 
 
-def look_at(state: TrainState, directory: RunDirectory, observe: Observer) -> TrainState:
-    """The state of a run that is complete: its weights, and nothing left to do."""
+def look_at(state: TrainState, directory: RunDirectory, observe: Observer) -> None:
+    """Take the weights of a run that is complete; nothing is left to do."""
     load_model(state, directory.path)
     state.step = directory.read_record()["finished"]
     text = f"{directory.path} is complete, {state.step:,} steps: nothing is left to do"
     observe(Noted(text=f"{text}; --steps N goes on to more, from its newest checkpoint"))
-    return state
 
 
 def go_back(state: TrainState, directory: RunDirectory, observe: Observer) -> None:
