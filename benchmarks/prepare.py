@@ -170,7 +170,7 @@ def main() -> None:
     """Make the input, run, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--text", action="append", default=[], help="a text beside pydocs")
-    parser.add_argument("--megabytes", type=int, default=None, help="default 240, or 1000")
+    parser.add_argument("--megabytes", type=int, default=None, help="default 500, or 1000")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--gigabyte", action="store_true", help="the memory row only")
     parser.add_argument("--folder", default=None, help="for the input and the shards")
@@ -182,7 +182,7 @@ def main() -> None:
             figures = gigabyte(texts, folder, (options.megabytes or 1000) * 10**6)
         else:
             source = folder / "input.jsonl"
-            write_input(source, texts, (options.megabytes or 240) * 10**6)
+            write_input(source, texts, (options.megabytes or 500) * 10**6)
             figures = compare(source, folder, options.rounds)
     sys.stdout.write(json.dumps({"benchmark": "prepare"} | figures) + "\n")
 
