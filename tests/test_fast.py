@@ -101,6 +101,7 @@ def test_a_machine_without_the_operators_falls_back(
     model: GPT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("regpt.fast.missing", lambda kind: f"no {kind} here")
+    monkeypatch.setattr("regpt.fast.missing_native", lambda kind: "no compiler here")
     decoder, note = choose_decoder(model, engine="auto", dtype="fp32", length=20)
     assert type(decoder) is PlainDecoder
     assert note == "no fp32 here; decoding on the plain path"

@@ -30,6 +30,7 @@ FLOORS = [
     "sampling",
     "cache",
     "lowbit",
+    "native",
     "fast",
     "generate",
     "writing",
@@ -45,7 +46,18 @@ FLOORS = [
     "commands",
     "cli",
 ]
-ROOMS = {"weights", "data", "evaluate", "parity", "train", "doctor", "commands", "report", "bench"}
+ROOMS = {
+    "weights",
+    "native",
+    "data",
+    "evaluate",
+    "parity",
+    "train",
+    "doctor",
+    "commands",
+    "report",
+    "bench",
+}
 DATA_MAY_USE = {"errors", "atomic", "tokenizer", "runtime", "data"}
 PARITY_MAY_NOT_USE = {"data", "evaluate"}
 ROOF = {"presets", "commands", "cli"}

@@ -28,12 +28,14 @@ class KeyValueCache:
         length: int,
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,
+        clean: bool = True,
     ) -> None:
+        """`clean`: begin with zeros, for attention that multiplies what it masks by nothing."""
+        self.clean = clean
         head_size = config.n_embd // config.n_head
         shape = (config.n_layer, 2, rows, config.n_head, length, head_size)
         try:
-            # zeros, not empty: what is masked still takes part in the sums, times nothing
-            self.tensor = torch.zeros(shape, device=device, dtype=dtype)
+            self.tensor = (torch.zeros if clean else torch.empty)(shape, device=device, dtype=dtype)
         except (RuntimeError, MemoryError):
             size = shape[0] * 2 * config.n_embd * length * dtype.itemsize / 1e6
             raise UserError(
@@ -88,7 +90,10 @@ class KeyValueCache:
 
     def keep(self, rows: Tensor) -> None:
         """Keep only these rows, (n,) int64, in this order; repeat a row to branch it."""
-        self.tensor = self.tensor.index_select(2, rows.to(self.tensor.device))
+        old, stop = self.tensor, max(self.lengths)
+        shape = (*old.shape[:2], len(rows), *old.shape[3:])
+        self.tensor = old.new_zeros(shape) if self.clean else old.new_empty(shape)
+        self.tensor[..., :stop, :] = old[..., :stop, :].index_select(2, rows.to(old.device))
         self.lengths = [self.lengths[row] for row in rows.tolist()]
 
 
@@ -128,27 +133,34 @@ class PlainDecoder:
         self.length = length
         self.cache: KeyValueCache | None = None
 
+    def new_cache(self) -> KeyValueCache:
+        """An empty cache of one row."""
+        device, dtype = self.model.device, torch.float32
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        return KeyValueCache(
+            self.model.config, rows=1, length=self.length, device=device, dtype=dtype
+        )
+
     def read(self, idx: Tensor, cache: KeyValueCache) -> Tensor:
         """Append (B, T) tokens to a cache; logits (B, V) of the token after the last only."""
         return self.model.unembed(self.model.hidden(idx, cache)[:, -1])
+
+    def read_all(self, idx: Tensor, cache: KeyValueCache) -> Tensor:
+        """Append (B, T) tokens to a cache; logits (B, T, V) after each of them."""
+        return self.model.unembed(self.model.hidden(idx, cache))
 
     def prefill(self, prompts: list[list[int]]) -> Tensor:
         """Read the prompts in; logits of the token after each, (B, V).
 
         Equal prompts are computed once. Each is read alone, so no prompt is padded.
         """
-        model = self.model
         unique = sorted(set(map(tuple, prompts)))
-        dtype = torch.float32
-        if torch.is_autocast_enabled(model.device.type):
-            dtype = torch.get_autocast_dtype(model.device.type)
         caches: list[KeyValueCache] = []
         logits: list[Tensor] = []
         for prompt in unique:
-            cache = KeyValueCache(
-                model.config, rows=1, length=self.length, device=model.device, dtype=dtype
-            )
-            idx = torch.tensor([prompt], device=model.device)
+            cache = self.new_cache()
+            idx = torch.tensor([prompt], device=self.model.device)
             logits.append(self.read(idx, cache))
             caches.append(cache)
         order = [unique.index(tuple(prompt)) for prompt in prompts]

@@ -1,9 +1,10 @@
-"""Decoding on packed matrices: the fast path beside `PlainDecoder`, on a CPU.
+"""Decoding on packed matrices: the fast paths beside `PlainDecoder`, on a CPU.
 
-The same blocks, written out over `lowbit.py`'s packed layers with as few operations per token as
-they need: the residual stream and the LayerNorms stay in float32, GELU rides on its matrix product,
-attention runs over the same key-value cache. `choose_decoder` picks it where it works, and says in
-one line why where it does not.
+Two of them. `native/` computes a whole step in one call of a C kernel, compiled on the machine it
+runs on. Where that cannot be, `PackedModel` is the same blocks written out over `lowbit.py`'s
+packed layers with as few torch operators per token as they need: the residual stream and the
+LayerNorms stay in float32, GELU rides on its matrix product, attention runs over the same key-value
+cache. `choose_decoder` picks what works, and says in one line why a faster one does not.
 """
 
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from regpt.cache import KeyValueCache, LayerCache, PlainDecoder
 from regpt.errors import UserError
 from regpt.lowbit import KINDS, Kind, PackedLinear, missing, pack
 from regpt.model import GPT, Block
+from regpt.native.model import NativeModel, misshapen, missing_native
 
 Engine = Literal["auto", "plain", "fast"]
 
@@ -59,13 +61,22 @@ class PackedModel:
         reason = missing(kind)
         if reason is not None:
             raise UserError(f"{reason}: use --dtype fp32 --engine plain")
-        if model.device.type != "cpu":
-            raise UserError(f"packed {kind} decoding runs on a cpu, not on {model.device}")
         self.model = model
         self.kind = kind
         self.blocks = [PackedBlock.of(cast(Block, block), kind) for block in model.h]
         self.wte, self.wpe = model.wte.weight.detach(), model.wpe.weight.detach()
         self.head = pack(model.wte.weight[: model.config.vocab_size], None, kind)
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """What keys and values are kept in: torch attends faster in float32."""
+        return torch.float32
+
+    @torch.inference_mode()
+    def all_logits(self, idx: Tensor, cache: KeyValueCache) -> Tensor:
+        """Append (B, T) tokens to the cache; logits (B, T, V) float32 after each of them."""
+        x = norm(self.model.ln_f, self.hidden(idx, cache))
+        return self.head(x).float().view(*idx.shape, -1)
 
     @torch.inference_mode()
     def logits(self, idx: Tensor, cache: KeyValueCache) -> Tensor:
@@ -112,22 +123,49 @@ def attend(qkv: Tensor, layer: LayerCache, mask: Tensor | None) -> Tensor:
 class PackedDecoder(PlainDecoder):
     """Decoding through packed matrices; prompts and rows are handled as in the plain path."""
 
-    def __init__(self, packed: PackedModel, *, length: int) -> None:
+    def __init__(self, packed: PackedModel | NativeModel, *, length: int) -> None:
         super().__init__(packed.model, length=length)
         self.packed = packed
+
+    def new_cache(self) -> KeyValueCache:
+        """An empty cache of one row, as precise as the matrices need it."""
+        native = isinstance(self.packed, NativeModel)
+        return KeyValueCache(
+            self.model.config,
+            rows=1,
+            length=self.length,
+            dtype=self.packed.cache_dtype,
+            clean=not native,  # the kernel looks at nothing beyond a row's end
+        )
 
     def read(self, idx: Tensor, cache: KeyValueCache) -> Tensor:
         """Append (B, T) tokens; logits (B, V) of the token after the last."""
         return self.packed.logits(idx, cache)
 
+    def read_all(self, idx: Tensor, cache: KeyValueCache) -> Tensor:
+        """Append (B, T) tokens; logits (B, T, V) after each of them."""
+        return self.packed.all_logits(idx, cache)
+
+
+def pack_model(model: GPT, kind: Kind) -> tuple[PackedModel | NativeModel | None, str | None]:
+    """The fastest packing that works here; and why a faster one, or any, does not, in one line."""
+    native = missing_native(kind) or misshapen(model.config)
+    if native is None:
+        return NativeModel(model, kind), None
+    reason = missing(kind)
+    if reason is None:
+        return PackedModel(model, kind), f"{native}; decoding through torch's operators"
+    return None, reason
+
 
 def choose_decoder(
     model: GPT, *, engine: Engine, dtype: str, length: int
 ) -> tuple[PlainDecoder, str | None]:
-    """A decoder, and one line to tell the person if it is not the one asked for.
+    """A decoder, and one line to tell the person if it is not the one hoped for.
 
-    `fast` insists on packed matrices; `auto` takes them where they work; `plain` goes through the
-    model. int8 exists packed only.
+    `fast` insists on packed matrices, in the C kernel where it works, else in torch's operators;
+    `auto` takes them on a CPU if they work; `plain` goes through the model. int8 exists packed
+    only.
     """
     if dtype not in KINDS:
         raise UserError(f"dtype {dtype!r} is not one of {', '.join(KINDS)}")
@@ -135,8 +173,13 @@ def choose_decoder(
     packs = engine == "fast" or (engine == "auto" and model.device.type == "cpu")
     if kind == "int8" and not packs:
         raise UserError("dtype int8 exists on the fast engine only, on a cpu: use --engine fast")
-    reason = missing(kind) if packs else None
-    if packs and (reason is None or engine == "fast" or kind == "int8"):
-        return PackedDecoder(PackedModel(model, kind), length=length), None
-    note = None if reason is None else f"{reason}; decoding on the plain path"
-    return PlainDecoder(model, length=length), note
+    if not packs:
+        return PlainDecoder(model, length=length), None
+    if model.device.type != "cpu":
+        raise UserError(f"the fast engine decodes on a cpu, not on {model.device}: leave it out")
+    packed, note = pack_model(model, kind)
+    if packed is not None:
+        return PackedDecoder(packed, length=length), note
+    if engine == "fast" or kind == "int8":
+        raise UserError(f"{note}: use --dtype fp32 --engine plain")
+    return PlainDecoder(model, length=length), f"{note}; decoding on the plain path"

@@ -17,7 +17,7 @@ from rich.progress import track
 
 from regpt.atomic import replace_files
 from regpt.errors import UserError
-from regpt.fast import Engine, PackedDecoder, PackedModel, choose_decoder
+from regpt.fast import Engine, PackedDecoder, choose_decoder
 from regpt.generate import Decoder, as_lists, generate_steps, until_end
 from regpt.model import GPT
 from regpt.sampling import SamplingParams
@@ -97,7 +97,7 @@ def write_batch(
     first, note = choose_decoder(model, engine=engine, dtype=dtype, length=length)
     if note:
         sys.stderr.write(f"regpt: note: {note}\n")
-    packed: PackedModel | None = first.packed if isinstance(first, PackedDecoder) else None
+    packed = first.packed if isinstance(first, PackedDecoder) else None
     with place.open("a", encoding="utf-8") as file:
         for numbers in track(batches, "batches", console=Console(stderr=True)):
             decoder = PackedDecoder(packed, length=length) if packed else None

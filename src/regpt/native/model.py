@@ -1,0 +1,284 @@
+"""A GPT for the C kernel: its matrices in panels, and one call for a step.
+
+`NativeModel` does what `fast.PackedModel` does, to the rounding of its sums, and one thing more: a
+token's numbers do not depend, to the last bit, on the rows and tokens computed along with it.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from regpt.cache import KeyValueCache
+from regpt.errors import UserError
+from regpt.lowbit import TOLERANCE, Kind
+from regpt.model import GPT, Block, GPTConfig
+from regpt.native.build import load_library
+
+KIND_NUMBERS: dict[Kind, int] = {"fp32": 0, "bf16": 1, "int8": 2}
+GROUPED: dict[Kind, int] = {"fp32": 1, "bf16": 2, "int8": 4}
+"""Inputs that one 32-bit step holds."""
+PANEL = 64
+LANES = 16
+MOST_TOKENS = 256
+"""Tokens of one call: what its buffers are made for; longer texts take several."""
+
+
+class CLinear(ctypes.Structure):
+    """`Linear` of decode.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("weight", "bias", "scale", "sums")),
+        *((name, ctypes.c_int64) for name in ("inputs", "outputs")),
+    )
+
+
+class CBlock(ctypes.Structure):
+    """`Block` of decode.c."""
+
+    _fields_ = (
+        *((f"ln_{n}_{part}", ctypes.c_void_p) for n in (1, 2) for part in ("weight", "bias")),
+        *((name, CLinear) for name in ("c_attn", "attn_proj", "c_fc", "mlp_proj")),
+    )
+
+
+class CModel(ctypes.Structure):
+    """`Model` of decode.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("kind", "layers", "heads", "width")),
+        ("epsilon", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in ("wte", "wpe", "ln_f_weight", "ln_f_bias", "blocks")),
+        ("head", CLinear),
+    )
+
+
+class CCall(ctypes.Structure):
+    """`Call` of decode.c."""
+
+    _fields_ = (
+        ("cache", ctypes.c_void_p),
+        *(
+            (name, ctypes.c_int64)
+            for name in (
+                "cache_is_bf16",
+                "layer_stride",
+                "value_stride",
+                "row_stride",
+                "head_stride",
+                "tokens",
+            )
+        ),
+        *((name, ctypes.c_void_p) for name in ("ids", "rows", "positions")),
+        ("outputs", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("wanted", "logits")),
+        ("logits_stride", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("x", "q", "y", "h", "packed", "ranges", "scores")),
+        *((name, ctypes.c_int64) for name in ("scores_stride", "threads")),
+    )
+
+
+class Panels:
+    """A matrix (N, K) in the kernel's order, with its bias; keeps the memory alive."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, kind: Kind) -> None:
+        weight = weight.detach().float()
+        N, K = weight.shape
+        self.scale = self.sums = None
+        if kind == "int8":
+            self.scale = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
+            weight = (weight / self.scale[:, None]).round_().clamp_(-127, 127).to(torch.int8)
+            self.sums = weight.sum(dim=1) * self.scale
+        elif kind == "bf16":
+            weight = weight.bfloat16()
+        padded = weight
+        if N % PANEL:
+            padded = weight.new_zeros(-(-N // PANEL) * PANEL, K)
+            padded[:N] = weight
+        group = GROUPED[kind]
+        # (panels, steps, outputs of a panel, inputs of a step)
+        self.weight = padded.view(-1, PANEL, K // group, group).transpose(1, 2).contiguous()
+        self.bias = None if bias is None else bias.detach().float().contiguous()
+        self.structure = CLinear(
+            *(None if part is None else part.data_ptr()
+              for part in (self.weight, self.bias, self.scale, self.sums)),
+            K,
+            N,
+        )  # fmt: skip
+
+
+class NativeModel:
+    """A GPT's matrices in panels; any number of decoders share it."""
+
+    def __init__(self, model: GPT, kind: Kind) -> None:
+        reason = missing_native(kind) or misshapen(model.config)
+        if reason is not None:
+            raise UserError(f"{reason}: use --engine plain")
+        if model.device.type != "cpu":
+            raise UserError(f"the C kernel decodes on a cpu, not on {model.device}")
+        self._take(model, kind)
+
+    @classmethod
+    def untested(cls, model: GPT, kind: Kind) -> "NativeModel":
+        """Without asking whether it works: for the question itself."""
+        native = cls.__new__(cls)
+        native._take(model, kind)
+        return native
+
+    def _take(self, model: GPT, kind: Kind) -> None:
+        self.model = model
+        self.kind: Kind = kind
+        self.library = load_library()
+        self.threads = torch.get_num_threads()
+        self._alive: list[object] = []
+        blocks = [self._block(cast(Block, block)) for block in model.h]
+        self._blocks = (CBlock * len(blocks))(*blocks)
+        config = model.config
+        self.vocab_size = config.vocab_size
+        self.structure = CModel(
+            KIND_NUMBERS[kind],
+            config.n_layer,
+            config.n_head,
+            config.n_embd,
+            config.layer_norm_epsilon,
+            self._place(model.wte.weight),
+            self._place(model.wpe.weight),
+            self._place(model.ln_f.weight),
+            self._place(model.ln_f.bias),
+            ctypes.addressof(self._blocks),
+            self._panels(model.wte.weight[: config.vocab_size], None),
+        )
+        self._tokens = 0
+
+    def _place(self, tensor: Tensor) -> int:
+        values = tensor.detach().float().contiguous()
+        self._alive.append(values)
+        return values.data_ptr()
+
+    def _panels(self, weight: Tensor, bias: Tensor | None) -> CLinear:
+        panels = Panels(weight, bias, self.kind)
+        self._alive.append(panels)
+        return panels.structure
+
+    def _block(self, block: Block) -> CBlock:
+        norms = (block.ln_1, block.ln_2)
+        linears = (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)
+        return CBlock(
+            *(self._place(part) for norm in norms for part in (norm.weight, norm.bias)),
+            *(self._panels(linear.weight, linear.bias) for linear in linears),
+        )
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """What keys and values are kept in: as precise as the matrices."""
+        return torch.float32 if self.kind == "fp32" else torch.bfloat16
+
+    def _make_room(self, tokens: int, longest: int) -> None:
+        """Buffers for so many tokens, kept from call to call."""
+        if tokens <= self._tokens and longest <= self._longest:
+            return
+        self._tokens, self._longest = max(tokens, self._tokens), max(longest, self._longest)
+        width, threads = self.model.config.n_embd, self.threads
+        n = self._tokens
+        sizes = {
+            "x": n * width,
+            "q": n * width,
+            "y": n * width,
+            "h": n * 4 * width,
+            "packed": threads * (n * 4 * width + width),
+            "ranges": threads * 2 * n,
+            "scores": threads * self._longest,
+        }
+        self._buffers = {name: torch.empty(size) for name, size in sizes.items()}
+
+    _longest = 0
+
+    def logits(self, idx: Tensor, cache: KeyValueCache) -> Tensor:
+        """Append (B, T) tokens to the cache; logits (B, V) float32 of the token after the last."""
+        B, T = idx.shape
+        for first in range(0, max(T - 1, 0), max(MOST_TOKENS // B, 1)):
+            part = idx[:, first : min(first + max(MOST_TOKENS // B, 1), T - 1)]
+            self.run(part, cache, wanted=())
+        return self.run(idx[:, -1:], cache, wanted=range(B))
+
+    def all_logits(self, idx: Tensor, cache: KeyValueCache) -> Tensor:
+        """The same after every token: (B, T, V)."""
+        B, T = idx.shape
+        return self.run(idx, cache, wanted=range(B * T)).view(B, T, -1)
+
+    def run(self, idx: Tensor, cache: KeyValueCache, *, wanted: Sequence[int]) -> Tensor:
+        """Append (B, T) tokens; logits (len(wanted), V) after those at these places of B * T."""
+        B, T = idx.shape
+        tokens = B * T
+        positions = cache.positions(T).expand(B, T).contiguous()
+        ids = idx.contiguous()
+        rows = torch.arange(B).repeat_interleave(T)
+        places = torch.tensor(wanted, dtype=torch.int64)
+        logits = torch.empty(len(wanted), self.vocab_size)
+        self._make_room(tokens, cache.capacity)
+        kept, buffers = cache.tensor, self._buffers
+        assert kept.stride(4) == kept.shape[5]
+        assert kept.stride(5) == 1
+        call = CCall(
+            kept.data_ptr(),
+            int(kept.dtype == torch.bfloat16),
+            kept.stride(0),
+            kept.stride(1),
+            kept.stride(2),
+            kept.stride(3),
+            tokens,
+            ids.data_ptr(),
+            rows.data_ptr(),
+            positions.data_ptr(),
+            len(wanted),
+            places.data_ptr(),
+            logits.data_ptr(),
+            self.vocab_size,
+            *(buffers[name].data_ptr() for name in ("x", "q", "y", "h")),
+            *(buffers[name].data_ptr() for name in ("packed", "ranges", "scores")),
+            self._longest,
+            self.threads,
+        )
+        self.library.regpt_decode(ctypes.byref(self.structure), ctypes.byref(call))
+        return logits
+
+
+def misshapen(config: GPTConfig) -> str | None:
+    """Why a model's shape does not fit the kernel's registers, in words; None if it does."""
+    size = config.n_embd // config.n_head
+    if size % LANES or size > 8 * LANES:
+        return f"the C kernel wants heads of 16, 32, ... 128 channels, not {size}"
+    return None
+
+
+@lru_cache(maxsize=3)
+@torch.no_grad()
+def missing_native(kind: Kind) -> str | None:
+    """Why the kernel cannot be used on this machine, in words; None if it can.
+
+    It is compiled if need be, and tried on a small model against the plain path.
+    """
+    try:
+        library = load_library()
+    except UserError as error:
+        return str(error)
+    if not library.regpt_supports(KIND_NUMBERS[kind]):
+        return f"this processor has no dot products for {kind}"
+    config = GPTConfig(block_size=8, vocab_size=81, n_layer=1, n_head=2, n_embd=32)
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        model = GPT(config).eval()
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(1))
+    idx = torch.tensor([[1, 80, 5, 7], [3, 3, 0, 2]])
+    native = NativeModel.untested(model, kind)
+    cache = KeyValueCache(config, rows=2, length=8, dtype=native.cache_dtype)
+    expected = model(idx)[0]
+    found = native.all_logits(idx, cache)
+    if not (found - expected).norm() <= TOLERANCE[kind] * expected.norm():
+        return f"the compiled kernel's {kind} numbers are wrong"
+    return None

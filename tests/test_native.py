@@ -1,0 +1,150 @@
+"""The C kernel against the plain path; and against itself, to the last bit, in any company."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from regpt import GPT, GPTConfig, UserError, lowbit
+from regpt.cache import KeyValueCache, PlainDecoder
+from regpt.fast import PackedDecoder, PackedModel, choose_decoder
+from regpt.lowbit import Kind
+from regpt.native import build
+from regpt.native.model import NativeModel, misshapen, missing_native
+from test_model import sharpen
+
+SHAPE = GPTConfig(block_size=48, vocab_size=50257, n_layer=2, n_head=4, n_embd=64)
+ERROR = {"fp32": 1e-5, "bf16": 1e-2, "int8": 3e-2}  # of the logits' norm
+
+
+def usable(kind: Kind) -> None:
+    reason = missing_native(kind)
+    if reason is not None:
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT:
+    torch.manual_seed(8)
+    return sharpen(GPT(SHAPE), 0.1).eval()
+
+
+def texts(*lengths: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(sum(lengths))
+    return [torch.randint(0, 50257, (n,), generator=generator).tolist() for n in lengths]
+
+
+@pytest.mark.parametrize("kind", lowbit.KINDS)
+@pytest.mark.parametrize("lengths", [(9,), (5, 5, 5, 5, 5, 5, 5), (1, 30, 7)])
+@torch.no_grad()
+def test_logits_stay_near_the_plain_ones(model: GPT, kind: Kind, lengths: tuple[int, ...]) -> None:
+    usable(kind)
+    plain = PlainDecoder(model, length=48)
+    fast = PackedDecoder(NativeModel(model, kind), length=48)
+    rows = texts(*lengths)
+    expected, found = plain.prefill(rows), fast.prefill(rows)
+    for _ in range(6):
+        assert found.shape == expected.shape
+        assert (found - expected).norm() <= ERROR[kind] * expected.norm()
+        tokens = expected.argmax(dim=-1)
+        expected, found = plain.step(tokens), fast.step(tokens)
+    if len(rows) > 1:
+        kept = torch.tensor([len(rows) - 1])
+        plain.keep(kept)
+        fast.keep(kept)
+        tokens = expected.argmax(dim=-1)[kept]
+        assert (fast.step(tokens) - plain.step(tokens)).norm() <= ERROR[kind] * expected.norm()
+
+
+@pytest.mark.parametrize("heads", [4, 2, 1])
+@torch.no_grad()
+def test_every_size_of_head(heads: int) -> None:
+    usable("fp32")
+    torch.manual_seed(heads)
+    shape = GPTConfig(block_size=40, vocab_size=91, n_layer=1, n_head=heads, n_embd=128)
+    model = sharpen(GPT(shape), 0.2).eval()
+    idx = torch.randint(0, 91, (2, 33))
+    cache = KeyValueCache(shape, rows=2, length=40)
+    found = NativeModel(model, "fp32").all_logits(idx, cache)
+    torch.testing.assert_close(found, model(idx)[0], atol=1e-4, rtol=0.0)
+
+
+@pytest.mark.parametrize("kind", lowbit.KINDS)
+@torch.no_grad()
+def test_a_token_has_the_same_bits_in_any_company(model: GPT, kind: Kind) -> None:
+    usable(kind)
+    native = NativeModel(model, kind)
+    rows = texts(13, 13, 13)
+
+    def new(count: int) -> KeyValueCache:
+        return KeyValueCache(SHAPE, rows=count, length=20, dtype=native.cache_dtype)
+
+    together = native.all_logits(torch.tensor(rows), new(3))
+    for row, text in enumerate(rows):
+        cache = new(1)
+        for place, token in enumerate(text):
+            one = native.logits(torch.tensor([[token]]), cache)
+            assert torch.equal(one[0], together[row, place])
+
+
+@torch.no_grad()
+def test_threads_do_not_change_a_bit(model: GPT) -> None:
+    usable("fp32")
+    native = NativeModel(model, "fp32")
+    idx = torch.tensor(texts(9))
+    expected = native.all_logits(idx, KeyValueCache(SHAPE, rows=1, length=9))
+    native.threads = 3
+    native._tokens = native._longest = 0
+    assert torch.equal(native.all_logits(idx, KeyValueCache(SHAPE, rows=1, length=9)), expected)
+
+
+@torch.no_grad()
+def test_a_long_prompt_takes_several_calls(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    usable("fp32")
+    native = NativeModel(model, "fp32")
+    rows = torch.tensor(texts(40, 40))
+    whole = native.logits(rows, KeyValueCache(SHAPE, rows=2, length=40))
+    monkeypatch.setattr("regpt.native.model.MOST_TOKENS", 14)
+    assert torch.equal(native.logits(rows, KeyValueCache(SHAPE, rows=2, length=40)), whole)
+
+
+def test_shapes_it_is_not_made_for_go_through_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = GPTConfig(block_size=8, vocab_size=50, n_layer=1, n_head=3, n_embd=24)
+    assert "heads of 16, 32, ... 128 channels, not 8" in (misshapen(shape) or "")
+    with pytest.raises(UserError, match="not 8: use --engine plain"):
+        NativeModel(GPT(shape), "fp32")
+    monkeypatch.setattr("regpt.fast.missing_native", lambda kind: "no C compiler")
+    monkeypatch.setattr("regpt.fast.missing", lambda kind: None)
+    decoder, note = choose_decoder(GPT(shape), engine="auto", dtype="fp32", length=8)
+    assert isinstance(decoder, PackedDecoder)
+    assert isinstance(decoder.packed, PackedModel)
+    assert note == "no C compiler; decoding through torch's operators"
+
+
+def test_what_is_missing_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "cc"
+    broken.write_text("#!/bin/sh\necho 'decode.c:1: no such header' >&2; exit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr("shutil.which", lambda name: str(broken))
+    with pytest.raises(UserError, match=r"cannot compile the kernel \(decode.c:1: no such header"):
+        build.compile_into(tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(UserError, match="file"):
+        build.compile_into(file / "cache")
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(UserError, match="no C compiler"):
+        build.compile_into(tmp_path / "cache")
+
+
+def test_wrong_numbers_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    usable("fp32")
+    right = NativeModel.all_logits
+    monkeypatch.setattr(NativeModel, "all_logits", lambda *a: right(*a) * 1.01)
+    missing_native.cache_clear()
+    reason = missing_native("fp32")
+    missing_native.cache_clear()
+    assert reason == "the compiled kernel's fp32 numbers are wrong"
