@@ -57,19 +57,3 @@ def holds(*, megabytes: int) -> Callable[..., None]:
         return None
 
     return call
-
-
-def spins() -> Callable[..., None]:
-    """A system that computes while it waits."""
-    import threading
-
-    def turn() -> None:
-        while True:
-            pass
-
-    threading.Thread(target=turn, daemon=True).start()
-
-    def call(**job: object) -> None:
-        return None
-
-    return call

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -177,6 +178,8 @@ def test_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
         assert 0 < limit < float("inf")
     assert f"torch {torch.__version__}" in found.describe()
     assert "memory read" in found.describe_limits()
+    better = found.at_best(replace(found, read_bytes_per_second=1e15, fp32_flops_per_second=1.0))
+    assert better == replace(found, read_bytes_per_second=1e15)
     unknown = Machine(**(found.to_json() | {"bf16_flops_per_second": None}))  # pyright: ignore
     assert "bf16 not measured" in unknown.describe_limits()
 

@@ -1,14 +1,16 @@
 """Workers: one system per process, its faults in one line, at rest while it waits."""
 
+import itertools
 import os
 import time
 from pathlib import Path
 
 import pytest
 
+from regpt.bench import rounds
 from regpt.bench.rounds import Job, alternate, measure
 from regpt.bench.rows import Row
-from regpt.bench.workers import System, Worker, WorkerFault, loaded
+from regpt.bench.workers import System, Worker, WorkerFault, loaded, machine_seconds
 
 JOB = Job(name="job", tokens=10, arguments={"job": "job"})
 
@@ -184,10 +186,42 @@ def test_a_waiting_worker_rests(tmp_path: Path) -> None:
         worker.close()
 
 
-def test_a_worker_that_does_not_rest_is_named() -> None:
+def test_a_worker_that_does_not_rest_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = itertools.count()
+    monkeypatch.setattr(Worker, "processor_seconds", lambda self: float(next(more)))
     faults: list[str] = []
-    with loaded([system("spins", "spins")], observe=ignore, faults=faults) as workers:
-        if workers[0].processor_seconds() is None:
-            pytest.skip("no /proc here")
+    with loaded(writers("a", tmp_path / "log"), observe=ignore, faults=faults) as workers:
         alternate(workers, JOB, seconds=0, rounds=0, observe=ignore, faults=faults)
-    assert faults == ["job: spins fp32 uses the processor while it waits"]
+    assert faults == ["job: a fp32 uses the processor while it waits"]
+
+
+def test_what_else_ran_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Idle:
+        """A worker that used one of two processors."""
+
+        def processor_seconds(self) -> float:
+            return clock[0]
+
+    clock = [0.0]
+    monkeypatch.setattr(rounds, "machine_seconds", lambda: clock[0] * 1.5)
+    monkeypatch.setattr(rounds.time, "monotonic", lambda: clock[0])
+    others = rounds.Others()
+    assert others.processors() is None
+    for _ in range(2):
+        with others.while_working(Idle()):  # pyright: ignore[reportArgumentType]
+            clock[0] += 2.0
+    assert others.processors() == pytest.approx(0.5)
+
+
+def test_the_machine_uses_at_least_what_we_use() -> None:
+    before = machine_seconds()
+    if before is None:
+        pytest.skip("no /proc here")
+    clock = time.process_time()
+    while time.process_time() - clock < 0.1:
+        pass
+    now = machine_seconds()
+    assert now is not None
+    assert now - before >= 0.08

@@ -9,7 +9,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from regpt.bench.workers import System, Worker
@@ -43,6 +43,12 @@ class Machine:
     def to_json(self) -> dict[str, object]:
         """A JSON object."""
         return asdict(self)
+
+    def at_best(self, again: "Machine") -> "Machine":
+        """The same with the higher of each limit: what else ran can only have lowered one."""
+        names = ("read_bytes_per_second", "bf16_flops_per_second", "fp32_flops_per_second")
+        pairs = {name: (getattr(self, name), getattr(again, name)) for name in names}
+        return replace(self, **{n: max(p) for n, p in pairs.items() if None not in p})
 
     def describe(self) -> str:
         """One line: what it is."""

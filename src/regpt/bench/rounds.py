@@ -9,13 +9,14 @@ least a tenth of a second or so. Two rules keep slow systems affordable:
 - a system that has a figure is passed over when its next call would go beyond the time budget.
 """
 
+import contextlib
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from regpt.bench.rows import Observer, Row
-from regpt.bench.workers import Answer, System, Worker, WorkerFault, loaded
+from regpt.bench.workers import Answer, System, Worker, WorkerFault, loaded, machine_seconds
 
 SLOW_SECONDS = 10.0
 """A call this long is its own warm-up."""
@@ -23,6 +24,8 @@ CALL_SECONDS = 0.5
 """A call repeats its job about this long,"""
 MOST_REPEATS = 8
 """but at most so often."""
+UNDISTURBED = 0.1
+"""Processors that others may use before it is told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +79,29 @@ class Measured:
         )
 
 
+class Others:
+    """How busy the machine was, during calls, with anything but the worker that was called."""
+
+    def __init__(self) -> None:
+        self.elapsed = 0.0
+        self.used = 0.0
+
+    @contextlib.contextmanager
+    def while_working(self, worker: Worker) -> Iterator[None]:
+        """Count what is used during this call."""
+        clock, ours, all_of_it = time.monotonic(), worker.processor_seconds(), machine_seconds()
+        yield
+        ours_now, all_now = worker.processor_seconds(), machine_seconds()
+        if ours is None or ours_now is None or all_of_it is None or all_now is None:
+            return
+        self.elapsed += time.monotonic() - clock
+        self.used += (all_now - all_of_it) - (ours_now - ours)
+
+    def processors(self) -> float | None:
+        """Mean number of processors; None: too short to say, or not known."""
+        return self.used / self.elapsed if self.elapsed >= 1.0 else None
+
+
 def alternate(
     workers: Sequence[Worker],
     job: Job,
@@ -92,12 +118,14 @@ def alternate(
     """
     start = time.monotonic()
     table = {worker: Measured(system=worker.system) for worker in workers}
+    others = Others()
 
     def call(worker: Worker, *, first: bool) -> None:
         measured = table[worker]
         observe(f"{job.name}: {worker.system.title}")
         try:
-            answer = worker.call(job.arguments, repeats=1 if first else measured.repeats)
+            with others.while_working(worker):
+                answer = worker.call(job.arguments, repeats=1 if first else measured.repeats)
         except WorkerFault as fault:
             faults.append(f"{job.name}: {worker.system.title} is left out: {fault}")
             del table[worker]
@@ -118,6 +146,8 @@ def alternate(
                 due.append(worker)
         if not due:
             break
+    if (busy := others.processors()) is not None and busy > UNDISTURBED:
+        faults.append(f"{job.name}: meanwhile something else kept {busy:.2f} processors busy")
     return list(table.values())
 
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -140,21 +141,24 @@ def usual_columns(rows: Sequence[Row], *, per: str = "seconds") -> list[Column]:
     ]
 
 
-def table(rows: Sequence[Row], columns: Sequence[Column]) -> tuple[Table, int]:
-    """The rows for a terminal, a line between jobs; and the least width that cuts no figure."""
+def table(rows: Sequence[Row], columns: Sequence[Column]) -> Table:
+    """The rows for a terminal, a line between jobs; headings fold, figures do not."""
     drawn = Table(box=None, pad_edge=False)
-    least = 0
     for column in columns:
         words = [*column.heading.split(), *(column.cell(row) for row in rows)]
-        width = max(len(word) for word in words)
-        heading = textwrap.fill(column.heading, width)
+        heading = textwrap.fill(column.heading, max(len(word) for word in words))
         drawn.add_column(heading, justify="right" if column.right else "left", no_wrap=True)
-        least += width + 2  # a space on either side
     for index, row in enumerate(rows):
         last_of_job = index + 1 == len(rows) or rows[index + 1].job != row.job
         cells = (Text(column.cell(row)) for column in columns)
         drawn.add_row(*cells, end_section=last_of_job)
-    return drawn, least
+    return drawn
+
+
+def wide_enough(console: Console, drawn: Table) -> Console:
+    """The console, as wide as the table needs: a pipe is 80 columns, and would cut figures."""
+    console.width = max(console.width, Console(width=1000).measure(drawn).maximum)
+    return console
 
 
 def markdown(rows: Sequence[Row], columns: Sequence[Column]) -> str:

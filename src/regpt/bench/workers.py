@@ -27,6 +27,19 @@ PATIENCE_SECONDS = 900.0
 CLOSING_SECONDS = 5.0
 
 
+def machine_seconds() -> float | None:
+    """Processor time everything on this machine has used since it started; None without /proc.
+
+    Time that a virtual machine was denied (steal) counts: something else had it.
+    """
+    try:
+        words = Path("/proc/stat").read_text(encoding="utf-8").split("\n", 1)[0].split()
+    except OSError:
+        return None
+    user, nice, system, _idle, _waiting, *interrupts_and_steal = map(int, words[1:9])
+    return (user + nice + system + sum(interrupts_and_steal)) / os.sysconf("SC_CLK_TCK")
+
+
 class WorkerFault(Exception):
     """A system that cannot load or broke: the message is one line."""
 

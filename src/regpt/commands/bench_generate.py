@@ -17,6 +17,7 @@ from regpt.bench.rows import (
     table,
     today,
     usual_columns,
+    wide_enough,
     write_results,
 )
 from regpt.errors import UserError
@@ -104,9 +105,10 @@ def report(
         if (system, dtype) in names:
             columns.append(faster_than(Baseline(system=system, dtype=dtype), rows))
     columns.append(generate.bandwidth_share(config, read_bytes_per_second))
-    console = Console(stderr=json)
+    drawn = table(rows, columns)
+    console = wide_enough(Console(stderr=json), drawn)
     console.print(results.place, highlight=False, soft_wrap=True)
-    console.print(table(rows, columns))
+    console.print(drawn)
     for note in results.notes:
         console.print(note, highlight=False, markup=False, soft_wrap=True)
     if out:

@@ -19,6 +19,7 @@ from regpt.bench.rows import (
     table,
     today,
     usual_columns,
+    wide_enough,
     write_results,
 )
 from regpt.bench.train import (
@@ -55,9 +56,8 @@ def show(results: Results, columns: list[Column], *, json: bool) -> None:
     if json:
         sys.stdout.write(results.to_json() + "\n")
         return
-    drawn, least = table(results.rows, columns)
-    console = Console(file=sys.stdout)
-    console = Console(file=sys.stdout, width=max(console.width, least))
+    drawn = table(results.rows, columns)
+    console = wide_enough(Console(file=sys.stdout), drawn)
     for line in (results.place, *results.notes):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print()
@@ -155,6 +155,7 @@ def bench_train(
                 observe=observe,
                 notes=notes,
             )
+            machine = machine.at_best(find_machine(device, threads=threads))
     results = collect(machine, rows, notes)
     columns = [*usual_columns(rows, per="step"), *train_columns(machine, rows)]
     if out is not None:
