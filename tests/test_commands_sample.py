@@ -145,3 +145,50 @@ def test_a_model_with_another_tokenizer_is_refused(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "vocab.json" in error
+
+
+def test_logprobs_are_the_models(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["Hello there", "--model", directory, "--device", "cpu", "--num-samples", 2]
+    plain = [json.loads(line) for line in printed(capsys, *arguments, "--json").splitlines()]
+    lines = printed(capsys, *arguments, "--json", "--logprobs", 3).splitlines()
+    model = GPT.from_pretrained(directory)
+    for expected, line in zip(plain, lines, strict=True):
+        entry = json.loads(line)
+        assert (entry["tokens"], entry["text"]) == (expected["tokens"], expected["text"])
+        with torch.no_grad():
+            logits, _ = model(torch.tensor([entry["tokens"][:-1]]))
+        logprobs = logits[0].log_softmax(dim=-1)
+        first = len(entry["tokens"]) - len(entry["logprobs"])
+        for place, told in enumerate(entry["logprobs"], start=first):
+            assert told["token"] == entry["tokens"][place]
+            assert told["logprob"] == pytest.approx(
+                float(logprobs[place - 1, told["token"]]), abs=1e-3
+            )
+            best = logprobs[place - 1].topk(3)
+            assert [one["token"] for one in told["top"]] == best.indices.tolist()
+
+
+@pytest.mark.parametrize("how", ["off", "lookup"])
+def test_guessing_ahead_changes_no_text(
+    directory: Path, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    arguments = ["Hello there", "--model", directory, "--device", "cpu"]
+    expected = printed(capsys, *arguments)
+    assert printed(capsys, *arguments, "--speculate", how) == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--logprobs", "2"], "--logprobs goes into the objects of --json"),
+        (["--json", "--logprobs", "-1"], "--logprobs is a count of tokens, 0 or more, not -1"),
+        (["--speculate", "draft"], "use --speculate lookup or off"),
+    ],
+)
+def test_flags_that_do_not_go_together(
+    directory: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["sample", "Hello", "--model", str(directory), "--device", "cpu", *flags])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err

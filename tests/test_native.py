@@ -10,7 +10,7 @@ from regpt.cache import KeyValueCache, PlainDecoder
 from regpt.fast import PackedDecoder, PackedModel, choose_decoder
 from regpt.lowbit import Kind
 from regpt.native import build
-from regpt.native.model import NativeModel, misshapen, missing_native
+from regpt.native.model import NativeModel, Panels, misshapen, missing_native
 from test_model import sharpen
 
 SHAPE = GPTConfig(block_size=48, vocab_size=50257, n_layer=2, n_head=4, n_embd=64)
@@ -106,6 +106,21 @@ def test_a_long_prompt_takes_several_calls(model: GPT, monkeypatch: pytest.Monke
     whole = native.logits(rows, KeyValueCache(SHAPE, rows=2, length=40))
     monkeypatch.setattr("regpt.native.model.MOST_TOKENS", 14)
     assert torch.equal(native.logits(rows, KeyValueCache(SHAPE, rows=2, length=40)), whole)
+
+
+def test_int8_panels_are_the_rounded_matrix() -> None:
+    usable("int8")
+    weight = torch.randn(100, 32, generator=torch.Generator().manual_seed(2))
+    panels = Panels(weight, None, "int8")
+    assert panels.scale is not None
+    assert panels.sums is not None
+    scale = weight.abs().amax(dim=1) / 127
+    expected = (weight / scale[:, None]).round().to(torch.int8)
+    back = panels.weight.view(2, 8, 64, 4).transpose(1, 2).reshape(128, 32)
+    assert torch.equal(back[:100], expected)
+    assert not back[100:].any()
+    assert torch.equal(panels.scale, scale)
+    torch.testing.assert_close(panels.sums, expected.sum(dim=1) * scale)
 
 
 def test_shapes_it_is_not_made_for_go_through_torch(monkeypatch: pytest.MonkeyPatch) -> None:

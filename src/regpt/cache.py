@@ -178,6 +178,10 @@ class PlainDecoder:
         assert self.cache is not None, "prefill comes first"
         return self.read(tokens[:, None], self.cache)
 
+    def absorb(self, tokens: Tensor) -> None:
+        """Append one token to every row, (B,) int64; nobody asks what comes next."""
+        self.step(tokens)
+
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows only."""
         assert self.cache is not None, "prefill comes first"

@@ -73,6 +73,11 @@ class PackedModel:
         return torch.float32
 
     @torch.inference_mode()
+    def absorb(self, idx: Tensor, cache: KeyValueCache) -> None:
+        """Append (B, T) tokens to the cache, and no more."""
+        self.hidden(idx, cache)
+
+    @torch.inference_mode()
     def all_logits(self, idx: Tensor, cache: KeyValueCache) -> Tensor:
         """Append (B, T) tokens to the cache; logits (B, T, V) float32 after each of them."""
         x = norm(self.model.ln_f, self.hidden(idx, cache))
@@ -145,6 +150,11 @@ class PackedDecoder(PlainDecoder):
     def read_all(self, idx: Tensor, cache: KeyValueCache) -> Tensor:
         """Append (B, T) tokens; logits (B, T, V) after each of them."""
         return self.packed.all_logits(idx, cache)
+
+    def absorb(self, tokens: Tensor) -> None:
+        """Append one token to every row; the head, a third of the work, is not computed."""
+        assert self.cache is not None, "prefill comes first"
+        self.packed.absorb(tokens[:, None], self.cache)
 
 
 def pack_model(model: GPT, kind: Kind) -> tuple[PackedModel | NativeModel | None, str | None]:

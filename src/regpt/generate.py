@@ -15,7 +15,6 @@ are full, the newest three quarters of the text are read in again as if they beg
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -24,7 +23,9 @@ from torch import Tensor
 from regpt.cache import PlainDecoder
 from regpt.errors import UserError
 from regpt.model import GPT
+from regpt.rows import Rows, Step
 from regpt.sampling import SamplingParams, sample
+from regpt.speculate import Guesser, speculative_steps
 from regpt.tokenizer import END_OF_TEXT_ID
 
 SLIDE_KEEPS = 0.75
@@ -45,20 +46,6 @@ class Decoder(Protocol):
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows only, (n,) int64."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """One step of all rows; entries of rows that have ended repeat end-of-text and mean nothing."""
-
-    tokens: Tensor
-    """(B,) int64."""
-    logprobs: Tensor | None = None
-    """(B,) log-probability of each token under the unfiltered model, if asked for."""
-    top_ids: Tensor | None = None
-    """(B, n) int64, the most likely tokens, if asked for."""
-    top_logprobs: Tensor | None = None
-    """(B, n), theirs."""
 
 
 def check_lengths(prompts: Sequence[Sequence[int]], params: SamplingParams, model: GPT) -> None:
@@ -92,38 +79,6 @@ def as_lists(prompts: Tensor | Sequence[Sequence[int]]) -> list[list[int]]:
     return [list(row) or [END_OF_TEXT_ID] for row in rows]
 
 
-class Rows:
-    """The texts under way: which rows still run, and what they hold."""
-
-    def __init__(
-        self, prompts: list[list[int]], params: SamplingParams, numbers: Sequence[int] | None
-    ) -> None:
-        self.numbers = range(len(prompts)) if numbers is None else numbers
-        self.texts = [list(prompt) for prompt in prompts]
-        self.params = params
-        self.forgotten = [0] * len(prompts)  # tokens a sliding window has left behind
-        self.active = [row for row in range(len(prompts)) if not self.is_long(row)]
-
-    def is_long(self, row: int) -> bool:
-        """Whether a row has all the tokens asked for."""
-        return len(self.texts[row]) >= self.params.max_length
-
-    def held(self, row: int) -> int:
-        """Tokens of a row that the decoder still holds."""
-        return len(self.texts[row]) - self.forgotten[row]
-
-    def append(self, tokens: list[int]) -> list[int]:
-        """Add a token to each active row; returns the places, in `active`, of rows that go on."""
-        going_on = []
-        for place, (row, token) in enumerate(zip(self.active, tokens, strict=True)):
-            self.texts[row].append(token)
-            ended = self.params.stop_at_eot and token == END_OF_TEXT_ID
-            if not ended and not self.is_long(row):
-                going_on.append(place)
-        self.active = [self.active[place] for place in going_on]
-        return going_on
-
-
 def generate(
     model: GPT,
     prompts: Tensor | Sequence[Sequence[int]],
@@ -131,6 +86,7 @@ def generate(
     *,
     generator: torch.Generator | None = None,
     decoder: Decoder | None = None,
+    guesser: Guesser | None = None,
 ) -> Iterator[Tensor]:
     """Yield the next token of every row until all have ended.
 
@@ -141,6 +97,7 @@ def generate(
         params: lengths, filters, random stream. `num_samples` is the caller's business.
         generator: the random stream; default: a new one from `params.seed`.
         decoder: what computes the logits; default: the plain one.
+        guesser: guesses tokens ahead, which saves time and changes nothing (`speculate.py`).
 
     Yields:
         (B,) int64 tokens on the model's device.
@@ -148,7 +105,9 @@ def generate(
     Raises:
         UserError: lengths or tokens that the model has no room for, before the first step.
     """
-    for step in generate_steps(model, prompts, params, generator=generator, decoder=decoder):
+    for step in generate_steps(
+        model, prompts, params, generator=generator, decoder=decoder, guesser=guesser
+    ):
         yield step.tokens
 
 
@@ -162,10 +121,13 @@ def generate_steps(
     decoder: Decoder | None = None,
     top: int | None = None,
     numbers: Sequence[int] | None = None,
+    guesser: Guesser | None = None,
 ) -> Iterator[Step]:
     """`generate` with log-probabilities: of the chosen token, and of the `top` most likely.
 
-    `numbers` are the rows' numbers for the portable stream, 0, 1, ... if not given.
+    `numbers` are the rows' numbers for the portable stream, 0, 1, ... if not given. A `guesser`
+    makes the same text cheaper (`speculate.py`); where it cannot (log-probabilities, a repetition
+    penalty, a sliding window) it is not asked.
     """
     texts = as_lists(prompts)
     check_lengths(texts, params, model)
@@ -176,6 +138,10 @@ def generate_steps(
     was_training = model.training
     model.eval()
     try:
+        guesser = guesser if top is None and can_guess(params, model) else None
+        if guesser is not None and isinstance(decoder, PlainDecoder):
+            yield from speculative_steps(decoder, guesser, rows, params, generator)
+            return
         logits = decoder.prefill([texts[row] for row in rows.active]) if rows.active else None
         while logits is not None:
             step = draw(logits, rows, params, generator, top)
@@ -189,6 +155,11 @@ def generate_steps(
             logits = advance(decoder, rows, step.tokens[rows.active], model.config.block_size)
     finally:
         model.train(was_training)
+
+
+def can_guess(params: SamplingParams, model: GPT) -> bool:
+    """Whether guessing ahead is possible: a penalty looks back, a window slides."""
+    return params.repetition_penalty == 1.0 and params.max_length <= model.config.block_size
 
 
 def advance(decoder: Decoder, rows: Rows, tokens: Tensor, positions: int) -> Tensor:
@@ -244,12 +215,17 @@ def draw(
 
 
 def complete(
-    model: GPT, prompt: Sequence[int], params: SamplingParams, *, decoder: Decoder | None = None
+    model: GPT,
+    prompt: Sequence[int],
+    params: SamplingParams,
+    *,
+    decoder: Decoder | None = None,
+    guesser: Guesser | None = None,
 ) -> list[list[int]]:
     """`num_samples` continuations of one prompt, prompt included, cut after end-of-text."""
     start = as_lists([prompt])[0]
     prompts = [start] * params.num_samples
-    steps = list(generate(model, prompts, params, decoder=decoder))
+    steps = list(generate(model, prompts, params, decoder=decoder, guesser=guesser))
     drawn = torch.stack(steps, dim=1).tolist() if steps else [[] for _ in prompts]
     return [start + until_end(row, params) for row in drawn]
 

@@ -10,10 +10,20 @@ import torch
 from regpt.commands.batch import write_batch
 from regpt.errors import UserError
 from regpt.fast import Engine, choose_decoder
-from regpt.generate import Decoder, as_lists, check_lengths, complete, generate
+from regpt.generate import (
+    Decoder,
+    as_lists,
+    can_guess,
+    check_lengths,
+    complete,
+    generate,
+    generate_steps,
+    until_end,
+)
 from regpt.model import GPT, GPTConfig
 from regpt.runtime import find_runtime
 from regpt.sampling import SamplingParams, Stream
+from regpt.speculate import Guesser, Speculation, choose_guesser
 from regpt.tokenizer import get_tokenizer
 from regpt.tokenizer_files import check_tokenizer
 from regpt.weights import locate
@@ -51,7 +61,9 @@ def sample(
     device: str = "auto",
     dtype: Literal["fp32", "bf16", "int8"] = "fp32",
     engine: Engine = "auto",
+    speculate: Speculation = "auto",
     stream: bool = False,
+    logprobs: int | None = None,
     batch: str | None = None,
     output: str | None = None,
     json: bool = False,
@@ -76,7 +88,11 @@ def sample(
         device: auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps.
         dtype: Compute dtype: fp32 (exact), bf16, or int8 (CPU); the lower, the faster.
         engine: fast (packed matrices, CPU), plain (through the model), or whichever works.
+        speculate: Guess tokens ahead and check them, which changes no text: draft (an int8 copy
+            guesses), lookup (repeats of earlier text), off; auto drafts where it pays.
         stream: Print the text of one sample as it comes.
+        logprobs: With --json: the log-probability of every drawn token, and the so many most
+            likely ones at its place with theirs.
         batch: Continue every line of this JSONL file ({"prompt": ...}), once each.
         output: With --batch: where the lines go; default FILE.out.jsonl. Kept after a kill.
         json: Print one JSON object per sample and nothing else.
@@ -93,8 +109,7 @@ def sample(
         rng=rng or ("portable" if batch else "hf"),
         overflow=overflow,
     )
-    if stream and (json or batch):
-        raise UserError("--stream prints one text as it comes: leave --json and --batch out")
+    check_flags(stream=stream, json=json, batch=batch, logprobs=logprobs)
     runtime = find_runtime(device, dtype="bf16" if dtype == "bf16" else "fp32")
     gpt = load(model, seed=seed).to(runtime.device)
     with runtime.autocast():
@@ -108,18 +123,37 @@ def sample(
         decoder, note = choose_decoder(gpt, engine=engine, dtype=dtype, length=length)
         if note:
             sys.stderr.write(f"regpt: note: {note}\n")
-        if stream:
-            write_stream(gpt, prompt, params, decoder, stop)
+        guesser = choose_guesser(decoder, speculate if can_guess(params, gpt) else "off")
+        if logprobs is not None:
+            write_logprobs(gpt, start, params, decoder, stop, top=logprobs)
+        elif stream:
+            write_stream(gpt, prompt, params, decoder, guesser, stop)
         else:
-            write_samples(gpt, start, params, decoder, stop, json=json)
+            write_samples(gpt, start, params, decoder, guesser, stop, json=json)
+
+
+def check_flags(*, stream: bool, json: bool, batch: str | None, logprobs: int | None) -> None:
+    """Refuse flags that do not go together."""
+    if logprobs is not None and (batch or not json):
+        raise UserError("--logprobs goes into the objects of --json, and not with --batch")
+    if logprobs is not None and logprobs < 0:
+        raise UserError(f"--logprobs is a count of tokens, 0 or more, not {logprobs}")
+    if stream and (json or batch):
+        raise UserError("--stream prints one text as it comes: leave --json and --batch out")
 
 
 def write_stream(
-    model: GPT, prompt: str, params: SamplingParams, decoder: Decoder, stop: tuple[str, ...]
+    model: GPT,
+    prompt: str,
+    params: SamplingParams,
+    decoder: Decoder,
+    guesser: Guesser | None,
+    stop: tuple[str, ...],
 ) -> None:
     """Print one text as its tokens come."""
     tokenizer = get_tokenizer()
-    steps = generate(model, [tokenizer.encode(prompt)], params, decoder=decoder)
+    start = [tokenizer.encode(prompt)]
+    steps = generate(model, start, params, decoder=decoder, guesser=guesser)
     sys.stdout.write(prompt)
     for piece in stream_text((int(token) for token in steps), tokenizer, stop=stop):
         sys.stdout.write(piece)
@@ -132,14 +166,54 @@ def write_samples(
     start: list[int],
     params: SamplingParams,
     decoder: Decoder,
+    guesser: Guesser | None,
     stop: tuple[str, ...],
     *,
     json: bool,
 ) -> None:
     """Print every sample, a text or a JSON object each."""
-    for index, row in enumerate(complete(model, start, params, decoder=decoder)):
+    rows = complete(model, start, params, decoder=decoder, guesser=guesser)
+    for index, row in enumerate(rows):
         row, text = cut_at_stop(row, len(start), get_tokenizer(), stop=stop)
         line = f"> {text}"
         if json:
             line = json_lines.dumps({"index": index, "tokens": row, "text": text})
         sys.stdout.write(line + "\n")
+
+
+def write_logprobs(
+    model: GPT,
+    start: list[int],
+    params: SamplingParams,
+    decoder: Decoder,
+    stop: tuple[str, ...],
+    *,
+    top: int,
+) -> None:
+    """Print every sample as a JSON object with the log-probabilities of its drawn tokens."""
+    tokenizer = get_tokenizer()
+    prompt = as_lists([start])[0]
+    rows = [prompt] * params.num_samples
+    steps = list(generate_steps(model, rows, params, decoder=decoder, top=top))
+    for index in range(params.num_samples):
+        drawn = until_end([int(step.tokens[index]) for step in steps], params)
+        row, text = cut_at_stop(prompt + drawn, len(prompt), tokenizer, stop=stop)
+        entries = []
+        for step, token in zip(steps, row[len(prompt) :], strict=False):
+            assert step.logprobs is not None
+            assert step.top_ids is not None
+            assert step.top_logprobs is not None
+            best = zip(step.top_ids[index].tolist(), step.top_logprobs[index].tolist(), strict=True)
+            entries.append(
+                {
+                    "token": token,
+                    "text": tokenizer.decode([token]),
+                    "logprob": float(step.logprobs[index]),
+                    "top": [
+                        {"token": one, "text": tokenizer.decode([one]), "logprob": value}
+                        for one, value in best
+                    ],
+                }
+            )
+        line = {"index": index, "tokens": row, "text": text, "logprobs": entries}
+        sys.stdout.write(json_lines.dumps(line) + "\n")

@@ -94,6 +94,13 @@ def load_library() -> ctypes.CDLL:
         raise UserError(f"the compiled kernel {path} cannot be loaded ({error})") from None
     library.regpt_decode.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
     library.regpt_decode.restype = None
+    library.regpt_pack_int8.argtypes = (
+        ctypes.c_void_p,
+        *(ctypes.c_int64,) * 2,
+        *(ctypes.c_void_p,) * 3,
+        ctypes.c_int64,
+    )
+    library.regpt_pack_int8.restype = None
     library.regpt_supports.argtypes = (ctypes.c_int64,)
     library.regpt_supports.restype = ctypes.c_int
     return library

@@ -89,18 +89,16 @@ class Panels:
         N, K = weight.shape
         self.scale = self.sums = None
         if kind == "int8":
-            self.scale = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
-            weight = (weight / self.scale[:, None]).round_().clamp_(-127, 127).to(torch.int8)
-            self.sums = weight.sum(dim=1) * self.scale
-        elif kind == "bf16":
-            weight = weight.bfloat16()
-        padded = weight
-        if N % PANEL:
-            padded = weight.new_zeros(-(-N // PANEL) * PANEL, K)
-            padded[:N] = weight
-        group = GROUPED[kind]
-        # (panels, steps, outputs of a panel, inputs of a step)
-        self.weight = padded.view(-1, PANEL, K // group, group).transpose(1, 2).contiguous()
+            self._pack_int8(weight.contiguous())
+        else:
+            weight = weight.bfloat16() if kind == "bf16" else weight
+            padded = weight
+            if N % PANEL:
+                padded = weight.new_zeros(-(-N // PANEL) * PANEL, K)
+                padded[:N] = weight
+            group = GROUPED[kind]
+            # (panels, steps, outputs of a panel, inputs of a step)
+            self.weight = padded.view(-1, PANEL, K // group, group).transpose(1, 2).contiguous()
         self.bias = None if bias is None else bias.detach().float().contiguous()
         self.structure = CLinear(
             *(None if part is None else part.data_ptr()
@@ -108,6 +106,13 @@ class Panels:
             K,
             N,
         )  # fmt: skip
+
+    def _pack_int8(self, weight: Tensor) -> None:
+        N, K = weight.shape
+        self.scale, self.sums = torch.empty(N), torch.empty(N)
+        self.weight = torch.empty(-(-N // PANEL) * PANEL, K, dtype=torch.int8)
+        places = (part.data_ptr() for part in (self.weight, self.scale, self.sums))
+        load_library().regpt_pack_int8(weight.data_ptr(), N, K, *places, torch.get_num_threads())
 
 
 class NativeModel:
@@ -208,6 +213,10 @@ class NativeModel:
         """The same after every token: (B, T, V)."""
         B, T = idx.shape
         return self.run(idx, cache, wanted=range(B * T)).view(B, T, -1)
+
+    def absorb(self, idx: Tensor, cache: KeyValueCache) -> None:
+        """Append (B, T) tokens to the cache, and no more."""
+        self.run(idx, cache, wanted=())
 
     def run(self, idx: Tensor, cache: KeyValueCache, *, wanted: Sequence[int]) -> Tensor:
         """Append (B, T) tokens; logits (len(wanted), V) after those at these places of B * T."""
