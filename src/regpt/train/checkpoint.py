@@ -36,6 +36,7 @@ from torch import Tensor
 from regpt import weights
 from regpt.atomic import new_directory, replace_files, writing_to
 from regpt.errors import UserError
+from regpt.train.host_memory import HostMemory
 
 MANIFEST, LATEST, BEST = "manifest.json", "latest", "best"
 FILES = {"config.json", "model.safetensors", "optimizer.safetensors", "state.json"}
@@ -222,16 +223,23 @@ class CheckpointWriter:
         self.folder = folder
         self.keep = keep
         self.pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self.pending: Future[Path] | None = None
+        self.pending: Future[Any] | None = None
+        self.memory = HostMemory()
 
-    def save(self, take: Callable[[], Snapshot]) -> float:
+    def make_room(self, size: int) -> None:
+        """Prepare the memory of the copies, behind; without it the first save takes longer."""
+        self.pending = self.pool.submit(self.memory.make_room, size)
+
+    def save(self, take: Callable[[HostMemory], Snapshot]) -> float:
         """Copy now, write behind; returns the seconds training stood still.
 
-        `take` is called here, after the previous save has ended; its failure is raised here.
+        `take` copies into the memory given. It is called here, after the previous save has ended;
+        that one's failure is raised here.
         """
         started = time.perf_counter()
         self.wait()
-        snapshot = take()
+        self.memory.take_back()
+        snapshot = take(self.memory)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.pending = self.pool.submit(write_checkpoint, self.folder, snapshot, keep=self.keep)
         return time.perf_counter() - started
@@ -253,12 +261,6 @@ class CheckpointWriter:
             self.wait()
         finally:
             self.pool.shutdown()
-
-
-def to_host(tensor: Tensor) -> Tensor:
-    """A copy in host memory that training will not change."""
-    copy = tensor.detach().to("cpu", copy=True)
-    return copy.contiguous()
 
 
 @torch.no_grad()

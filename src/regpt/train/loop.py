@@ -35,6 +35,7 @@ from regpt.train.state import (
     SPIKE_WINDOW,
     TrainState,
     build,
+    snapshot_bytes,
     take_snapshot,
 )
 from regpt.train.step import StepResult, compute_gradients
@@ -128,7 +129,7 @@ def run_steps(
     last = 1 if config.overfit else config.steps
     first = 0 if config.overfit else state.step
     batches = state.data.loader.batches(first, last, rows=rows, device=state.runtime.device)
-    batch = None
+    batch, begun = None, state.step
     while state.step < config.steps:
         clock = time.perf_counter()
         writer.check()
@@ -141,6 +142,8 @@ def run_steps(
         else:
             handle_incident(state, directory, batch, result, fault, observe)
         record(state, directory, result, batch, clock, observe)
+        if config.save_every and world.is_first and state.step == begun + 1:
+            writer.make_room(snapshot_bytes(state))
         tokens_before = state.tokens - batch.num_targets
         looks.after_step(state, directory, observe, tokens_before=tokens_before)
         stopping = world.any(stop()) and state.step < config.steps
@@ -231,7 +234,7 @@ def save(
     """Start a checkpoint; training goes on once the numbers are copied."""
     if state.world.is_first:
         directory.sync_metrics()
-        seconds = writer.save(lambda: take_snapshot(state))
+        seconds = writer.save(lambda memory: take_snapshot(state, memory))
         observe(Saved(step=state.step, seconds=seconds))
     elif state.config.shard:
         take_snapshot(state)  # gathering whole tensors takes every process

@@ -21,8 +21,9 @@ from regpt.parallel import (
     shard,
 )
 from regpt.runtime import Runtime
-from regpt.train.checkpoint import Checkpoint, Snapshot, to_host, without_padding
+from regpt.train.checkpoint import Checkpoint, Snapshot, without_padding
 from regpt.train.config import RunConfig
+from regpt.train.host_memory import HostMemory, aligned_size
 from regpt.train.optimizer import Optimizer
 from regpt.train.tokens import Data, compact_data, read_data
 from regpt.vocabulary import CompactVocabulary, compact, expand
@@ -132,11 +133,24 @@ def check_shares(config: RunConfig, world: World) -> None:
         )
 
 
-def take_snapshot(state: TrainState) -> Snapshot:
+def snapshot_bytes(state: TrainState) -> int:
+    """The memory that a snapshot's copies take, once the optimizer has its state."""
+    sizes = [aligned_size(tensor) for tensor in state.whole_model().state_dict().values()]
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        sizes.append(aligned_size(tensor))
+        return torch.empty(tensor.shape, device="meta")
+
+    state.optimizer.state_tensors(count)
+    return sum(sizes)
+
+
+def take_snapshot(state: TrainState, memory: HostMemory | None = None) -> Snapshot:
     """A copy in host memory; with a sharded model every process must ask."""
+    memory = memory or HostMemory()
 
     def copy(tensor: torch.Tensor) -> torch.Tensor:
-        return to_host(full(tensor.detach()))
+        return memory.copy(full(tensor.detach()))
 
     vocab_size = state.config.model.vocab_size
     whole = state.whole_model().state_dict()
