@@ -1,6 +1,7 @@
 """What a run leaves behind survives: damage, full disks, second resumes, changed minds."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -165,16 +166,36 @@ def test_a_damaged_newer_one_does_not_count_as_kept(text_file: Path, tmp_path: P
     assert sound == ["step-00000006", "step-00000008"]
 
 
-def test_best_is_only_what_was_validated(text_file: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    train(tiny(text_file, out, steps=7, save_every=2, eval_every=3, keep=9))
-    folder = out / "checkpoints"
-    manifests = {
+def validation_losses(folder: Path) -> dict[int, float | None]:
+    return {
         int(path.name[5:]): json.loads((path / "manifest.json").read_text())["val_loss"]
         for path in folder.glob("step-*")
     }
-    assert manifests[2] is manifests[4] is None
-    assert None not in (manifests[6], manifests[7])
+
+
+def test_the_best_is_chosen_among_all_checkpoints(text_file: Path, tmp_path: Path) -> None:
+    config = tiny(text_file, tmp_path / "run", steps=7, save_every=2, eval_every=3, keep=9)
+    folder = tmp_path / "run" / "checkpoints"
+    train(config)
+    found = validation_losses(folder)
+    assert sorted(found) == [2, 4, 6, 7]
+    assert None not in found.values()
+    best = min(found, key=lambda step: found[step] or math.inf)
+    assert (folder / "best").read_text().strip() == f"step-{best:08d}"
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "val_loss" in line] == [2, 3, 4, 6, 7]
+
+
+def test_what_was_not_validated_is_never_the_best(text_file: Path, tmp_path: Path) -> None:
+    asked = iter([False, False, True])
+    config = tiny(text_file, tmp_path / "run", steps=7, save_every=2, eval_every=7, keep=9)
+    train(config, stop=lambda: next(asked))
+    assert validation_losses(tmp_path / "run" / "checkpoints")[3] is None
+    unasked = replace(config, out=str(tmp_path / "unasked"), eval_every=None)
+    train(unasked)
+    found = validation_losses(tmp_path / "unasked" / "checkpoints")
+    assert found[2] is found[4] is found[6] is None
+    assert (tmp_path / "unasked" / "checkpoints" / "best").read_text() == "step-00000007\n"
 
 
 def test_a_run_of_skipped_steps_only_can_be_resumed(

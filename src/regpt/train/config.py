@@ -106,7 +106,7 @@ class RunConfig:
     save_every: int | None = None
     """Steps between checkpoints, and one at the end; default: only when interrupted."""
     keep: int = 2
-    """Newest checkpoints to keep; the best by validation loss is kept too."""
+    """Newest checkpoints to keep, and the best: with eval_every each is validated when saved."""
     device: str = "auto"
     """auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"

@@ -67,7 +67,9 @@ class Looks:
                 )
             )
 
-        if due(config.eval_every, "eval_every"):
+        # what a checkpoint holds is validated too: "the best" is then a choice among all of them
+        saving = config.save_every is not None and state.step % config.save_every == 0
+        if due(config.eval_every, "eval_every") or (saving and config.eval_every is not None):
             write_validation(state, directory, observe)
         if self.examples and due(config.hellaswag_every, "hellaswag_every"):
             write_hellaswag(state, self.examples, directory, observe)
