@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import torch
 
 from regpt.atomic import Content, is_leftover, new_directory, replace_files
@@ -29,6 +30,8 @@ PREFIX = "transformer."
 """What transformers' own save_pretrained writes before every name of a language model."""
 
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+INTEGERS = {4: torch.int32, 2: torch.int16}
+"""numpy has no bfloat16; bytes are all that matters here."""
 
 
 def write_model(
@@ -139,5 +142,6 @@ def _write_safetensors(
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)
     for _, tensor in _stored(tensors, config):
-        flat = tensor.cpu().contiguous().as_strided((tensor.numel(),), (1,))
-        file.write(flat.view(torch.uint8).numpy().data)
+        # numpy transposes in this one thread, without those that a training computes with
+        numbers = tensor.cpu().view(INTEGERS[tensor.element_size()]).numpy()
+        file.write(np.ascontiguousarray(numbers).data)
