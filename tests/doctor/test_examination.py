@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,46 @@ def test_the_largest_batch_fills_the_memory() -> None:
     roomy = replace(memory, available=10**9)
     largest = roomy.largest_batch
     assert roomy.needed(largest) <= 0.9 * 10**9 < roomy.needed(largest + 1)
+
+
+def test_a_measured_peak_corrects_the_count_upward() -> None:
+    config = RunConfig(batch_size=4)
+    memory = count_memory(config, RUNTIME, processes=1, available=10**10)
+    steps = memory.needed(4) - memory.checkpoint_copy + arithmetic.LIBRARIES
+    assert memory.corrected(steps, 4) == memory
+    assert memory.corrected(0, 4) == memory
+    more = memory.corrected(steps + 400, 4)
+    assert more.activations == memory.activations + 100
+    assert more.needed(4) == memory.needed(4) + 400
+
+
+def test_a_compact_vocabulary_is_counted_by_its_rows() -> None:
+    config = RunConfig(compact_vocabulary=True, optimizer=OptimizerConfig(clip=None))
+    count = partial(count_memory, config, RUNTIME, processes=1, available=0)
+    whole, small = count(), count(rows=10_257)
+    assert whole == count(rows=50_257)
+    assert whole.parameters - small.parameters == 4 * 40_000 * 768
+    assert whole.optimizer - small.optimizer == 8 * 40_000 * 768
+    assert small.loss < whole.loss / 4
+    assert small.checkpoint == whole.checkpoint == small.checkpoint_copy
+    assert small.parameters_whole == whole.parameters_whole
+
+
+def test_the_count_follows_what_was_measured(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A peak far above the arithmetic lowers the largest micro-batch and fails the check."""
+    config = tiny(text_file, tmp_path / "run", batch_tokens=8 * 16, batch_size=8)
+    peaks = iter([0, 3 * 10**9])
+    monkeypatch.setattr("regpt.doctor.examination.peak_memory", lambda device: next(peaks))
+    monkeypatch.setattr("regpt.doctor.speed.peak_memory", lambda device: next(peaks))
+    monkeypatch.setattr("regpt.doctor.examination.available_memory", lambda device: 2 * 10**9)
+    report = examine(config)
+    assert report.memory.activations > 3 * 10**8
+    assert report.largest_batch == 5
+    assert not report.ok
+    assert report.checks[0].text.endswith("use --batch-size 5")
+    assert [check.name for check in report.checks[:3]] == ["memory", "disk", "first loss"]
 
 
 def test_a_container_limits_the_memory(tmp_path: Path) -> None:

@@ -3,12 +3,20 @@
 import math
 import shutil
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from regpt.doctor.diagnosis import Check, check_first_loss, diagnose
 from regpt.doctor.memory import HEADROOM, Memory, available_memory, count_memory
-from regpt.doctor.speed import PATIENCE_SECONDS, Speed, fits, some_rows, time_steps
+from regpt.doctor.speed import (
+    PATIENCE_SECONDS,
+    Speed,
+    fits,
+    peak_memory,
+    some_rows,
+    time_steps,
+)
 from regpt.errors import UserError
 from regpt.parallel import World
 from regpt.runtime import Runtime, find_runtime
@@ -123,25 +131,48 @@ def examine(config: RunConfig, *, processes: int = 1) -> Report:
     if processes < 1:
         raise UserError(f"processes must be at least 1, got {processes}")
     config = config.with_batch_tokens(processes)
-    memory = count_memory(
-        config, runtime, processes=processes, available=available_memory(runtime.device)
-    )
-    rows = -(-config.sequences(processes) // processes)
+    count = partial(count_memory, config, runtime, available=available_memory(runtime.device))
+    memory = count(processes=processes)
     report = Report(
         config=config,
         place=runtime.describe(),
         processes=processes,
         memory=memory,
         disk=count_disk(config, memory),
-        largest_batch=min(memory.largest_batch, rows),
+        largest_batch=0,
     )
-    report.checks += [check_memory(report, rows), check_disk(report.disk)]
-    whole = count_memory(config, runtime, processes=1, available=memory.available)
-    if whole.largest_batch == 0:
+    look_at_memory(report, memory)
+    if count(processes=1).largest_batch == 0:
         return report  # a step cannot be tried here
+    held = peak_memory(runtime.device) or 0
     state = build(replace(config, shard=False), runtime, World(device=runtime.device))
-    try_steps(report, state, min(rows, config.batch_size, whole.largest_batch), rows)
+    if state.vocabulary is not None:
+        count = partial(count, rows=len(state.model.wte.weight))
+        look_at_memory(report, count(processes=processes))
+    rows = rows_of_a_process(report)
+    batch_size = min(rows, config.batch_size, count(processes=1).largest_batch)
+    try_steps(report, state, batch_size, rows)
+    if report.speed is not None and report.speed.peak is not None:
+        alone = count(processes=1)
+        extra = alone.corrected(report.speed.peak - held, report.speed.rows).activations
+        if extra > alone.activations:
+            look_at_memory(report, replace(report.memory, activations=extra))
     return report
+
+
+def rows_of_a_process(report: Report) -> int:
+    """What one process gets of a global batch, in sequences."""
+    return -(-report.config.sequences(report.processes) // report.processes)
+
+
+def look_at_memory(report: Report, memory: Memory) -> None:
+    """Take a count of the memory, and everything that follows from it, into the report."""
+    report.memory, report.disk = memory, count_disk(report.config, memory)
+    rows = rows_of_a_process(report)
+    largest = min(memory.largest_batch, rows)
+    report.largest_batch = min(report.largest_batch, largest) if report.tried else largest
+    checks = [check_memory(report, rows), check_disk(report.disk)]
+    report.checks = checks + report.checks[len(checks) :]
 
 
 def try_steps(report: Report, state: TrainState, batch_size: int, rows: int) -> None:

@@ -17,7 +17,7 @@ from regpt.train.state import TrainState
 from regpt.train.step import StepResult, compute_gradients
 
 TIMED_STEPS = 3
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 10.0
 """What one timed micro-batch may take."""
 
 
