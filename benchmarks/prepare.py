@@ -17,6 +17,7 @@ import argparse
 import hashlib
 import json
 import random
+import resource
 import shutil
 import statistics
 import subprocess
@@ -118,17 +119,25 @@ def digest(folder: Path) -> str:
     return whole.hexdigest()
 
 
+def processor_seconds() -> float:
+    """What the programs run so far took of the processors, all their processes together."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def compare(source: Path, folder: Path, rounds: int) -> dict[str, object]:
     """One process, two, and tiktoken, by turns."""
     size = source.stat().st_size
     seconds: dict[str, list[float]] = {"one process": [], "two processes": [], "tiktoken": []}
+    work: dict[str, list[float]] = {"one process": [], "two processes": []}
     for _ in range(rounds):
         digests = set()
         for processes, name in ((1, "one process"), (2, "two processes")):
             command = prepare(source, folder / "out", processes)
-            clock = time.perf_counter()
+            clock, before = time.perf_counter(), processor_seconds()
             subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
             seconds[name].append(time.perf_counter() - clock)
+            work[name].append(processor_seconds() - before)
             digests.add(digest(folder / "out"))
         assert len(digests) == 1, "the output depends on the number of processes"
         command = [sys.executable, "-c", ENCODE, str(source)]
@@ -144,6 +153,7 @@ def compare(source: Path, folder: Path, rounds: int) -> dict[str, object]:
         "seconds": {
             name: [round(value, 2) for value in values] for name, values in seconds.items()
         },
+        "processor_seconds": {name: [round(v, 2) for v in values] for name, values in work.items()},
         "two_over_one": [round(a / b, 3) for a, b in zip(one, two, strict=True)],
         "one_over_tiktoken": [round(a / b, 3) for a, b in zip(alone, one, strict=True)],
     }

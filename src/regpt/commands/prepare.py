@@ -21,6 +21,7 @@ class Display:
     def __call__(self, event: PrepareProgress) -> None:
         if self.before is None:
             self.before = event.source_bytes
+            self.progress.start()  # not before: what is refused at once leaves no bar
         seconds = max(time.perf_counter() - self.started, 1e-9)
         speed = (event.source_bytes - self.before) / seconds / 1e6
         self.progress.update(
@@ -59,7 +60,8 @@ def prepare(
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as progress:
+    display = Display(Progress(*columns, console=console))
+    try:
         manifest = run(
             inputs,
             out,
@@ -67,8 +69,11 @@ def prepare(
             shard_tokens=shard_tokens,
             val_every=val_every,
             text_field=text_field,
-            progress=Display(progress),
+            progress=display,
         )
+    finally:
+        if display.before is not None:
+            display.progress.stop()
 
     def line(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -206,4 +206,5 @@ def train(config: RunConfig, *, resume: bool = False) -> None:
         with StopRequest().listening() as stop:
             run(config, display, resume=resume, stop=stop)
     finally:
-        display.progress.stop()
+        if display.task is not None:  # stopping what never started would print an empty line
+            display.progress.stop()

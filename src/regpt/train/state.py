@@ -236,6 +236,11 @@ def load_model(state: TrainState, directory: Path) -> None:
         fill(parameter, whole)
 
 
+def short(value: object) -> str:
+    """A digest by its beginning, anything else as it is."""
+    return value[:12] if isinstance(value, str) else str(value)
+
+
 def check_facts(saved: dict[str, Any], found: dict[str, Any]) -> None:
     """Refuse to go on with another text, split or tokenizer."""
     words = {
@@ -247,6 +252,7 @@ def check_facts(saved: dict[str, Any], found: dict[str, Any]) -> None:
     for name, text in words.items():
         if saved.get(name) != found.get(name):
             raise UserError(
-                f"{text} since the run began ({name} {saved.get(name)}, now {found.get(name)}): "
+                f"{text} since the run began ({name} {short(saved.get(name))}, now "
+                f"{short(found.get(name))}): "
                 "resume with the data it was started on, or start a new run"
             )
