@@ -26,6 +26,21 @@ def test_auto_takes_bf16_where_the_hardware_has_it(
     assert find_runtime("cpu", dtype="bf16").dtype == torch.bfloat16
 
 
+def test_tf32_is_float32_with_products_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "find_device", lambda request: torch.device("cuda", 0))
+    monkeypatch.setattr(module, "gains_from_bf16", lambda device: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
+    before = torch.get_float32_matmul_precision()
+    try:
+        runtime = find_runtime(dtype="tf32")
+        assert torch.get_float32_matmul_precision() == "high"
+        assert (runtime.dtype, runtime.describe()) == (torch.float32, "cuda:0 (a card), tf32")
+        assert find_runtime(dtype="fp32").describe() == "cuda:0 (a card), fp32"
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_autocast_follows_the_dtype() -> None:
     x = torch.randn(2, 2)
     with find_runtime("cpu", dtype="bf16").autocast():
@@ -51,7 +66,8 @@ def test_auto_prefers_cuda_then_mps_then_cpu(
     [
         ({"device": "tpu"}, "device 'tpu' is not one of"),
         ({"device": "cuda:99"}, "device 'cuda:99': this machine has"),
-        ({"dtype": "fp8"}, "dtype 'fp8' is not one of auto, fp32, bf16"),
+        ({"dtype": "fp8"}, "dtype 'fp8' is not one of auto, tf32, fp32, bf16"),
+        ({"dtype": "tf32"}, "dtype 'tf32' needs cuda of compute capability 8.0 or more; use fp32"),
         ({"threads": 0}, "threads must be at least 1"),
     ],
 )

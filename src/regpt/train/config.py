@@ -109,8 +109,8 @@ class RunConfig:
     """Newest checkpoints to keep, and the best: with eval_every each is validated when saved."""
     device: str = "auto"
     """auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps."""
-    dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """Compute dtype: bf16 autocast, or fp32; auto takes bf16 where the hardware has it."""
+    dtype: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
+    """bf16 autocast, fp32, or tf32 (cuda); auto: bf16 where the hardware has it, else fp32."""
     threads: int | None = None
     """CPU threads; default: torch's choice."""
     order: Order = "shuffled"
