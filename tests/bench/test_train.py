@@ -138,6 +138,24 @@ def test_all_systems_do_the_same_steps(text_file: Path, dtype: str) -> None:
     assert losses["ours"].unique().numel() == 4
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_systems_on_a_gpu(text_file: Path) -> None:
+    settings: dict = {
+        "shape": vars(TINY),
+        "dtype": "bf16",
+        "batch_size": 2,
+        "block_size": 16,
+        "device": "cuda",
+        "data": [str(text_file)],
+    }
+    first = []
+    for name, more in (("ours", {}), ("lecture", {}), ("lecture", {"compiled": True})):
+        facts = getattr(train_systems, name)(**settings, **more)()
+        first.append(float(str(facts["first_loss"])))
+    torch.testing.assert_close(first, [first[0]] * 3, atol=3e-2, rtol=0.0)
+
+
 def test_a_system_that_does_something_else_is_noted() -> None:
     from regpt.bench.rounds import Measured
 
