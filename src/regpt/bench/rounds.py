@@ -1,11 +1,11 @@
 """Alternating rounds: every system does the same job in turn, so that a machine's moods hit all.
 
-A first round warms up and shows how long each system takes. Then round after round, each system
-once, one at a time, while the others rest. A call repeats a short job, so that what is timed is at
-least a tenth of a second or so. Two rules keep slow systems affordable:
+A first round warms up, each system twice: memory that nothing has touched for long is slow to get
+(seconds for the gigabytes of a training step, on a virtual machine whose host must find it first).
+Then round after round, each system once, one at a time, while the others rest. A call repeats a
+short job, so that what is timed is a second or two. Two rules keep slow systems affordable:
 
-- a first call of `SLOW_SECONDS` or more counts: nothing that a second one would find warm weighs
-  against it;
+- a first call of `SLOW_SECONDS` or more is not repeated, and stands in until there is a better one;
 - a system that has a figure is passed over when its next call would go beyond the time budget.
 """
 
@@ -19,8 +19,8 @@ from regpt.bench.rows import Observer, Row
 from regpt.bench.workers import Answer, System, Worker, WorkerFault, loaded, machine_seconds
 
 SLOW_SECONDS = 10.0
-"""A call this long is its own warm-up."""
-CALL_SECONDS = 0.5
+"""A first call this long is warm-up enough, and better than no figure."""
+CALL_SECONDS = 2.0
 """A call repeats its job about this long,"""
 MOST_REPEATS = 8
 """but at most so often."""
@@ -46,18 +46,23 @@ class Measured:
     system: System
     seconds: list[float] = field(default_factory=list)
     """Of each repeat that counts."""
+    stands_in: bool = False
+    """Whether that is only the first call of a slow system."""
     typical: float = 0.0
     """Of one repeat, as the last call had it."""
     repeats: int = 1
     peak_memory_bytes: int | None = None
     facts: dict[str, object] = field(default_factory=dict)
 
-    def take(self, answer: Answer, *, counts: bool) -> None:
-        """Add a call's answer."""
+    def take(self, answer: Answer, *, first: bool) -> None:
+        """Add a call's answer; of the first calls only a slow one counts, and only for the time."""
         self.typical = statistics.median(answer.seconds)
         self.repeats = max(1, min(MOST_REPEATS, round(CALL_SECONDS / max(self.typical, 1e-9))))
-        if counts:
-            self.seconds += answer.seconds
+        if not first:
+            self.seconds = answer.seconds if self.stands_in else self.seconds + answer.seconds
+            self.stands_in = False
+        elif answer.seconds[0] >= SLOW_SECONDS:
+            self.seconds, self.stands_in = answer.seconds, True
         if answer.peak_memory_bytes is not None:
             self.peak_memory_bytes = max(self.peak_memory_bytes or 0, answer.peak_memory_bytes)
         self.facts = answer.facts
@@ -130,12 +135,15 @@ def alternate(
             faults.append(f"{job.name}: {worker.system.title} is left out: {fault}")
             del table[worker]
             return
-        measured.take(answer, counts=not first or answer.seconds[0] >= SLOW_SECONDS)
-        if not worker.settle():
-            faults.append(f"{job.name}: {worker.system.title} uses the processor while it waits")
+        measured.take(answer, first=first)
+        restless = f"{job.name}: {worker.system.title} uses the processor while it waits"
+        if not worker.settle() and restless not in faults:
+            faults.append(restless)
 
     for worker in workers:
         call(worker, first=True)
+        if worker in table and not table[worker].stands_in:
+            call(worker, first=True)
     for _ in range(rounds):
         due = []
         for worker in list(table):
