@@ -159,6 +159,9 @@ class Display:
         self.line("  config.json, model.safetensors, tokenizer files   the model")
         self.line("  metrics.jsonl, loss.png                           its curve")
         self.line("  run.json, samples.txt                             what was run, and texts")
+        if self.config.tensorboard:
+            folder = shlex.quote(str(event.directory.parent))
+            self.line(f"Look at it:\n  tensorboard --logdir {folder}")
         self.line("Write with it:")
         length = min(self.config.model.block_size, 100)
         prompt = shlex.quote(self.config.prompts[0] if self.config.prompts else "")

@@ -103,6 +103,8 @@ class RunConfig:
     """From one HellaSwag to the next, in steps or tokens; default: only at the end."""
     hellaswag_examples: int = 1000
     """How many of its examples, evenly spread over the file."""
+    tensorboard: bool = False
+    """Write the figures as TensorBoard event files as well, beside metrics.jsonl."""
     save_every: int | None = None
     """Steps between checkpoints, and one at the end; default: only when interrupted."""
     keep: int = 2

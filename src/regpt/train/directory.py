@@ -5,6 +5,7 @@
     metrics.jsonl   one JSON object per step, and one per validation, HellaSwag, samples
     loss.png        the loss curve
     samples.txt     text written before, during and after training
+    events.out.*    the figures for TensorBoard (tensorboard.py), if asked for
     checkpoints/    what a resume needs (checkpoint.py), if any was asked for
     incidents/      steps whose numbers went wrong (incident.py), if any did
     lock            held by the process that trains (lock.py)
@@ -17,7 +18,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -80,6 +81,8 @@ class RunDirectory:
         self.samples = path / "samples.txt"
         self.checkpoints = path / "checkpoints"
         self.incidents = path / "incidents"
+        self.mirror: Callable[[dict[str, Any]], None] | None = None
+        """Told every line that goes to metrics.jsonl."""
         self._lock: RunLock | None = None
 
     def lock(self) -> None:
@@ -177,6 +180,8 @@ class RunDirectory:
         """Add one line to metrics.jsonl."""
         with writing_to(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(finite(entry)) + "\n")
+        if self.mirror is not None:
+            self.mirror(entry)
 
     def sync_metrics(self) -> None:
         """Force metrics.jsonl to the disk, before a checkpoint that must not be ahead of it."""

@@ -39,6 +39,7 @@ from regpt.train.state import (
     take_snapshot,
 )
 from regpt.train.step import StepResult, compute_gradients
+from regpt.train.tensorboard import TensorBoard
 
 
 def ignore(event: Event) -> None:
@@ -101,6 +102,9 @@ def run(
     if resume:
         go_back(state, directory, observe)
     observe(describe(state, directory, looks))
+    if state.config.tensorboard and state.world.is_first:
+        earlier = directory.read_metrics()
+        directory.mirror = TensorBoard(directory.path, earlier, step=state.step).write
     looks.before_training(state, directory, observe)
     writer = CheckpointWriter(directory.checkpoints, keep=state.config.keep)
     try:
