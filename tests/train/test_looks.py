@@ -14,7 +14,7 @@ from evaluate.choices import write_examples
 from regpt import GPT, UserError, find_runtime
 from regpt.evaluate import hellaswag as swag
 from regpt.parallel import World
-from regpt.train.events import Answered, Event, Sampled, Validated
+from regpt.train.events import Answered, Event, Noted, Sampled, Validated
 from regpt.train.loop import train
 
 EVERYTHING = {
@@ -129,6 +129,24 @@ def test_a_resumed_run_looks_once(text_file: Path, examples: Path, tmp_path: Pat
     assert {key: lines(out, key) for key in expected} == expected
     assert (out / "samples.txt").read_text(encoding="utf-8") == before
     assert [line["step"] for line in expected["samples"]] == [0, 2, 4, 6]
+
+
+def test_a_resume_reads_what_is_sound_and_says_what_was_not(
+    text_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    config = tiny(text_file, out, save_every=4, prompts=())
+    train(config)
+    expected = losses(out)
+    path = out / "metrics.jsonl"
+    path.write_text(path.read_text().replace('{"step": 2,', '{"step', 1)[:-20])
+    (out / "checkpoints" / "step-00000006").rename(out / "moved")
+    forget_the_end(out)
+    seen: list[Event] = []
+    train(config, seen.append, resume=True)
+    notes = [event.text for event in seen if isinstance(event, Noted)]
+    assert any("2 lines dropped that are not whole (line 2, 7)" in note for note in notes)
+    assert losses(out) == [expected[0], *expected[2:]]
 
 
 def test_a_run_begun_again_looks_once(text_file: Path, tmp_path: Path) -> None:

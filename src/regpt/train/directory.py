@@ -13,7 +13,6 @@
 A directory that already holds a run is never written to but by its resume, one at a time.
 """
 
-import contextlib
 import json
 import math
 import os
@@ -33,6 +32,7 @@ from regpt.model import GPTConfig
 from regpt.train.config import RunConfig
 from regpt.train.lock import RunLock
 
+NAMED_LINES = 5
 VERSIONS = ("regpt", "torch", "numpy", "tiktoken", "safetensors")
 
 
@@ -62,6 +62,34 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = list(value) if isinstance(value, tuple) else value
     return flat
+
+
+def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The sound lines, and what was dropped."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return [], []
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    entries, dropped = [], []
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except ValueError:  # of which a UnicodeDecodeError is one
+            entry = None
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+            entries.append(entry)
+        else:
+            dropped.append(number)
+    if not dropped:
+        return entries, []
+    numbers = ", ".join(map(str, dropped[:NAMED_LINES]))
+    more = ", ..." if len(dropped) > NAMED_LINES else ""
+    lines = "1 line" if len(dropped) == 1 else f"{len(dropped)} lines"
+    return entries, [f"{path}: {lines} dropped that are not whole (line {numbers}{more})"]
 
 
 def sample_section(step: int, samples: Mapping[str, list[str]]) -> str:
@@ -189,21 +217,22 @@ class RunDirectory:
             os.fsync(file.fileno())
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All sound lines of metrics.jsonl; a last line that a kill cut short is left out."""
-        lines = self.metrics.read_text(encoding="utf-8").split("\n")
-        entries = [json.loads(line) for line in lines[:-1]]
-        with contextlib.suppress(ValueError):
-            entries.append(json.loads(lines[-1]))
-        return entries
+        """All sound lines of metrics.jsonl; what a kill cut short or a disk damaged is left out."""
+        return read_metrics(self.metrics)[0]
 
-    def rewind(self, step: int) -> None:
-        """Forget what was recorded after `step`, so that a resumed run records it once."""
-        entries = [entry for entry in self.read_metrics() if step and entry["step"] <= step]
+    def rewind(self, step: int) -> list[str]:
+        """Forget what was recorded after `step`, so that a resumed run records it once.
+
+        Returns what else had to be dropped, in words: lines that were not whole.
+        """
+        found, notes = read_metrics(self.metrics)
+        entries = [entry for entry in found if step and entry["step"] <= step]
         text = "".join(json.dumps(entry) + "\n" for entry in entries)
         replace_files(self.path, {self.metrics.name: text.encode()})
         samples = (entry for entry in entries if "samples" in entry)
         text = "".join(sample_section(entry["step"], entry["samples"]) for entry in samples)
         replace_files(self.path, {self.samples.name: text.encode()})
+        return notes
 
     def append_samples(self, step: int, samples: Mapping[str, list[str]]) -> None:
         """Record the texts written to each prompt after `step` steps: for programs, for people."""

@@ -68,7 +68,8 @@ def go_back(state: TrainState, directory: RunDirectory, observe: Observer) -> No
     if world.is_first:
         for change in directory.change_record(state.config, step):
             observe(Noted(text=f"from here on {change}"))
-        directory.rewind(step)
+        for dropped in directory.rewind(step):
+            observe(Noted(text=dropped))
 
 
 def find_checkpoint(directory: RunDirectory, observe: Observer) -> Checkpoint | None:
