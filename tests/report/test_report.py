@@ -12,9 +12,10 @@ import pytest
 
 from regpt.cli import main
 from regpt.report.chart import Curve, draw_chart, short, thin, ticks
-from regpt.report.history import read_history, read_metrics, read_samples
+from regpt.report.history import read_history, read_samples
 from regpt.report.references import REFERENCES, find_references
 from regpt.train.config import RunConfig
+from regpt.train.directory import read_metrics
 
 Capture = pytest.CaptureFixture[str]
 VOID = {"meta", "br", "img", "rect", "path", "circle"}
@@ -102,7 +103,11 @@ def test_the_page_of_one_run(tmp_path: Path, capsys: Capture) -> None:
     assert drawn["val nats per character"] == [[20, 1.8], [40, 1.6]]
     assert len(charts) == text.count("<svg") == 5
     for expected in (
-        *("nanoGPT on a CPU, character model: 1.886", "6.0000 (step 40)", "Published figures"),
+        *(
+            "nanoGPT, CPU (measured for this project): 1.886",
+            "6.0000 (step 40)",
+            "Published figures",
+        ),
         *("one\ntwo", "last words", "after 40 steps", "optimizer.betas"),
     ):
         assert expected in text, expected

@@ -12,14 +12,15 @@ from regpt.errors import UserError
 from regpt.report.chart import short
 from regpt.report.history import History, find_runs, read_history
 
-COLUMNS = ("run", "model", "steps", "tokens", "val loss", "bits/byte", "nats/char", "tokens/s")
+COLUMNS = ("run", "model", "steps", "tokens", "val loss", "bits/byte", "nats/char", "hellaswag",
+           "tokens/s")  # fmt: skip
 
 
 def row(run: History) -> list[str]:
     """The best figures, short; a validation loss with its step, an unfinished run with its goal."""
 
-    def best(name: str) -> str:
-        found = run.best(name)
+    def best(name: str, *, largest: bool = False) -> str:
+        found = run.best(name, largest=largest)
         return "" if found is None else f"{found[1]:.4f}"
 
     parameters, speed, where = run.num_parameters(), run.typical("tokens_per_second"), ""
@@ -34,6 +35,7 @@ def row(run: History) -> list[str]:
         best("val_loss") + where,
         best("val_bits_per_byte"),
         best("val_nats_per_character"),
+        best("hellaswag_acc_norm", largest=True),
         "" if speed is None else f"{speed:,.0f}",
     ]
 
@@ -53,6 +55,10 @@ def as_json(run: History) -> str:
             "tokens_per_second": run.typical("tokens_per_second"),
         }
         | {name: None if found is None else found[1] for name, found in best.items()}
+        | {
+            name: None if (found := run.best(name, largest=True)) is None else found[1]
+            for name in ("hellaswag_acc", "hellaswag_acc_norm")
+        }
         | {"best_step": None if best["val_loss"] is None else best["val_loss"][0]}
     )
 
@@ -74,11 +80,13 @@ def runs(folder: str = "runs", /, *, json: bool = False) -> None:
     if json:
         sys.stdout.write("".join(as_json(run) + "\n" for run in histories))
         return
-    grid = Table(*COLUMNS, box=None, pad_edge=False)
+    rows = [row(run) for run in histories]
+    used = [i for i in range(len(COLUMNS)) if any(cells[i] for cells in rows)]
+    grid = Table(*(COLUMNS[i] for i in used), box=None, pad_edge=False)
     for column in grid.columns[1:]:
         column.justify, column.no_wrap = "right", True
-    for run in histories:
-        grid.add_row(*(Text(cell) for cell in row(run)))
+    for cells in rows:
+        grid.add_row(*(Text(cells[i]) for i in used))
     console = Console(file=sys.stdout)
     if histories:
         console.print(grid)

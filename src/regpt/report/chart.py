@@ -11,7 +11,7 @@ from regpt.report.page import text
 
 COLORS = ("#2a5fa5", "#d9822b", "#3a8f5c", "#a23e6f", "#7a6cc4", "#5c6670")
 MOST_POINTS = 600
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 34
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 28
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,21 @@ class Curve:
     """SVG's stroke-dasharray."""
     shapes: bool = True
     """Whether the vertical range must hold it; noise may be cut off."""
+    errors: tuple[float, ...] = ()
+    """A standard error for each point, drawn as a bar."""
+    calm_from: float = -math.inf
+    """The vertical range need not hold what is left of this."""
+
+    def extent(self) -> list[float]:
+        """The values that the vertical range must hold."""
+        if not self.shapes:
+            return []
+        errors = self.errors or (0.0,) * len(self.points)
+        calm = [
+            pair for pair in zip(self.points, errors, strict=True) if pair[0][0] >= self.calm_from
+        ]
+        calm = calm or list(zip(self.points, errors, strict=True))
+        return [y + sign * error for (_, y), error in calm for sign in (-1, 1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,15 +120,20 @@ def draw_chart(
     *,
     x_name: str,
     levels: Sequence[Level] = (),
+    until: float | None = None,
     width: int = 520,
     height: int = 260,
 ) -> str:
-    """A figure with its legend; empty if there is nothing to draw. Titles on a page differ."""
+    """A figure with its legend; empty if there is nothing to draw. Titles on a page differ.
+
+    With `until` it reaches from 0 to there, so that the charts of a page stand under each other.
+    """
     curves = [curve for curve in curves if curve.points]
     if not curves:
         return ""
     xs = [x for curve in curves for x, _ in curve.points]
-    ys = [y for curve in curves if curve.shapes for _, y in curve.points]
+    xs += [] if until is None else [0.0, until]
+    ys = [y for curve in curves for y in curve.extent()]
     ys += [level.value for level in levels]
     frame = Frame(
         x=widen(min(xs), max(xs), 0.01),
@@ -126,26 +146,28 @@ def draw_chart(
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{text(title)}">',
         f'<clipPath id="{clip}"><rect x="{LEFT}" y="0" width="{width - LEFT - RIGHT}" '
         f'height="{height - BOTTOM}"/></clipPath>',
-        *draw_axes(frame, x_name),
+        *draw_axes(frame),
         *(draw_level(frame, level) for level in levels),
         f'<g clip-path="url(#{clip})" fill="none" stroke-linejoin="round">',
         *(draw_curve(frame, curve) for curve in curves),
         '</g><path class="cursor" d="" stroke="#8a94a0"/></svg>',
     ]
     legend = "".join(
-        f'<span><i style="background: {curve.color}; opacity: {curve.opacity}"></i>'
-        f"{text(curve.name)}</span>"
+        f'<span><i style="border-top: 3px {"dotted" if curve.dash else "solid"} {curve.color}; '
+        f'opacity: {curve.opacity}"></i>{text(curve.name)}</span>'
         for curve in curves
+        if len(curves) > 1 or curve.errors
     )
     return (
-        f'<figure class="chart"><figcaption>{text(title)}</figcaption>'
+        f'<figure class="chart"><figcaption>{text(title)} <span>over {text(x_name)}</span>'
+        "</figcaption>"
         f'<div class="reading"></div>{"".join(parts)}<div class="legend">{legend}</div>'
         f'<script type="application/json">{chart_data(frame, curves)}</script></figure>'
     )
 
 
-def draw_axes(frame: Frame, x_name: str) -> list[str]:
-    """Rules, ticks and the name of the horizontal axis."""
+def draw_axes(frame: Frame) -> list[str]:
+    """Rules and ticks."""
     parts = []
     for y in ticks(*frame.y):
         parts.append(frame.rule(y, 'stroke="#e9edf1"'))
@@ -158,8 +180,6 @@ def draw_axes(frame: Frame, x_name: str) -> list[str]:
         parts.append(
             f'<text x="{frame.across(x)}" y="{foot}" text-anchor="middle">{short(x)}</text>'
         )
-    edge = frame.width - RIGHT
-    parts.append(f'<text x="{edge}" y="{frame.height - 3}" text-anchor="end">{text(x_name)}</text>')
     return parts
 
 
@@ -168,7 +188,8 @@ def draw_level(frame: Frame, level: Level) -> str:
     label = f"{text(level.name)}: {level.value:g}"
     above = frame.down(level.value) - 4
     return frame.rule(level.value, 'stroke="#8a94a0" stroke-dasharray="5 4"') + (
-        f'<text x="{frame.width - RIGHT}" y="{above:.1f}" text-anchor="end">{label}</text>'
+        f'<text class="level" x="{frame.width - RIGHT}" y="{above:.1f}" text-anchor="end">'
+        f"{label}</text>"
     )
 
 
@@ -183,6 +204,11 @@ def draw_curve(frame: Frame, curve: Curve) -> str:
     if curve.dots or len(places) == 1:
         drawn += "".join(
             f'<circle cx="{x}" cy="{y}" r="2.6" fill="{curve.color}"/>' for x, y in places
+        )
+    for (x, y), error in zip(curve.points, curve.errors, strict=False):
+        drawn += (
+            f'<path d="M{frame.across(x)},{frame.down(y - error)}V{frame.down(y + error)}" '
+            f'class="error" {style}/>'
         )
     return drawn
 

@@ -45,6 +45,11 @@ def describe(tokenizer: Tokenizer, alternatives: Sequence[tuple[int, float]]) ->
     return "  ".join(pairs)
 
 
+def spaced(alternatives: str) -> str:
+    """Alternatives as markup that keeps the blanks between them."""
+    return text(alternatives).replace("  ", " &emsp;")
+
+
 def explain_page(
     places: Sequence[Place],
     tokenizer: Tokenizer,
@@ -57,7 +62,7 @@ def explain_page(
     for number, place in enumerate(places):
         likely = describe(tokenizer, place.alternatives)
         if place.token is None or place.probability is None:
-            rows.append([str(number), "<i>next</i>", "", "", text(likely)])
+            rows.append([str(number), "<i>next</i>", "", "", spaced(likely)])
             continue
         piece = shown(tokenizer, place.token)
         title = f"{percent(place.probability)}, rank {place.rank}\ninstead: {likely}"
@@ -70,7 +75,7 @@ def explain_page(
         chance = f'<span class="token" style="{style}">{percent(place.probability)}</span>'
         rows.append(
             [str(number), f"<code>{text(repr(piece))}</code>", chance, str(place.rank),
-             text(likely)]
+             spaced(likely)]
         )  # fmt: skip
     columns = ("position", "token", "probability", "rank", "most likely")
     body = [

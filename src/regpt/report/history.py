@@ -4,7 +4,6 @@ A run that was killed leaves a last line of metrics.jsonl cut short; a damaged d
 Every line that is an object with a step is taken, the others are counted and named, never guessed.
 """
 
-import json
 import math
 import statistics
 from dataclasses import dataclass
@@ -12,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from regpt.errors import UserError
-from regpt.train.directory import RunDirectory, flatten
-
-NAMED_LINES = 5
+from regpt.train.directory import RunDirectory, flatten, read_metrics
 
 Points = list[tuple[float, float]]
 
@@ -73,6 +70,18 @@ class History:
         step, value = (max if largest else min)(points, key=lambda point: point[1])
         return int(step), value
 
+    def hellaswag(self) -> tuple[Points, tuple[float, ...], int]:
+        """acc_norm over the steps, its standard errors, and how many examples there were."""
+        name = "hellaswag_acc_norm"
+        lines = [entry for entry in self.entries if isinstance(entry.get(name), int | float)]
+        errors = tuple(float(entry.get(f"{name}_stderr") or 0.0) for entry in lines)
+        points = [(float(entry["step"]), float(entry[name])) for entry in lines]
+        return (
+            points,
+            errors,
+            max((entry.get("hellaswag_examples", 0) for entry in lines), default=0),
+        )
+
     def typical(self, name: str) -> float | None:
         """The median of a number, the first step (which warms up) left out."""
         values = [value for _, value in self.points(name)]
@@ -108,34 +117,6 @@ def read_history(path: Path) -> History:
         notes=notes,
         samples=read_samples(entries),
     )
-
-
-def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The sound lines, and what was dropped."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return [], []
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    entries, dropped = [], []
-    for number, line in enumerate(data.split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except ValueError:  # of which a UnicodeDecodeError is one
-            entry = None
-        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
-            entries.append(entry)
-        else:
-            dropped.append(number)
-    if not dropped:
-        return entries, []
-    numbers = ", ".join(map(str, dropped[:NAMED_LINES]))
-    more = ", ..." if len(dropped) > NAMED_LINES else ""
-    lines = "1 line" if len(dropped) == 1 else f"{len(dropped)} lines"
-    return entries, [f"{path}: {lines} dropped that are not whole (line {numbers}{more})"]
 
 
 def read_samples(entries: list[dict[str, Any]]) -> list[tuple[int, dict[str, list[str]]]]:

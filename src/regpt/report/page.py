@@ -20,20 +20,25 @@ h1 { font-size: 1.7rem; font-weight: 600; margin: 0 0 .2rem; letter-spacing: -.0
 h2 { font-size: 1.15rem; font-weight: 600; margin: 2.6rem 0 .8rem }
 h3 { font-size: 1rem; font-weight: 600; margin: 1.4rem 0 .4rem }
 p, .soft { color: var(--soft); margin: .2rem 0 } p.note { color: #8a5300 }
-table { border-collapse: collapse; font-size: .87rem; width: 100% }
+.scroll { overflow-x: auto } table { border-collapse: collapse; font-size: .87rem; width: 100% }
 th, td { text-align: left; padding: .32rem .9rem .32rem 0; border-bottom: 1px solid var(--line);
-  vertical-align: top; overflow-wrap: anywhere }
-th { font-weight: 600; color: var(--soft) } td.number, th.number { text-align: right }
+  vertical-align: top; overflow-wrap: break-word } td { max-width: 26rem }
+th { font-weight: 600; color: var(--soft); overflow-wrap: normal }
+td.number, th.number { text-align: right }
 td.number { font-variant-numeric: tabular-nums; white-space: nowrap }
 .charts { display: grid; grid-template-columns: 1fr 1fr; gap: 1.2rem }
 .charts .wide { grid-column: 1 / -1 }
 @media (max-width: 48rem) { .charts { grid-template-columns: 1fr } }
 figure { margin: 0; position: relative } figcaption { font-size: .87rem; font-weight: 600 }
 svg { display: block; width: 100%; height: auto; overflow: visible }
+svg path { vector-effect: non-scaling-stroke }
 svg text { font: 11px system-ui, sans-serif; fill: #66717f }
+svg text.level { paint-order: stroke; stroke: #fff; stroke-width: 4px; stroke-linejoin: round }
+figcaption span { font-weight: 400; color: var(--soft) }
+@media (max-width: 48rem) { body { padding: 1.2rem 1rem 3rem } svg text { font-size: 15px }
+  .wide svg text { font-size: 26px } }
 .legend { font-size: .82rem; color: var(--soft); display: flex; flex-wrap: wrap; gap: .1rem 1.1rem }
-.legend i { display: inline-block; width: 1.1rem; height: 3px; vertical-align: middle;
-  margin-right: .4rem; border-radius: 2px }
+.legend i { display: inline-block; width: 1.1rem; vertical-align: middle; margin-right: .4rem }
 .reading { position: absolute; right: 0; top: 0; font-size: .78rem; color: var(--soft);
   font-variant-numeric: tabular-nums; background: #fffd; pointer-events: none }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--tint); margin: .3rem 0;
@@ -89,7 +94,7 @@ def table(
 
     head = cells("th", [text(name) for name in header])
     body = "".join(cells("td", row) for row in rows)
-    return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
+    return f'<div class="scroll"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
 
 
 def picture(png: bytes, description: str) -> str:

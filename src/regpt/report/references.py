@@ -44,7 +44,7 @@ class Reference:
 
 
 EDU, FINEWEB = "FineWeb-Edu 10B sample, validation shard", "FineWeb 10B sample, validation tokens"
-SHAKESPEARE = "tiny Shakespeare, last 10%, per character"
+SHAKESPEARE = "tiny Shakespeare, last 10%, a model of characters"
 
 REFERENCES = (
     Reference(
@@ -82,16 +82,16 @@ REFERENCES = (
         absent=("edu",),
     ),
     Reference(
-        name="nanoGPT on a CPU, character model",
+        name="nanoGPT, CPU (measured for this project)",
         unit="val_nats_per_character",
         value=1.886,
         text=SHAKESPEARE,
-        source="nanoGPT, README (quick start, measured again for this project)",
+        source="nanoGPT's quick start for a CPU, run and measured for this project",
         words=("shakespeare",),
         fraction=0.1,
     ),
     Reference(
-        name="nanoGPT on a GPU, character model",
+        name="nanoGPT, GPU (published)",
         unit="val_nats_per_character",
         value=1.4697,
         text=SHAKESPEARE,
@@ -100,10 +100,10 @@ REFERENCES = (
         fraction=0.1,
     ),
     Reference(
-        name="GPT-2 124M as released",
+        name="GPT-2 124M, lecture's scoring",
         unit="hellaswag_acc_norm",
         value=0.294463,
-        text="HellaSwag validation, the lecture's scoring",
+        text="HellaSwag validation, all 10,042 examples, acc_norm by the lecture's rules",
         source="build-nanogpt, play.ipynb",
         words=(),
     ),

@@ -12,8 +12,10 @@ from regpt.train.picture import smooth
 
 NOISE = 0.28
 """How faint single steps are drawn."""
-FIGURES = ("run", "parameters", "steps", "tokens", "validation loss", "bits per byte",
-           "nats per character", "HellaSwag", "tokens/s", "state")  # fmt: skip
+FIRST = 0.1
+"""The share of a run whose fall from the first loss may run out of the picture's top."""
+FIGURES = ("run", "state", "parameters", "steps", "tokens", "validation loss", "bits per byte",
+           "nats per character", "HellaSwag", "tokens/s")  # fmt: skip
 NOT_COMPARED = {"out", "device", "threads"}
 
 
@@ -29,11 +31,17 @@ class Axis:
         per_step = {round(run.tokens / run.step) for run in runs if run.step}
         self.in_tokens = len(per_step) > 1
         self.name = "tokens" if self.in_tokens else "steps"
+        self.end = float(
+            max((run.tokens if self.in_tokens else run.step for run in runs), default=1)
+        )
         self.rates = {id(run): run.tokens / max(run.step, 1) for run in runs}
 
     def points(self, run: History, name: str) -> Points:
         """A run's numbers over this axis."""
-        points = run.points(name)
+        return self.place(run, run.points(name))
+
+    def place(self, run: History, points: Points) -> Points:
+        """A run's (step, value) over this axis."""
         if not self.in_tokens:
             return points
         exact = {step: tokens for step, tokens in run.points("tokens")}
@@ -44,24 +52,33 @@ class Axis:
 def figures_of(run: History) -> list[str]:
     """A row of the overview, as plain text."""
 
-    def best(name: str, *, largest: bool = False) -> str:
-        found = run.best(name, largest=largest)
-        return "" if found is None else f"{found[1]:.4f} (step {found[0]:,})"
+    def best(name: str) -> str:
+        found = run.best(name)
+        return "" if found is None else f"{found[1]:.4f}"
 
     parameters, speed = run.num_parameters(), run.typical("tokens_per_second")
-    planned = run.settings.get("steps")
+    planned, validation = run.settings.get("steps"), run.best("val_loss")
     return [
         run.name,
+        "finished" if run.is_finished else f"step {run.step:,} of {planned}",
         "" if parameters is None else f"{parameters:,}",
         f"{run.step:,}",
         f"{run.tokens:,}",
-        best("val_loss"),
+        "" if validation is None else f"{validation[1]:.4f} (step {validation[0]:,})",
         best("val_bits_per_byte"),
         best("val_nats_per_character"),
-        best("hellaswag_acc_norm", largest=True),
+        best_hellaswag(run),
         "" if speed is None else f"{speed:,.0f}",
-        "finished" if run.is_finished else f"step {run.step:,} of {planned}",
     ]
+
+
+def best_hellaswag(run: History) -> str:
+    """The largest acc_norm and its standard error."""
+    points, errors, _ = run.hellaswag()
+    if not points:
+        return ""
+    (_, value), error = max(zip(points, errors, strict=True), key=lambda pair: pair[0][1])
+    return f"{value:.4f} ± {error:.4f}"
 
 
 def loss_chart(runs: Sequence[History], axis: Axis, levels: Sequence[Reference]) -> str:
@@ -74,11 +91,22 @@ def loss_chart(runs: Sequence[History], axis: Axis, levels: Sequence[Reference])
         other = color if len(runs) > 1 else COLORS[1]
         if len(runs) == 1:
             curves.append(
-                Curve(name="training, each step", points=train, color=color, width=0.8,
-                      opacity=NOISE, shapes=False)
-            )  # fmt: skip
+                Curve(
+                    name="training, each step",
+                    points=train,
+                    color=color,
+                    width=0.8,
+                    opacity=NOISE,
+                    shapes=False,
+                )
+            )
         curves.append(
-            Curve(name=f"{prefix}training, smoothed", points=smoothed(train), color=color)
+            Curve(
+                name=f"{prefix}training, smoothed",
+                points=smoothed(train),
+                color=color,
+                calm_from=axis.end * FIRST,
+            )
         )
         curves.append(
             Curve(name=f"{prefix}validation", points=validation, color=other, dots=True, width=1.2,
@@ -86,8 +114,9 @@ def loss_chart(runs: Sequence[History], axis: Axis, levels: Sequence[Reference])
         )  # fmt: skip
     lines = [Level(name=level.name, value=level.value) for level in levels]
     return draw_chart(
-        "Loss (nats per token)", curves, x_name=axis.name, levels=lines, width=1060, height=360
-    )
+        "Loss (nats per token)", curves, x_name=axis.name, levels=lines, until=axis.end,
+        width=1060, height=400,
+    )  # fmt: skip
 
 
 def plain_chart(
@@ -105,14 +134,36 @@ def plain_chart(
         color, points = COLORS[index % len(COLORS)], axis.points(run, name)
         if noisy and len(runs) == 1:
             curves.append(
-                Curve(name="each step", points=points, color=color, width=0.8, opacity=NOISE,
-                      shapes=False)
-            )  # fmt: skip
+                Curve(
+                    name="each step",
+                    points=points,
+                    color=color,
+                    width=0.8,
+                    opacity=NOISE,
+                    shapes=False,
+                )
+            )
         label = run.name if len(runs) > 1 else ("smoothed" if noisy else name.replace("_", " "))
         line = smoothed(points) if noisy else points
         curves.append(Curve(name=label, points=line, color=color, dots=name.startswith("val_")))
     lines = [Level(name=level.name, value=level.value) for level in levels]
-    return draw_chart(title, curves, x_name=axis.name, levels=lines)
+    return draw_chart(title, curves, x_name=axis.name, levels=lines, until=axis.end)
+
+
+def hellaswag_chart(runs: Sequence[History], axis: Axis, levels: Sequence[Reference]) -> str:
+    """acc_norm with its standard error, beside chance and what is published."""
+    curves = []
+    for index, run in enumerate(runs):
+        points, errors, examples = run.hellaswag()
+        name = f"{run.name}, {examples:,} examples" if len(runs) > 1 else f"{examples:,} examples"
+        curves.append(
+            Curve(name=f"{name}, ± standard error", points=axis.place(run, points), errors=errors,
+                  color=COLORS[index % len(COLORS)], dots=True)
+        )  # fmt: skip
+    lines = [Level(name=level.name, value=level.value) for level in levels]
+    title = "HellaSwag acc_norm, the lecture's scoring"
+    chance = Level(name="chance", value=0.25)
+    return draw_chart(title, curves, x_name=axis.name, levels=[*lines, chance], until=axis.end)
 
 
 def charts(runs: Sequence[History], axis: Axis) -> tuple[list[str], list[Reference]]:
@@ -121,7 +172,7 @@ def charts(runs: Sequence[History], axis: Axis) -> tuple[list[str], list[Referen
     drawn = {unit: find_references(runs, unit) for unit in units}
     small = [
         plain_chart("Validation, nats per character", units[1], runs, axis, levels=drawn[units[1]]),
-        plain_chart("HellaSwag accuracy", units[2], runs, axis, levels=drawn[units[2]]),
+        hellaswag_chart(runs, axis, drawn[units[2]]),
         plain_chart("Learning rate", "learning_rate", runs, axis),
         plain_chart("Gradient norm", "grad_norm", runs, axis, noisy=True),
         plain_chart("Tokens per second", "tokens_per_second", runs, axis, noisy=True),
@@ -212,7 +263,7 @@ def run_page(runs: Sequence[History]) -> bytes:
     overview = table(
         [FIGURES[i] for i in used],
         [[row[i] for i in used] for row in rows],
-        numbers=[place for place, i in enumerate(used) if 0 < i < len(FIGURES) - 1],
+        numbers=[place for place, i in enumerate(used) if i > 1],
     )
     samples = [part for run in runs for part in sample_section(run, titled=len(runs) > 1)]
     body = [
@@ -225,7 +276,7 @@ def run_page(runs: Sequence[History]) -> bytes:
         *(["<h2>Samples over time</h2>", *samples] if samples else []),
         *settings_section(runs),
     ]
-    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
+    title = " and ".join(run.name for run in runs) if len(runs) < 4 else f"{len(runs)} runs"
     data = ", ".join(sorted({str(run.record.get("data", {}).get("sources", "")) for run in runs}))
     preset = ", ".join(sorted({str(run.settings.get("preset", "")) for run in runs}))
     return make_page(title, f"preset {preset}, on {data}", body, script=SCRIPT)
