@@ -80,13 +80,27 @@ class Cache(Protocol):
         ...
 
 
+class Linear(nn.Linear):
+    """nn.Linear that `GPT.init_weights` fills: its own drawing, on meta, imports sympy."""
+
+    def reset_parameters(self) -> None:
+        """Leave them as they are."""
+
+
+class Embedding(nn.Embedding):
+    """nn.Embedding that `GPT.init_weights` fills: its own drawing, on meta, imports a compiler."""
+
+    def reset_parameters(self) -> None:
+        """Leave it as it is."""
+
+
 class CausalSelfAttention(nn.Module):
     """Multi-head attention in which no position sees a later one."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # q, k, v of all heads at once
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.c_attn = Linear(config.n_embd, 3 * config.n_embd)  # q, k, v of all heads at once
+        self.c_proj = Linear(config.n_embd, config.n_embd)
         self.n_head = config.n_head
         self.dropout = config.dropout
 
@@ -110,8 +124,8 @@ class MLP(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.c_fc = Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = Linear(4 * config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor) -> Tensor:
         """x and the result: (B, T, C)."""
@@ -145,13 +159,16 @@ class GPT(nn.Module):
         self.config = config
         device = torch.get_default_device()
         with torch.device("meta"):  # shapes first, so that no tensor is drawn twice
-            self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-            self.wpe = nn.Embedding(config.block_size, config.n_embd)
+            self.wte = Embedding(config.vocab_size, config.n_embd)
+            self.wpe = Embedding(config.block_size, config.n_embd)
             self.drop = nn.Dropout(config.dropout)
             self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
             self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         if device.type != "meta":
-            self.to_empty(device=device)
+            for module in self.modules():
+                for name, parameter in list(module.named_parameters(recurse=False)):
+                    values = torch.empty(parameter.shape, device=device)
+                    setattr(module, name, nn.Parameter(values))
             self.init_weights()
 
     @torch.no_grad()
