@@ -9,12 +9,38 @@ never padded, and prompts are read in one by one (`read_prompts`), so a row's nu
 would have alone, to the rounding of the kernels.
 """
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from regpt.errors import UserError
 from regpt.model import GPT, GPTConfig
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be had on a device; None where nobody says."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu":
+        return None
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvail"))
+    except (OSError, StopIteration):
+        return None
+
+
+def check_memory(rows: int, bytes_each: int, device: torch.device) -> None:
+    """Refuse what will not fit, before a system that promises everything ends the process."""
+    free = free_memory(device)
+    if free is not None and rows * bytes_each > free:
+        raise UserError(
+            f"no memory for the cache of {rows} rows, {bytes_each / 1e6:,.0f} MB each, with "
+            f"{free / 1e6:,.0f} MB free: ask for at most {free // bytes_each} samples, or for a "
+            "shorter text"
+        )
 
 
 class KeyValueCache:
@@ -34,14 +60,9 @@ class KeyValueCache:
         self.clean = clean
         head_size = config.n_embd // config.n_head
         shape = (config.n_layer, 2, rows, config.n_head, length, head_size)
-        try:
-            self.tensor = (torch.zeros if clean else torch.empty)(shape, device=device, dtype=dtype)
-        except (RuntimeError, MemoryError):
-            size = shape[0] * 2 * config.n_embd * length * dtype.itemsize / 1e6
-            raise UserError(
-                f"no memory for the cache of {rows} rows of {length} tokens, {size:.0f} MB each: "
-                "ask for fewer samples or a shorter text"
-            ) from None
+        device = device or torch.device("cpu")
+        check_memory(rows, config.n_layer * 2 * config.n_embd * length * dtype.itemsize, device)
+        self.tensor = (torch.zeros if clean else torch.empty)(shape, device=device, dtype=dtype)
         self.lengths = [0] * rows
         """Tokens each row has."""
         self.places: Tensor | None = None
@@ -92,6 +113,8 @@ class KeyValueCache:
         """Keep only these rows, (n,) int64, in this order; repeat a row to branch it."""
         old, stop = self.tensor, max(self.lengths)
         shape = (*old.shape[:2], len(rows), *old.shape[3:])
+        if len(rows) > old.shape[2]:
+            check_memory(len(rows), old[:, :, 0].numel() * old.itemsize, old.device)
         self.tensor = old.new_zeros(shape) if self.clean else old.new_empty(shape)
         self.tensor[..., :stop, :] = old[..., :stop, :].index_select(2, rows.to(old.device))
         self.lengths = [self.lengths[row] for row in rows.tolist()]
