@@ -25,6 +25,7 @@ FLOORS = [
     "weights",
     "model",
     "attention",
+    "kept",
     "loss",
     "vocabulary",
     "sampling",

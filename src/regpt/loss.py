@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from regpt.kept import TILE, copy_of
 from regpt.model import GPT
 
 IGNORE = -100
@@ -63,8 +64,10 @@ def next_token_loss(
     hidden = model.hidden(idx).flatten(0, 1)  # (B*T, C)
     weight, vocab_size = model.wte.weight, model.config.vocab_size
     dtype = compute_dtype(idx.device)
+    kept = copy_of(weight)
+    tiles = in_tiles(weight, dtype) if kept is None or dtype != torch.bfloat16 else kept.fresh()
     return ChunkedLoss.apply(
-        hidden, weight, targets.flatten(), vocab_size, divisor, multiplicity, dtype
+        hidden, weight, tiles, targets.flatten(), vocab_size, divisor, multiplicity
     )
 
 
@@ -85,9 +88,10 @@ def softmax_in_place(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 def in_tiles(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """The weight in `dtype`; a copy has rows of zeros up to a multiple of 64, which is faster."""
+    weight = weight.detach()
     if weight.dtype == dtype:
         return weight
-    tiled = weight.new_zeros(-(-len(weight) // 64) * 64, weight.shape[1], dtype=dtype)
+    tiled = weight.new_zeros(len(weight) + -len(weight) % TILE, weight.shape[1], dtype=dtype)
     tiled[: len(weight)] = weight
     return tiled
 
@@ -100,16 +104,20 @@ class ChunkedLoss(torch.autograd.Function):
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
+        tiles: Tensor,
         targets: Tensor,
         vocab_size: int,
         divisor: float,
         multiplicity: int,
-        dtype: torch.dtype,
     ) -> Tensor:
-        """hidden (N, C), weight (rows, C), targets (N,) int64; returns nats / divisor."""
+        """hidden (N, C), weight (rows, C), `in_tiles` of it, targets (N,); returns nats / divisor.
+
+        The products run in the dtype of the tiles.
+        """
         N = len(hidden)
         with_gradients = any(ctx.needs_input_grad)
-        h, w = hidden.to(dtype), in_tiles(weight, dtype)
+        w, dtype = tiles, tiles.dtype
+        h = hidden.to(dtype)
         chunk = min(CHUNK_ROWS, N)
         buffer = h.new_empty(chunk, len(w))
         grad_hidden = torch.empty_like(h) if with_gradients else None
@@ -126,7 +134,8 @@ class ChunkedLoss(torch.autograd.Function):
             scaled = (hidden[start : start + chunk] * (1 / divisor)).to(dtype)
             product = torch.mm(logits.t(), scaled)[: len(weight)]
             if grad_weight is None:
-                grad_weight = product.float()
+                # in one chunk the product is the gradient, and may stay as it was rounded
+                grad_weight = product if chunk == N else product.float()
             else:
                 grad_weight += product
         if grad_hidden is not None and grad_weight is not None:
@@ -140,6 +149,8 @@ class ChunkedLoss(torch.autograd.Function):
         """The gradients formed in forward, times the gradient of the loss."""
         grad_hidden, grad_weight = ctx.saved_tensors
         nothing = (None,) * 5
+        if grad_output.is_cpu and grad_output.item() == 1.0:  # as ever in training
+            return grad_hidden, grad_weight, *nothing
         return grad_hidden * grad_output, grad_weight.mul_(grad_output), *nothing
 
 

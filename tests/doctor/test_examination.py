@@ -10,11 +10,13 @@ import torch
 from runs import TINY, tiny
 
 from regpt import GPT, GPTConfig, UserError
+from regpt.attention import attend_in_blocks
 from regpt.cli import main
 from regpt.doctor import examine
 from regpt.doctor import memory as arithmetic
 from regpt.doctor.examination import Disk, check_disk, count_disk
 from regpt.doctor.memory import container_memory, count_memory
+from regpt.kept import keep_copies
 from regpt.loss import next_token_loss
 from regpt.runtime import find_runtime
 from regpt.train.config import OptimizerConfig, RunConfig
@@ -26,6 +28,9 @@ LEARNS = ["--lr", "1e-2", "--optimizer.clip", "None"]
 def kept_bytes(shape: GPTConfig, batch_size: int, dtype: torch.dtype) -> int:
     """What autograd really saves of forward and loss, weights and their gradients left out."""
     model = GPT(shape)
+    if dtype == torch.bfloat16:  # as a CPU trains then
+        attend_in_blocks(model)
+        keep_copies(model)
     known = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     seen: dict[int, int] = {}
 

@@ -6,15 +6,16 @@ P parameters, C channels, L layers, nh heads, V vocabulary, T tokens, s bytes of
     ln_1 input 4C · c_attn input sC · q, k, v 3sC · attention output sC · log-sum-exp 4nh
     ln_2 input 4C · c_fc input sC · GELU input 4sC · c_proj input 4sC
 
-that is (8 + 14s) C + 4nh bytes; embeddings and ln_f add 8C, the loss (4 + 2s) C for the hidden
-states and their gradient. What backward needs beside that, while it is in one block, is not
-counted: where steps are timed, `Memory.corrected` takes it from their peak. All logits never stand
-in memory (loss.py): a chunk of 1024 rows does, with its float32 softmax beside it on a GPU, and the
-embedding's gradient twice. Fixed: parameters 4P, gradients 4P, AdamW's two averages 8 per parameter
-(Muon's momentum 4), with bf16 autocast the cast copies of the matrices 2 each. On a CPU a
-checkpoint's copy (parameters and optimizer state) lies in the same memory. With a compact
-vocabulary V is the rows there are, and only checkpoints have all. A figure for planning: allocators
-and libraries take some more, so a tenth is left free.
+that is (8 + 14s) C + 4nh bytes; attention in blocks (a CPU in bf16) keeps s nh T for a token's
+probabilities up to 256 positions, instead of the log-sum-exp. Embeddings and ln_f add 8C, the loss
+(4 + 2s) C for the hidden states and their gradient. What backward needs beside that, while it is in
+one block, is not counted: where steps are timed, `Memory.corrected` takes it from their peak. All
+logits never stand in memory (loss.py): a chunk of 1024 rows does, with its float32 softmax beside
+it on a GPU, and the embedding's gradient twice. Fixed: parameters 4P, gradients 4P, AdamW's two
+averages 8 per parameter (Muon's momentum 4), with bf16 autocast the cast copies of the matrices 2
+each. On a CPU a checkpoint's copy (parameters and optimizer state) lies in the same memory. With a
+compact vocabulary V is the rows there are, and only checkpoints have all. A figure for planning:
+allocators and libraries take some more, so a tenth is left free.
 """
 
 import os
@@ -23,11 +24,13 @@ from pathlib import Path
 
 import torch
 
+from regpt.attention import BLOCK
 from regpt.loss import CHUNK_ROWS
 from regpt.model import GPT, GPTConfig
 from regpt.runtime import Runtime
 from regpt.train.config import RunConfig
 from regpt.train.optimizer import split_parameters
+from regpt.train.state import takes_blocks
 
 HEADROOM = 0.9
 """The share of the memory that is counted on."""
@@ -124,6 +127,8 @@ def count_memory(
     loss = chunk * shape.vocab_size * (size + softmax)
     loss += shape.vocab_size * shape.n_embd * (4 + size)
     kept = shape.n_layer * per_token(shape, size)
+    if takes_blocks(config, runtime) and tokens <= BLOCK:
+        kept += shape.n_layer * shape.n_head * (size * tokens - 4)
     if config.checkpoint_activations:
         kept = shape.n_layer * 4 * shape.n_embd + per_token(shape, size)
     return Memory(

@@ -129,6 +129,8 @@ class RunConfig:
     """Compute the blocks' activations again in backward: less memory, slower."""
     attention: Literal["auto", "plain", "blocks"] = "auto"
     """plain: the model's own; blocks: out of batched products; auto: blocks on a CPU in bf16."""
+    keep_copies: bool = True
+    """On a CPU in bf16: matrices keep bfloat16 copies and gradients, instead of casts each step."""
     compile: bool = False
     """torch.compile each block, in place."""
     compact_vocabulary: bool = False

@@ -23,7 +23,9 @@ ALONE = 1 << 19
 
 
 class StackedMuon(torch.optim.Muon):
-    """torch's Muon with another `step`."""
+    """torch's Muon with another `step`; `scale` multiplies gradients left in bfloat16."""
+
+    scale: float = 1.0
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -47,7 +49,10 @@ class StackedMuon(torch.optim.Muon):
                 state["momentum_buffer"] = torch.zeros_like(matrix)
             averages.append(state["momentum_buffer"])
             assert matrix.grad is not None
-            gradients.append(matrix.grad.to(matrix.dtype))
+            gradient = matrix.grad
+            if gradient.dtype != matrix.dtype:
+                gradient = gradient.to(matrix.dtype).mul_(self.scale)
+            gradients.append(gradient)
         torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])  # pyright: ignore
         if group["nesterov"]:
             averages = torch._foreach_lerp(gradients, averages, group["momentum"])  # pyright: ignore

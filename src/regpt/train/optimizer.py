@@ -1,10 +1,10 @@
 """The optimizers, behind one small object: AdamW, or Muon for the hidden matrices beside it.
 
-AdamW is torch's fused one, on CPU too. Muon is torch's rule over stacks of equal shapes (muon.py),
-or `torch.optim.Muon` itself; it orthogonalises the update of each matrix, and `c_attn` is three
-matrices, so q, k and v are handed to it as three parameters that share the storage of the one
-(orthogonalising it whole would tie their scales). Embeddings, LayerNorms and biases stay with
-AdamW, as Muon's author has it.
+AdamW is torch's fused one, on a CPU piece by piece (adamw.py). Muon is torch's rule over stacks of
+equal shapes (muon.py), or `torch.optim.Muon` itself; it orthogonalises the update of each matrix,
+and `c_attn` is three matrices, so q, k and v are handed to it as three parameters that share the
+storage of the one (orthogonalising it whole would tie their scales). Embeddings, LayerNorms and
+biases stay with AdamW, as Muon's author has it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from regpt.kept import copy_of
 from regpt.model import GPT
 from regpt.parallel import full
+from regpt.train.adamw import PIECE, PiecewiseAdamW
 from regpt.train.config import OptimizerConfig
 from regpt.train.muon import StackedMuon
 
@@ -52,7 +54,9 @@ class Optimizer:
             {"params": plain, "weight_decay": 0.0},
         ]
         self.parameters = list(model.parameters())
-        self.adamw = torch.optim.AdamW(
+        keeps = any(copy_of(parameter) is not None for parameter in self.parameters)
+        adamw = PiecewiseAdamW if keeps else torch.optim.AdamW
+        self.adamw = adamw(
             [group for group in groups if group["params"]],
             lr=lr,
             betas=config.betas,
@@ -101,6 +105,7 @@ class Optimizer:
                 assert matrix.grad is not None
                 if len(pieces) > 1:
                     for piece, grad in zip(pieces, matrix.grad.split(len(pieces[0])), strict=True):
+                        piece.grad_dtype = grad.dtype
                         piece.grad = grad
             self.muon.step()
         self.adamw.step()
@@ -161,12 +166,39 @@ class Optimizer:
             group["lr"] = rate
 
     def clip(self, limit: float | None) -> Tensor:
-        """Scale the gradients down to norm `limit`; returns their norm before, a scalar."""
+        """Scale the gradients down to norm `limit`; returns their norm before, a scalar.
+
+        Gradients left in bfloat16 are scaled by the step, in float32, and stay as they are.
+        """
         gradients = [p.grad for p in self.parameters if p.grad is not None]
+        if any(gradient.dtype == torch.bfloat16 for gradient in gradients):
+            return self._clip_low(gradients, limit)
         norm = full(torch.nn.utils.get_total_norm(gradients))
         if limit is not None:
             # scaling by a norm that is not finite would smear it over every gradient, and the
             # incident's statistics could no longer say where it came from
             known = torch.where(norm.isfinite(), norm, torch.zeros_like(norm))
             torch.nn.utils.clip_grads_with_norm_(self.parameters, limit, known)
+        return norm
+
+    def _clip_low(self, gradients: list[Tensor], limit: float | None) -> Tensor:
+        """`clip` where some gradients are in bfloat16 (on a CPU).
+
+        The norm of a piece is summed in float32 and rounded to bfloat16 (torch would cast whole
+        gradients for more); over the pieces of a large model that leaves four digits.
+        """
+        pieces = (piece for gradient in gradients for piece in gradient.view(-1).split(PIECE))
+        norm = torch.linalg.vector_norm(
+            torch.stack([torch.linalg.vector_norm(piece).float() for piece in pieces])
+        )
+        scale = 1.0
+        if limit is not None and norm.isfinite():
+            scale = min(limit / (norm.item() + 1e-6), 1.0)  # as torch has it
+        for optimizer in (self.adamw, self.muon):
+            if isinstance(optimizer, PiecewiseAdamW | StackedMuon):
+                optimizer.scale = scale
+        if scale != 1.0:
+            for gradient in gradients:
+                if gradient.dtype != torch.bfloat16:
+                    gradient.mul_(scale)
         return norm

@@ -10,6 +10,7 @@ import torch
 from regpt import weights
 from regpt.attention import attend_in_blocks
 from regpt.errors import UserError
+from regpt.kept import keep_copies
 from regpt.model import GPT
 from regpt.parallel import (
     GradientSum,
@@ -86,6 +87,8 @@ def build(config: RunConfig, runtime: Runtime, world: World) -> TrainState:
         pad_vocabulary(model)
     if takes_blocks(config, runtime):
         attend_in_blocks(model)
+    if takes_copies(config, runtime, world):
+        keep_copies(model)
     if config.checkpoint_activations:
         checkpoint_activations(model)
     if config.compile:
@@ -113,6 +116,12 @@ def takes_blocks(config: RunConfig, runtime: Runtime) -> bool:
         cpu = runtime.device.type == "cpu"
         return cpu and runtime.dtype == torch.bfloat16 and not config.compile
     return config.attention == "blocks"
+
+
+def takes_copies(config: RunConfig, runtime: Runtime, world: World) -> bool:
+    """Whether matrices keep bfloat16 copies: on one CPU, in bf16."""
+    cpu = runtime.device.type == "cpu" and runtime.dtype == torch.bfloat16
+    return config.keep_copies and cpu and world.size == 1 and not config.compile
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from regpt.data.loader import Batch
+from regpt.kept import gradients_in
 from regpt.loss import next_token_loss
 from regpt.model import GPT
 from regpt.parallel import GradientSum, World
@@ -43,6 +44,7 @@ def compute_gradients(
     optimizer.zero_grad()
     loss = torch.zeros((), device=runtime.device)
     pairs = list(zip(batch.x.split(micro_batch), batch.y.split(micro_batch), strict=True))
+    gradients_in(model, bfloat16=len(pairs) == 1 and world.size == 1)
     for index, (x, y) in enumerate(pairs):
         with gradient_sum.collecting(last=index == len(pairs) - 1):
             with runtime.autocast():
