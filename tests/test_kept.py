@@ -7,6 +7,7 @@ from torch import Tensor
 from regpt import GPT, GPTConfig, find_runtime
 from regpt.data.loader import Batch
 from regpt.kept import add_rows, copy_of, gradients_in, keep_copies
+from regpt.native import adamw as native
 from regpt.parallel import GradientSum, World
 from regpt.train import adamw
 from regpt.train.config import OptimizerConfig
@@ -86,14 +87,28 @@ def test_training_is_the_same(
     assert plain["step"] == kept["step"] == 12
 
 
-def test_an_adamw_step_of_the_same_gradients_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_an_adamw_step_of_the_same_gradients_is_torchs(
+    monkeypatch: pytest.MonkeyPatch, compiled: bool
+) -> None:
     monkeypatch.setattr(adamw, "PIECE", 100)
+    if compiled:
+        if reason := native.missing():
+            pytest.skip(reason)
+        monkeypatch.setattr(adamw, "WORTH_COMPILING", 0)
     plain, kept = two_models()
     optimizers = [Optimizer(model, ADAMW, lr=1e-2) for model in (plain, kept)]
+    assert optimizers[1].adamw.native == compiled
     for step in range(3):
-        gradients(kept, optimizers[1], batch(step), clip=0.1)
+        norm = gradients(kept, optimizers[1], batch(step), clip=0.1).grad_norm
         scale = optimizers[1].adamw.scale
         assert scale < 1.0
+        before = [  # those in float32 are scaled by now
+            p.grad.double().flatten() / (1.0 if p.grad.dtype == torch.bfloat16 else scale)
+            for p in kept.parameters()
+        ]
+        exact = torch.cat(before).norm().item()
+        assert norm == pytest.approx(exact, rel=1e-5 if compiled else 4e-3)
         for one, other in zip(plain.parameters(), kept.parameters(), strict=True):
             low = other.grad.dtype == torch.bfloat16
             one.grad = other.grad.float() * (scale if low else 1.0)

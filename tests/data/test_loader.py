@@ -343,3 +343,24 @@ def test_fingerprint_is_of_the_tokens():
     same = ArrayDataset(tokens.astype("uint16")).fingerprint
     assert ArrayDataset(tokens.astype("int64")).fingerprint == same
     assert ArrayDataset(tokens[:-1].astype("uint16")).fingerprint != same
+
+
+@pytest.mark.parametrize("num_tokens", [65, 70, 79, 80, 81])
+def test_shifted_windows_cover_the_stream_in_every_epoch(num_tokens):
+    shared = {"num_tokens": num_tokens, "block_size": 8, "sequences": 1, "seed": 3}
+    plan = BatchPlan(order="shifted", **shared)
+    cuts = set()
+    for epoch in range(20):
+        first = epoch * plan.windows_per_epoch
+        steps = range(first, first + plan.windows_per_epoch)
+        starts = sorted(int(plan.windows(step)[0]) for step in steps)
+        assert len(set(starts)) == len(starts)
+        assert 0 <= starts[0] < 8
+        assert starts[-1] < num_tokens - 1
+        assert starts[-1] + 8 >= num_tokens - 1, "the end is read"
+        inner = [start for start in starts if start]
+        assert {one - other for one, other in zip(inner[1:], inner, strict=False)} == {8}
+        cuts.add(inner[0] % 8)
+    assert len(cuts) > 4
+    again = BatchPlan(order="shifted", **shared)
+    assert (again.windows(17) == plan.windows(17)).all()

@@ -1,6 +1,7 @@
 """Runs from end to end, on a model of a few thousand parameters."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,11 @@ def test_a_run_leaves_a_model_and_its_record(text_file: Path, tmp_path: Path) ->
     steps = [line for line in lines if "loss" in line]
     assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
     keys = ("step", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second")
-    assert tuple(steps[0]) == keys
+    assert tuple(steps[0]) == (*keys, "peak_memory")
+    if sys.platform == "linux":
+        held = [line["peak_memory"] for line in steps]
+        assert held == sorted(held), "a peak never falls"
+        assert 50e6 < held[0] < 50e9  # torch is in it
     assert [line["tokens"] for line in steps] == [64, 128, 192, 256, 320, 384]
     validations = [line for line in lines if "val_loss" in line]
     assert [line["step"] for line in validations] == [4, 6]

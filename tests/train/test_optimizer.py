@@ -132,3 +132,12 @@ def test_clipping_reports_the_norm_before_and_scales_to_the_limit() -> None:
     torch.testing.assert_close(norm, expected)
     assert optimizer.clip(float(norm) / 4).item() == pytest.approx(norm.item())
     assert optimizer.clip(None).item() == pytest.approx(norm.item() / 4, rel=1e-4)
+
+
+def test_muon_may_decay_by_another_rate() -> None:
+    rule = OptimizerConfig(name="muon", weight_decay=0.5, muon_weight_decay=0.0)
+    decays = [group["weight_decay"] for group in Optimizer(GPT(TINY), rule, lr=1e-3)._groups()]
+    assert decays == [0.5, 0.0, 0.0]  # AdamW's matrices, its vectors, Muon
+    rule = replace(rule, muon_weight_decay=None)
+    decays = [group["weight_decay"] for group in Optimizer(GPT(TINY), rule, lr=1e-3)._groups()]
+    assert decays == [0.5, 0.0, 0.5]

@@ -35,7 +35,7 @@ def data(
         step: The step, counted from 1 as in metrics.jsonl.
         block_size: Tokens per sequence, for a data set.
         sequences: Sequences per batch, for a data set.
-        order: shuffled or sequential, for a data set.
+        order: shuffled, shifted or sequential, for a data set.
         seed: The seed of the order, for a data set.
         split: train or val, for a data set.
     """

@@ -107,6 +107,7 @@ class Display:
             self.progress.start()
         blend = 0.9 if self.speed else 0.0
         self.speed = blend * self.speed + (1 - blend) * event.tokens_per_second
+        held = f"  {event.peak_memory / 1e9:.2f} GB" if event.peak_memory else ""
         self.progress.update(
             self.task,
             completed=event.step,
@@ -119,7 +120,7 @@ class Display:
             if event.step == 1 or event.step % every == 0:
                 self.line(
                     f"step {event.step:>6}/{self.config.steps}  loss {event.loss:.4f}  "
-                    f"{self.speed:,.0f} tokens/s"
+                    f"{self.speed:,.0f} tokens/s{held}"
                 )
 
     def validated(self, event: Validated) -> None:

@@ -7,7 +7,7 @@ state of the loader is one integer, a resume reads nothing it read before, and 1
 see the same data at the same step. (A position per rank, as in most loaders, drifts apart at shard
 borders, and cannot be resumed on another number of processes.)
 
-Two orders:
+Three orders:
 
 - `sequential`, the lecture's: walk the tokens by B*T, fetch B*T+1, x and y are views of one
   buffer, wrap to the start when the next batch does not fit (the tail is never seen).
@@ -15,6 +15,9 @@ Two orders:
   its own pseudo-random order (order.py). Batches run on across the end of an epoch, and the last
   window, if short, is padded with targets of -100: every target is trained on exactly once per
   epoch. `num_targets` counts the real ones, for a loss that is a mean over the whole global batch.
+- `shifted`: the same, but each epoch begins to cut at another place, so that a small text read
+  several times does not show the same windows again. Fewer than T targets at the front are left
+  out of an epoch, or fewer than T of them come twice.
 
     plan = BatchPlan(num_tokens=len(data), block_size=32, sequences=4, order="sequential", seed=0)
     x, y = Loader(data, plan).batch(0)
@@ -31,7 +34,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regpt.data.order import permute
+from regpt.data.order import permute, shifts
 from regpt.errors import UserError
 from regpt.tokenizer import VOCAB_SIZE, Tokenizer
 
@@ -40,7 +43,7 @@ IGNORE_INDEX = -100
 PADDING_ID = 0
 """What stands in x where the target is ignored: any valid id does, nothing looks at it."""
 
-Order = Literal["sequential", "shuffled"]
+Order = Literal["sequential", "shuffled", "shifted"]
 
 
 class Dataset(Protocol):
@@ -100,8 +103,8 @@ class BatchPlan:
                 f"block size and sequences per batch must be at least 1, "
                 f"got {self.block_size} and {self.sequences}"
             )
-        if self.order not in ("sequential", "shuffled"):
-            raise UserError(f"order {self.order!r} is not one of sequential, shuffled")
+        if self.order not in ("sequential", "shuffled", "shifted"):
+            raise UserError(f"order {self.order!r} is not one of sequential, shuffled, shifted")
         if self.num_tokens <= self.tokens_per_batch:
             raise UserError(
                 f"the data has {self.num_tokens:,} tokens, but a batch of {self.sequences} x "
@@ -142,7 +145,11 @@ class BatchPlan:
         numbers = step * self.sequences + np.arange(self.sequences, dtype=np.int64)
         epochs, positions = np.divmod(numbers, self.windows_per_epoch)
         chosen = permute(positions, size=self.windows_per_epoch, seed=self.seed, epochs=epochs)
-        return chosen * self.block_size
+        starts = chosen * self.block_size
+        if self.order == "shifted":
+            starts += shifts(epochs, seed=self.seed, block_size=self.block_size)
+            starts[starts >= self.num_tokens - 1] = 0  # what the shift has left out at the front
+        return starts
 
     def num_targets(self, step: int) -> int:
         """Targets of the whole global batch that are not padding."""

@@ -47,6 +47,12 @@ def permute(positions: np.ndarray, *, size: int, seed: int, epochs: np.ndarray) 
     return images.astype(np.int64)
 
 
+def shifts(epochs: np.ndarray, *, seed: int, block_size: int) -> np.ndarray:
+    """Where each epoch begins to cut the stream: int64, shape of `epochs`, 0 .. block_size-1."""
+    seed_word = mix(mix(np.full(1, seed & MASK, dtype=np.uint64)))
+    return (mix(seed_word ^ mix(epochs.astype(np.uint64))) % np.uint64(block_size)).astype(np.int64)
+
+
 def _feistel(values: np.ndarray, keys: np.ndarray, *, rows: int, columns: int) -> np.ndarray:
     """One pass through the network: a bijection of 0 .. rows*columns-1. uint64 in and out."""
     num_rows, num_columns = np.uint64(rows), np.uint64(columns)

@@ -6,13 +6,13 @@ slow, fewer of its sequences are timed, and the answer says how many.
 """
 
 import statistics
-import sys
 import time
 from dataclasses import dataclass
 
 import torch
 
 from regpt.data.loader import IGNORE_INDEX, Batch
+from regpt.runtime import peak_memory
 from regpt.train.state import TrainState
 from regpt.train.step import StepResult, compute_gradients
 
@@ -102,17 +102,6 @@ def time_steps(state: TrainState, *, rows: int) -> Speed:
         update_seconds=statistics.median(update),
         peak=peak_memory(runtime.device),
     )
-
-
-def peak_memory(device: torch.device) -> int | None:
-    """The most bytes held so far."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if device.type == "cpu" and sys.platform == "linux":
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return None
 
 
 def fits(state: TrainState, rows: int) -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path
 from regpt.atomic import new_file
 from regpt.errors import UserError
 
-SOURCES = ("decode.c", "products.h", "vectors.h")
+SOURCES = ("decode.c", "adamw.c", "products.h", "vectors.h")
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
 COMPILERS = ("cc", "gcc", "clang")
 NEEDED = ("avx512f", "avx512bw", "avx512vl", "avx512dq")
@@ -62,7 +62,8 @@ def compile_into(folder: Path) -> Path:
     if path.exists():
         return path
     with new_file(path) as hidden:
-        command = [compiler, *FLAGS, str(here / SOURCES[0]), "-o", str(hidden), "-lm"]
+        units = [str(here / source) for source in SOURCES if source.endswith(".c")]
+        command = [compiler, *FLAGS, *units, "-o", str(hidden), "-lm"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
@@ -103,4 +104,9 @@ def load_library() -> ctypes.CDLL:
     library.regpt_pack_int8.restype = None
     library.regpt_supports.argtypes = (ctypes.c_int64,)
     library.regpt_supports.restype = ctypes.c_int
+    pointer = ctypes.c_void_p
+    library.regpt_adamw.argtypes = (ctypes.c_int64, *[pointer] * 6, ctypes.c_int64)
+    library.regpt_adamw.restype = None
+    library.regpt_squares.argtypes = (ctypes.c_int64, pointer, ctypes.c_int64)
+    library.regpt_squares.restype = ctypes.c_double
     return library

@@ -31,6 +31,8 @@ class OptimizerConfig:
     """Gradients above this norm are scaled down to it; None: never."""
     muon_lr: float = 0.02
     """Muon's learning rate for the blocks' matrices."""
+    muon_weight_decay: float | None = None
+    """Muon's weight decay, times its learning rate; default: weight_decay."""
     muon_momentum: float = 0.95
     """Muon's momentum (Nesterov's form)."""
     muon_iterations: int = 5
@@ -43,6 +45,10 @@ class OptimizerConfig:
             raise UserError(f"optimizer.betas must be in [0, 1), got {self.betas}")
         if self.weight_decay < 0:
             raise UserError(f"optimizer.weight_decay must not be negative, got {self.weight_decay}")
+        if self.muon_weight_decay is not None and self.muon_weight_decay < 0:
+            raise UserError(
+                f"optimizer.muon_weight_decay must not be negative, got {self.muon_weight_decay}"
+            )
         if not 1 <= self.muon_iterations < 100:
             raise UserError(
                 f"optimizer.muon_iterations must be in 1 .. 99, got {self.muon_iterations}"
@@ -116,7 +122,8 @@ class RunConfig:
     threads: int | None = None
     """CPU threads; default: torch's choice."""
     order: Order = "shuffled"
-    """Data order: shuffled (each window once per epoch), or the lecture's sequential walk."""
+    """Data order: shuffled (each window once per epoch), shifted (cut at another place in each
+    epoch), or the lecture's sequential walk."""
     validation_fraction: float = 0.0
     """Share of the text, at its end, that is held out; 0: none. Prepared data has its own."""
     validation_tokens: int | None = None

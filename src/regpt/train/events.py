@@ -41,6 +41,8 @@ class Stepped:
     tokens: int
     """Trained on so far, this step included."""
     tokens_per_second: float
+    peak_memory: int | None = None
+    """Bytes this process has held at most so far; None where the system does not say."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import torch
 
 from regpt.data.loader import Batch
 from regpt.parallel import open_world
-from regpt.runtime import find_runtime
+from regpt.runtime import find_runtime, peak_memory
 from regpt.train.checkpoint import CheckpointWriter
 from regpt.train.config import RunConfig
 from regpt.train.directory import RunDirectory
@@ -226,6 +226,7 @@ def record(
         grad_norm=result.grad_norm,
         tokens=state.tokens,
         tokens_per_second=batch.num_targets / (time.perf_counter() - clock),
+        peak_memory=peak_memory(state.runtime.device),
     )
     if state.world.is_first:
         directory.append_metrics(asdict(event))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from regpt.kept import copy_of
 from regpt.model import GPT
 from regpt.parallel import full
-from regpt.train.adamw import PIECE, PiecewiseAdamW
+from regpt.train.adamw import PiecewiseAdamW
 from regpt.train.config import OptimizerConfig
 from regpt.train.muon import StackedMuon
 
@@ -73,7 +73,11 @@ class Optimizer:
                 momentum=config.muon_momentum,
                 nesterov=True,
                 ns_steps=config.muon_iterations,
-                weight_decay=config.weight_decay,
+                weight_decay=(
+                    config.weight_decay
+                    if config.muon_weight_decay is None
+                    else config.muon_weight_decay
+                ),
             )
         for group in self._groups():
             group["peak_lr"] = group["lr"]
@@ -182,15 +186,9 @@ class Optimizer:
         return norm
 
     def _clip_low(self, gradients: list[Tensor], limit: float | None) -> Tensor:
-        """`clip` where some gradients are in bfloat16 (on a CPU).
-
-        The norm of a piece is summed in float32 and rounded to bfloat16 (torch would cast whole
-        gradients for more); over the pieces of a large model that leaves four digits.
-        """
-        pieces = (piece for gradient in gradients for piece in gradient.view(-1).split(PIECE))
-        norm = torch.linalg.vector_norm(
-            torch.stack([torch.linalg.vector_norm(piece).float() for piece in pieces])
-        )
+        """`clip` where some gradients are in bfloat16 (on a CPU)."""
+        assert isinstance(self.adamw, PiecewiseAdamW)
+        norm = self.adamw.norm(gradients)
         scale = 1.0
         if limit is not None and norm.isfinite():
             scale = min(limit / (norm.item() + 1e-6), 1.0)  # as torch has it
