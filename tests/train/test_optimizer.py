@@ -109,12 +109,34 @@ def test_a_checkpoint_of_either_muon_continues_with_the_other() -> None:
 def test_more_iterations_bring_singular_values_nearer_to_one() -> None:
     matrix = torch.randn(1, 24, 40, generator=torch.Generator().manual_seed(0))
     matrix *= torch.logspace(0, -1.5, 24)[:, None]  # some directions matter little
-    spread = []
-    for iterations in (1, 3, 5):
-        update = muon.orthogonalize(matrix, (3.4445, -4.7750, 2.0315), iterations, 1e-7)
-        spread.append((torch.linalg.svdvals(update[0].float()) - 1).abs().max().item())
-    assert spread[0] > spread[1] > spread[2]
-    assert spread[2] < 0.4
+
+    def spread(polynomials: list[tuple[float, float, float]]) -> float:
+        update = muon.orthogonalize(matrix, polynomials, 1e-7)
+        return (torch.linalg.svdvals(update[0].float()) - 1).abs().max().item()
+
+    same = [spread([(3.4445, -4.7750, 2.0315)] * iterations) for iterations in (1, 3, 5)]
+    assert same[0] > same[1] > same[2]
+    assert same[2] < 0.4
+    assert spread([*muon.FALLING, muon.FALLING[-1]]) < 0.15, "they converge; Jordan's does not"
+
+
+def test_falling_polynomials_are_used() -> None:
+    steps = []
+    for polynomials in ("same", "falling"):
+        torch.manual_seed(1)
+        model = with_gradients(GPT(TINY))
+        before = model.h[0].mlp.c_fc.weight.detach().clone()
+        rule = OptimizerConfig(
+            name="muon",
+            muon_polynomials=polynomials,
+            muon_iterations=6,
+            muon_weight_decay=0.0,
+            muon_lr=1.0,
+        )
+        Optimizer(model, rule, lr=1e-3).step()
+        change = (model.h[0].mlp.c_fc.weight.detach() - before) / 2.0  # rate sqrt(64 / 16)
+        steps.append((torch.linalg.svdvals(change) - 1).abs().max().item())
+    assert steps[1] < 0.5 * steps[0]
 
 
 def test_the_factor_scales_every_learning_rate() -> None:

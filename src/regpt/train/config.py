@@ -37,6 +37,8 @@ class OptimizerConfig:
     """Muon's momentum (Nesterov's form)."""
     muon_iterations: int = 5
     """Newton-Schulz iterations: fewer are faster and leave the singular values farther from 1."""
+    muon_polynomials: Literal["same", "falling"] = "same"
+    """Newton-Schulz with Jordan's polynomial each time, or Polar Express's: steep ones first."""
     muon_stacked: bool = True
     """Matrices of one shape together; off: torch's Muon, one after the other."""
 
@@ -52,6 +54,11 @@ class OptimizerConfig:
         if not 1 <= self.muon_iterations < 100:
             raise UserError(
                 f"optimizer.muon_iterations must be in 1 .. 99, got {self.muon_iterations}"
+            )
+        if self.muon_polynomials != "same" and not self.muon_stacked:
+            raise UserError(
+                f"optimizer.muon_polynomials {self.muon_polynomials} is not torch's: use same, or "
+                "--optimizer.muon-stacked"
             )
         if self.clip is not None and not self.clip > 0:
             raise UserError(f"optimizer.clip must be positive or None, got {self.clip}")

@@ -18,6 +18,15 @@ from torch import Tensor
 
 STACK_NUMBERS = 1 << 22
 """Numbers of one stack at most: 8 MB in bfloat16, so that a few copies stay in a CPU's cache."""
+FALLING = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845749493, 0.4188073119525673),
+)
+"""Polar Express (Amsel, Persson, Musco, Gower 2025): for each iteration the polynomial that brings
+what the ones before have left nearest to 1; the last serves from the fifth on."""
 ALONE = 1 << 19
 """Matrices of more numbers than this keep two cores busy alone; stacked they are slower."""
 
@@ -26,6 +35,8 @@ class StackedMuon(torch.optim.Muon):
     """torch's Muon with another `step`; `scale` multiplies gradients left in bfloat16."""
 
     scale: float = 1.0
+    falling: bool = False
+    """Polar Express's polynomials instead of one for all iterations."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -56,7 +67,10 @@ class StackedMuon(torch.optim.Muon):
         torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])  # pyright: ignore
         if group["nesterov"]:
             averages = torch._foreach_lerp(gradients, averages, group["momentum"])  # pyright: ignore
-        updates = orthogonalize(averages, group["ns_coefficients"], group["ns_steps"], group["eps"])
+        polynomials = [group["ns_coefficients"]] * group["ns_steps"]
+        if self.falling:
+            polynomials = [FALLING[min(i, len(FALLING) - 1)] for i in range(group["ns_steps"])]
+        updates = orthogonalize(averages, polynomials, group["eps"])
         if group["weight_decay"]:
             torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])  # pyright: ignore
         rate = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
@@ -66,8 +80,7 @@ class StackedMuon(torch.optim.Muon):
 
 def orthogonalize(
     matrices: Sequence[Tensor],
-    coefficients: tuple[float, float, float],
-    iterations: int,
+    polynomials: Sequence[tuple[float, float, float]],
     epsilon: float,
 ) -> Tensor:
     """Matrices of one shape (r, c) to (n, r, c), bfloat16, singular values about 1."""
@@ -75,11 +88,10 @@ def orthogonalize(
     tall = X.shape[1] > X.shape[2]
     X = X.mT if tall else X
     X = X / torch.linalg.matrix_norm(X, keepdim=True).clamp(min=epsilon)
-    a, b, c = coefficients
     multiply, multiply_add = torch.bmm, torch.baddbmm
     if len(X) == 1:  # a batch of one is slower than none
         X, multiply, multiply_add = X[0], torch.mm, torch.addmm
-    for _ in range(iterations):
+    for a, b, c in polynomials:
         A = multiply(X, X.mT)
         X = multiply_add(X, multiply_add(A, A, A, beta=b, alpha=c), X, beta=a)
     return (X.mT if tall else X).view(len(matrices), *matrices[0].shape)

@@ -79,6 +79,8 @@ class Optimizer:
                     else config.muon_weight_decay
                 ),
             )
+            if isinstance(self.muon, StackedMuon):
+                self.muon.falling = config.muon_polynomials == "falling"
         for group in self._groups():
             group["peak_lr"] = group["lr"]
 
