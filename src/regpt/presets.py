@@ -18,17 +18,23 @@ def quickstart() -> RunConfig:
     """A small GPT-2 that learns to write in a minute on two CPU cores."""
     return RunConfig(
         preset="quickstart",
-        steps=360,
+        steps=760,
         batch_size=16,
         block_size=64,
-        lr=3e-3,
-        eval_every=180,
+        lr=6e-3,
+        order="shifted",
         validation_fraction=0.1,
         model=GPTConfig(block_size=64, n_layer=4, n_head=4, n_embd=256),
         compact_vocabulary=True,
         zero_projections=True,
-        optimizer=OptimizerConfig(name="muon", clip=None),
-        schedule=ScheduleConfig(name="wsd", warmup_steps=10, decay_fraction=0.5),
+        optimizer=OptimizerConfig(
+            name="muon",
+            clip=None,
+            epsilon=1e-10,
+            weight_decay=0.5,
+            muon_weight_decay=0.0,
+        ),
+        schedule=ScheduleConfig(name="wsd", warmup_steps=20, decay_fraction=0.5),
     )
 
 

@@ -13,13 +13,12 @@ from regpt.doctor.speed import (
     PATIENCE_SECONDS,
     Speed,
     fits,
-    peak_memory,
     some_rows,
     time_steps,
 )
 from regpt.errors import UserError
 from regpt.parallel import World
-from regpt.runtime import Runtime, find_runtime
+from regpt.runtime import Runtime, find_runtime, peak_memory
 from regpt.train.config import RunConfig
 from regpt.train.directory import free_name
 from regpt.train.state import TrainState, build
