@@ -10,7 +10,7 @@ import pytest
 from regpt.bench import rounds
 from regpt.bench.rounds import Job, alternate, measure
 from regpt.bench.rows import Row
-from regpt.bench.workers import System, Worker, WorkerFault, loaded, machine_seconds
+from regpt.bench.workers import Answer, System, Worker, WorkerFault, loaded, machine_seconds
 
 JOB = Job(name="job", tokens=10, arguments={"job": "job"})
 
@@ -237,3 +237,21 @@ def test_the_machine_uses_at_least_what_we_use() -> None:
     now = machine_seconds()
     assert now is not None
     assert now - before >= 0.08
+
+
+def test_disturbed_calls_only_stand_in() -> None:
+    def after(*calls: tuple[float, bool, bool]) -> list[float]:
+        measured = rounds.Measured(system=system("a", "load"))
+        for seconds, first, disturbed in calls:
+            answer = Answer(seconds=[seconds], peak_memory_bytes=None, facts={})
+            measured.take(answer, first=first, disturbed=disturbed)
+        return measured.seconds
+
+    warm, noisy, calm = (1.0, True, False), (3.0, False, True), (2.0, False, False)
+    slow = (rounds.SLOW_SECONDS, True, False)
+    assert after(warm) == []
+    assert after(slow) == [rounds.SLOW_SECONDS]
+    assert after(warm, noisy, noisy) == [3.0, 3.0]
+    assert after(warm, noisy, calm) == [2.0]
+    assert after(warm, calm, noisy, calm) == [2.0, 2.0]
+    assert after(slow, calm) == [2.0]

@@ -6,6 +6,7 @@ Then round after round, each system once, one at a time, while the others rest. 
 short job, so that what is timed is a second or two. Two rules keep slow systems affordable:
 
 - a first call of `SLOW_SECONDS` or more is not repeated, and stands in until there is a better one;
+  so does a call during which something else kept the machine busy;
 - a system that has a figure is passed over when its next call would go beyond the time budget.
 """
 
@@ -25,7 +26,9 @@ CALL_SECONDS = 2.0
 MOST_REPEATS = 8
 """but at most so often."""
 UNDISTURBED = 0.1
-"""Processors that others may use before it is told."""
+"""Processors that others may use before a figure is doubted,"""
+SHORTEST = 0.2
+"""and how long a call must be to say so: the clocks count in hundredths of a second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,22 +50,26 @@ class Measured:
     seconds: list[float] = field(default_factory=list)
     """Of each repeat that counts."""
     stands_in: bool = False
-    """Whether that is only the first call of a slow system."""
+    """Whether that is only the first call of a slow system, or calls that were disturbed."""
     typical: float = 0.0
     """Of one repeat, as the last call had it."""
     repeats: int = 1
     peak_memory_bytes: int | None = None
     facts: dict[str, object] = field(default_factory=dict)
 
-    def take(self, answer: Answer, *, first: bool) -> None:
-        """Add a call's answer; of the first calls only a slow one counts, and only for the time."""
+    def take(self, answer: Answer, *, first: bool, disturbed: bool) -> None:
+        """Add a call's answer; what is not sound counts only as long as nothing sound is there."""
         self.typical = statistics.median(answer.seconds)
         self.repeats = max(1, min(MOST_REPEATS, round(CALL_SECONDS / max(self.typical, 1e-9))))
-        if not first:
-            self.seconds = answer.seconds if self.stands_in else self.seconds + answer.seconds
-            self.stands_in = False
-        elif answer.seconds[0] >= SLOW_SECONDS:
-            self.seconds, self.stands_in = answer.seconds, True
+        slow = answer.seconds[0] >= SLOW_SECONDS
+        if first and not slow:
+            pass
+        elif not self.seconds:
+            self.seconds, self.stands_in = answer.seconds, first or disturbed
+        elif self.stands_in and not disturbed:
+            self.seconds, self.stands_in = answer.seconds, False
+        elif self.stands_in or not disturbed:
+            self.seconds = self.seconds + answer.seconds
         if answer.peak_memory_bytes is not None:
             self.peak_memory_bytes = max(self.peak_memory_bytes or 0, answer.peak_memory_bytes)
         self.facts = answer.facts
@@ -90,17 +97,23 @@ class Others:
     def __init__(self) -> None:
         self.elapsed = 0.0
         self.used = 0.0
+        self.last = 0.0
+        """Processors others used during the last call, as far as can be said."""
 
     @contextlib.contextmanager
     def while_working(self, worker: Worker) -> Iterator[None]:
         """Count what is used during this call."""
         clock, ours, all_of_it = time.monotonic(), worker.processor_seconds(), machine_seconds()
+        self.last = 0.0
         yield
         ours_now, all_now = worker.processor_seconds(), machine_seconds()
         if ours is None or ours_now is None or all_of_it is None or all_now is None:
             return
-        self.elapsed += time.monotonic() - clock
-        self.used += (all_now - all_of_it) - (ours_now - ours)
+        elapsed, used = time.monotonic() - clock, (all_now - all_of_it) - (ours_now - ours)
+        self.elapsed += elapsed
+        self.used += used
+        if elapsed >= SHORTEST:
+            self.last = used / elapsed
 
     def processors(self) -> float | None:
         """Mean number of processors; None: too short to say, or not known."""
@@ -135,7 +148,7 @@ def alternate(
             faults.append(f"{job.name}: {worker.system.title} is left out: {fault}")
             del table[worker]
             return
-        measured.take(answer, first=first)
+        measured.take(answer, first=first, disturbed=others.last > UNDISTURBED)
         restless = f"{job.name}: {worker.system.title} uses the processor while it waits"
         if not worker.settle() and restless not in faults:
             faults.append(restless)
@@ -155,7 +168,9 @@ def alternate(
         if not due:
             break
     if (busy := others.processors()) is not None and busy > UNDISTURBED:
-        faults.append(f"{job.name}: meanwhile something else kept {busy:.2f} processors busy")
+        doubtful = [measured.system.title for measured in table.values() if measured.stands_in]
+        figures = f"; figures too slow: {', '.join(doubtful)}" if doubtful else ""
+        faults.append(f"{job.name}: something else kept {busy:.2f} processors busy{figures}")
     return list(table.values())
 
 
