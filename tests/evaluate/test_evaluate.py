@@ -159,6 +159,8 @@ def test_bad_input(model: Path, tmp_path: Path, capsys: Capture) -> None:
     assert "has 1 tokens, but 2 are needed" in fails(capsys, model, "--data", short)
     assert "has no documents" in fails(capsys, model, "--data", empty)
     assert "has no examples" in fails(capsys, model, "--data", blank)
+    blank.write_text('{"text": ""}\n')
+    assert "blank.jsonl has no documents" in fails(capsys, model, "--data", blank)
     assert "line 2: field 'text' is not text" in fails(capsys, model, "--data", bad)
     assert "not both" in fails(capsys, model, "--data", bad, short)
     assert "no such file" in fails(capsys, model, "--data", tmp_path / "absent.txt")

@@ -69,4 +69,7 @@ def open_corpus(sources: Sequence[str]) -> Corpus:
         for path in lines
         for number, value in read_objects(path)
     ]
-    return Corpus(", ".join(path.name for path in lines), tuple(filter(None, documents)))
+    name = ", ".join(path.name for path in lines)
+    if not any(documents):
+        raise UserError(f"{name} has no documents: the field 'text' of every line is empty")
+    return Corpus(name, tuple(filter(None, documents)))

@@ -79,7 +79,9 @@ def cut_windows(
     """
     stride = block_size if stride is None else stride
     if len(dataset) < 2:
-        raise UserError(f"the validation text has {len(dataset)} tokens, but 2 are needed")
+        raise UserError(
+            f"the validation text has {len(dataset)} tokens, but 2 are needed: give a longer text"
+        )
     if not 1 <= stride <= block_size:
         raise UserError(
             f"stride {stride} is not between 1 and the block size {block_size}: a larger one would "
