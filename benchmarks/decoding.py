@@ -67,7 +67,7 @@ import torch; first = time.perf_counter()
 from regpt.cli import *; import regpt.commands.sample as s; second = time.perf_counter()
 model = s.load(MODEL, seed=42); third = time.perf_counter()
 decoder, _ = s.choose_decoder(model, engine="auto", dtype="fp32", length=256)
-guesser = s.choose_guesser(decoder, "auto"); fourth = time.perf_counter()
+guesser = s.choose_guesser(decoder, "auto", rows=1); fourth = time.perf_counter()
 params = s.SamplingParams(max_length=256, num_samples=1)
 next(s.generate(model, [s.get_tokenizer().encode("Hello, I'm a language model,")], params,
      decoder=decoder, guesser=guesser)); fifth = time.perf_counter()

@@ -24,19 +24,20 @@ def regpt(model: str, dtype: str, engine: str) -> Call:
     from regpt.model import GPT
     from regpt.runtime import find_runtime
     from regpt.sampling import SamplingParams
-    from regpt.speculate import Draft, choose_guesser
+    from regpt.speculate import FEW_ROWS, Draft, choose_guesser
 
     runtime = find_runtime("auto", dtype="bf16" if dtype == "bf16" else "fp32")
     gpt = GPT.from_pretrained(model).to(runtime.device)
     decoder, note = choose_decoder(gpt, engine=engine, dtype=dtype, length=gpt.config.block_size)  # pyright: ignore[reportArgumentType]
     if note:
         raise ValueError(note)
-    guesser = choose_guesser(decoder, "auto" if engine == "auto" else "off")
+    draft = choose_guesser(decoder, "auto" if engine == "auto" else "off", rows=1)
 
     def call(prompt: list[int], rows: int, new: int) -> None:
         length = len(prompt) + new
         params = SamplingParams(max_length=length, top_k=TOP_K, seed=SEED, stop_at_eot=False)
         decoder.length = length
+        guesser = draft if rows <= FEW_ROWS else None
         if isinstance(guesser, Draft):
             guesser.decoder.length = length
         with runtime.autocast():

@@ -114,22 +114,22 @@ def sample(
     gpt = load(model, seed=seed).to(runtime.device)
     with runtime.autocast():
         if batch:
-            source = Path(batch)
-            write_batch(gpt, source, output, params, stop=stop, engine=engine, dtype=dtype)
-            return
+            place = Path(batch)
+            return write_batch(gpt, place, output, params, stop=stop, engine=engine, dtype=dtype)
         start = get_tokenizer().encode(prompt)
         check_lengths(as_lists([start]), params, gpt)
         length = min(max_length, gpt.config.block_size)
         decoder, note = choose_decoder(gpt, engine=engine, dtype=dtype, length=length)
         if note:
             sys.stderr.write(f"regpt: note: {note}\n")
-        guesser = choose_guesser(decoder, speculate if can_guess(params, gpt) else "off")
+        how = speculate if can_guess(params, gpt) else "off"
+        guess = choose_guesser(decoder, how, rows=params.num_samples)
         if logprobs is not None:
             write_logprobs(gpt, start, params, decoder, stop, top=logprobs)
         elif stream:
-            write_stream(gpt, prompt, params, decoder, guesser, stop)
+            write_stream(gpt, prompt, params, decoder, guess, stop)
         else:
-            write_samples(gpt, start, params, decoder, guesser, stop, json=json)
+            write_samples(gpt, start, params, decoder, guess, stop, json=json)
 
 
 def check_flags(*, stream: bool, json: bool, batch: str | None, logprobs: int | None) -> None:
