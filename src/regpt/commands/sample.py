@@ -122,7 +122,7 @@ def sample(
         decoder, note = choose_decoder(gpt, engine=engine, dtype=dtype, length=length)
         if note:
             sys.stderr.write(f"regpt: note: {note}\n")
-        how = speculate if can_guess(params, gpt) else "off"
+        how = speculate if logprobs is None and can_guess(params, gpt) else "off"
         guess = choose_guesser(decoder, how, rows=params.num_samples)
         if logprobs is not None:
             write_logprobs(gpt, start, params, decoder, stop, top=logprobs)

@@ -156,7 +156,7 @@ class NativeModel:
             ctypes.addressof(self._blocks),
             self._panels(model.wte.weight[: config.vocab_size], None),
         )
-        self._tokens = 0
+        self._tokens = self._longest = 0  # what the buffers have room for
 
     def _place(self, tensor: Tensor) -> int:
         values = tensor.detach().float().contiguous()
@@ -198,8 +198,6 @@ class NativeModel:
             "scores": threads * self._longest,
         }
         self._buffers = {name: torch.empty(size) for name, size in sizes.items()}
-
-    _longest = 0
 
     def logits(self, idx: Tensor, cache: KeyValueCache) -> Tensor:
         """Append (B, T) tokens to the cache; logits (B, V) float32 of the token after the last."""
