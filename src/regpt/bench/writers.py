@@ -156,7 +156,7 @@ def ctranslate2(model: str, compute_type: str) -> Call:
 
 def llama_cpp(model: str) -> Call:
     """llama.cpp by llama-cpp-python, on a GGUF file; rows one after the other."""
-    from llama_cpp import Llama
+    from llama_cpp import Llama  # pyright: ignore[reportMissingImports]
 
     from regpt.bench.machine import usable_cores
 
