@@ -10,7 +10,7 @@ from regpt.cache import KeyValueCache, PlainDecoder
 from regpt.fast import PackedDecoder, PackedModel, choose_decoder
 from regpt.lowbit import Kind
 from regpt.native import build
-from regpt.native.model import NativeModel, Panels, misshapen, missing_native
+from regpt.native_model import NativeModel, Panels, misshapen, missing_native
 from test_model import sharpen
 
 SHAPE = GPTConfig(block_size=48, vocab_size=50257, n_layer=2, n_head=4, n_embd=64)
@@ -104,7 +104,7 @@ def test_a_long_prompt_takes_several_calls(model: GPT, monkeypatch: pytest.Monke
     native = NativeModel(model, "fp32")
     rows = torch.tensor(texts(40, 40))
     whole = native.logits(rows, KeyValueCache(SHAPE, rows=2, length=40))
-    monkeypatch.setattr("regpt.native.model.MOST_TOKENS", 14)
+    monkeypatch.setattr("regpt.native_model.MOST_TOKENS", 14)
     assert torch.equal(native.logits(rows, KeyValueCache(SHAPE, rows=2, length=40)), whole)
 
 

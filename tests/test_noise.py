@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from regpt import SamplingParams
+from regpt.native import words
 from regpt.noise import draw_words, exponential_of, words_are_exponential
 from regpt.sampling import draw_hf, draw_noise, sample
 
@@ -17,6 +18,28 @@ def test_words_become_the_numbers_of_exponential() -> None:
         expected = torch.empty(shape).exponential_(generator=one)
         assert torch.equal(exponential_of(draw_words(*shape, other)), expected)
         assert torch.equal(one.get_state(), other.get_state())
+
+
+@pytest.mark.parametrize("before", [0, 1, 2, 623, 624, 625])
+def test_words_in_c_are_the_generators(before: int) -> None:
+    if not words.works():
+        pytest.skip("there is no C kernel here, or this torch has another generator")
+    one, other = torch.Generator().manual_seed(before), torch.Generator().manual_seed(before)
+    for generator in (one, other):
+        torch.empty(before, dtype=torch.int32).random_(generator=generator)
+    for shape in ((1, 1), (5, 311), (2, 50257), (1, 312)):
+        expected = torch.empty(shape, dtype=torch.int64).random_(generator=one)
+        assert torch.equal(words.draw(*shape, other), expected)
+        assert torch.equal(one.get_state(), other.get_state())
+
+
+def test_another_generator_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    words.works.cache_clear()
+    monkeypatch.setattr(words, "WORDS", 623)
+    try:
+        assert not words.works()
+    finally:
+        words.works.cache_clear()
 
 
 def test_another_way_to_make_them_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

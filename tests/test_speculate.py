@@ -7,7 +7,7 @@ from regpt import GPT, GPTConfig, SamplingParams
 from regpt.cache import KeyValueCache, PlainDecoder
 from regpt.fast import PackedDecoder
 from regpt.generate import generate
-from regpt.native.model import NativeModel, missing_native
+from regpt.native_model import NativeModel, missing_native
 from regpt.speculate import Draft, Guesser, Lookup
 from test_model import sharpen
 

@@ -18,7 +18,7 @@ from regpt.cache import KeyValueCache, LayerCache, PlainDecoder
 from regpt.errors import UserError
 from regpt.lowbit import KINDS, Kind, PackedLinear, missing, pack
 from regpt.model import GPT, Block
-from regpt.native.model import NativeModel, misshapen, missing_native
+from regpt.native_model import NativeModel, misshapen, missing_native
 
 Engine = Literal["auto", "plain", "fast"]
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from regpt.cache import PlainDecoder
 from regpt.errors import UserError
 from regpt.fast import PackedDecoder
-from regpt.native.model import NativeModel, missing_native
+from regpt.native_model import NativeModel, missing_native
 from regpt.rows import Rows, Step
 from regpt.sampling import SamplingParams, draw_noise, sample
 from regpt.tokenizer import END_OF_TEXT_ID

@@ -1,1 +1,1 @@
-"""GPT-2's decoding step in C: compiled once on the machine it runs on, where it can be."""
+"""Loops in C that torch has no operator for, compiled once where they run, where they can be."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from regpt.atomic import new_file
 from regpt.errors import UserError
 
-SOURCES = ("decode.c", "adamw.c", "products.h", "vectors.h")
+SOURCES = ("decode.c", "adamw.c", "words.c", "products.h", "vectors.h")
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
 COMPILERS = ("cc", "gcc", "clang")
 NEEDED = ("avx512f", "avx512bw", "avx512vl", "avx512dq")
@@ -109,4 +109,6 @@ def load_library() -> ctypes.CDLL:
     library.regpt_adamw.restype = None
     library.regpt_squares.argtypes = (ctypes.c_int64, pointer, ctypes.c_int64)
     library.regpt_squares.restype = ctypes.c_double
+    library.regpt_words.argtypes = (pointer, ctypes.c_int64, pointer)
+    library.regpt_words.restype = None
     return library
