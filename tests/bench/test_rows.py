@@ -1,4 +1,4 @@
-"""Rows: the JSON line, ratios, the table, the file."""
+"""Rows and results: the JSON line, ratios, the table, the file, the command that is kept."""
 
 import io
 import json
@@ -8,20 +8,19 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from regpt.bench.machine import Machine
+from regpt.bench.results import SPREAD, Results, collect, find_commit, write_results
 from regpt.bench.rows import (
     Baseline,
-    Results,
     Row,
     duration,
     faster_than,
-    find_commit,
     markdown,
     memory_against,
+    speedups,
     table,
-    today,
     usual_columns,
     wide_enough,
-    write_results,
 )
 from regpt.errors import UserError
 
@@ -44,6 +43,9 @@ ROWS = [
     row("lecture", 0.5, dtype="bf16", peak_memory_bytes=None),
     row("regpt", 2.0, job="other"),
 ]
+MACHINE = Machine(
+    cpu="a chip", cores=2, threads=2, memory_bytes=1 << 34, torch="2.13.0", gpu=None, device="cpu"
+)
 
 
 def results(**other: object) -> Results:
@@ -83,6 +85,9 @@ def test_the_line_for_programs() -> None:
 def test_ratios_are_within_a_job() -> None:
     speed = faster_than(Baseline(system="lecture", dtype="fp32"), ROWS)
     assert [speed.cell(each) for each in ROWS] == ["4.00x", "1.00x", "2.00x", ""]
+    bases = [Baseline(system=name, dtype="bf16") for name in ("lecture", "absent", "regpt")]
+    there = [column.heading for column in speedups(bases, ROWS)]
+    assert there == ["against lecture bf16", "against regpt bf16"]
     memory = memory_against(Baseline(system="lecture"), ROWS)
     assert [memory.cell(each) for each in ROWS] == ["50%", "100%", "", ""]
 
@@ -123,7 +128,22 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
         write_results(tmp_path / "file" / "results.md", "text")
 
 
-def test_commit_and_date() -> None:
+def test_the_commit() -> None:
     commit = find_commit()
     assert commit is None or len(commit.split()[0]) >= 7
-    assert len(today()) == 10
+
+
+@pytest.mark.parametrize("place", [["--out", "a place/of mine.md"], ["--out=a place/of mine.md"]])
+def test_what_is_collected(place: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/x/regpt", "bench", "train", *place, "--data", "my text"])
+    found = collect("train", MACHINE, ROWS, notes=["shares: a formula"], faults=["why"])
+    assert found.command == "regpt bench train --data 'my text'"
+    assert found.notes == [MACHINE.describe_limits(), "shares: a formula", SPREAD, "why"]
+    assert (found.benchmark, found.rows, found.place) == ("train", ROWS, MACHINE.describe())
+    assert len(found.date) == 10
+
+
+@pytest.mark.parametrize(("faults", "why"), [(["a", "b"], "a; b"), ([], "no time")])
+def test_nothing_measured_is_one_line(faults: list[str], why: str) -> None:
+    with pytest.raises(UserError, match=f"^nothing could be measured: {why}$"):
+        collect("generate", MACHINE, [], notes=[], faults=faults)

@@ -229,8 +229,7 @@ def test_the_whole_command(
         json=True,
         out=str(out),
     )
-    printed = capsys.readouterr().out
-    results = json.loads(printed.splitlines()[-1])
+    results = json.loads(capsys.readouterr().out)
     assert results["benchmark"] == "train"
     assert results["command"] == "regpt bench train"
     assert [row["system"] for row in results["rows"]] == ["regpt", "lecture"]

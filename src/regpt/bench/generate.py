@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from regpt.bench.machine import Machine
 from regpt.bench.rounds import Job, alternate
-from regpt.bench.rows import Column, Observer, Row
+from regpt.bench.rows import Baseline, Column, Observer, Row, speedups
 from regpt.bench.workers import System, Worker, WorkerFault, loaded
 from regpt.model import GPTConfig
 
@@ -19,6 +20,7 @@ SLOW = {"lecture-loop": ("lecture-5x30",), "llama.cpp": ("lecture-5x30", "stream
 """Systems that take part in these jobs only: without a cache a long text takes minutes, and the
 binding writes one row at a time."""
 
+BASELINES = tuple(Baseline(system=name, dtype="fp32") for name in ("lecture-loop", "ctranslate2"))
 BYTES_PER_WEIGHT = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "q8_0": 34 / 32}
 
 
@@ -175,3 +177,8 @@ def bandwidth_share(config: GPTConfig, read_bytes_per_second: float | None) -> C
         return f"{needed / step / read_bytes_per_second:.0%}"
 
     return Column(heading="of read bandwidth", cell=cell)
+
+
+def generate_columns(config: GPTConfig, machine: Machine, rows: Sequence[Row]) -> list[Column]:
+    """The ratios against those baselines that are there, and the share of the bandwidth."""
+    return [*speedups(BASELINES, rows), bandwidth_share(config, machine.read_bytes_per_second)]

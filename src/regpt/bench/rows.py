@@ -1,24 +1,16 @@
-"""Results: rows, the table for people, the line for programs, the file to keep.
+"""Rows and their table: what a benchmark has found.
 
 A row is one system in one job. Figures of different systems are compared as ratios against a named
 baseline of the same job, never as bare seconds from different runs.
 """
 
-import json
-import subprocess
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import date
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-
-from regpt.atomic import Content, replace_files, writing_to
-
-SPREAD = "times are medians of n; spread is (slowest - fastest) / median"
 
 Observer = Callable[[str], None]
 """Told, in a few words, what is being done."""
@@ -111,6 +103,12 @@ def faster_than(baseline: Baseline, rows: Sequence[Row]) -> Column:
     return Column(heading=f"against {baseline.title}", cell=cell)
 
 
+def speedups(baselines: Sequence[Baseline], rows: Sequence[Row]) -> list[Column]:
+    """`faster_than` for each of the baselines that took part."""
+    there = [base for base in baselines if any(base.find(rows, row.job) for row in rows)]
+    return [faster_than(baseline, rows) for baseline in there]
+
+
 def memory_against(baseline: Baseline, rows: Sequence[Row]) -> Column:
     """Peak memory as a share of the baseline's in the same job."""
 
@@ -169,79 +167,3 @@ def markdown(rows: Sequence[Row], columns: Sequence[Column]) -> str:
         *([column.cell(row) for column in columns] for row in rows),
     ]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Results:
-    """A finished benchmark."""
-
-    benchmark: str
-    """Its name, as in `regpt bench NAME`."""
-    rows: Sequence[Row]
-    machine: Mapping[str, object]
-    """`Machine.to_json`."""
-    place: str
-    """The machine in one line."""
-    date: str
-    commit: str | None
-    """Of the source tree; None if it is not in one."""
-    command: str
-    notes: Sequence[str]
-    """What was left out and why; how figures are defined."""
-
-    def to_json(self) -> str:
-        """One line for programs."""
-        return json.dumps(
-            {
-                "benchmark": self.benchmark,
-                "rows": [row.to_json() for row in self.rows],
-                "machine": dict(self.machine),
-                "date": self.date,
-                "commit": self.commit,
-                "command": self.command,
-                "notes": list(self.notes),
-            }
-        )
-
-    def to_markdown(self, columns: Sequence[Column], *, more: str = "") -> str:
-        """The file to keep; `more` comes after the table."""
-        source = f", commit {self.commit}" if self.commit else ""
-        notes = "".join(f"- {note}\n" for note in self.notes)
-        return (
-            f"# {self.benchmark}, {self.date}\n\n{self.place}{source}.\n\n"
-            f"```\n{self.command}\n```\n\n{markdown(self.rows, columns)}"
-            f"{f'{chr(10)}{notes}' if notes else ''}{f'{chr(10)}{more}' if more else ''}"
-        )
-
-
-def write_results(path: Path, text: str, *, picture: bytes | None = None) -> None:
-    """Write a results file, and its picture beside it, whole or not at all; the folder is made."""
-    with writing_to(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    files: dict[str, Content] = {path.name: text.encode()}
-    if picture is not None:
-        files = {path.with_suffix(".png").name: picture, **files}
-    replace_files(path.parent, files)
-
-
-def today() -> str:
-    """The date as in file names."""
-    return date.today().isoformat()
-
-
-def find_commit() -> str | None:
-    """The commit of the source tree this file is in, with a mark if the tree has changes."""
-
-    def git(*arguments: str) -> str | None:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    # an installed copy may lie inside somebody else's tree
-    if git("ls-files", "--error-unmatch", Path(__file__).name) is None:
-        return None
-    commit = git("rev-parse", "--short", "HEAD")
-    return f"{commit} with changes" if commit and git("status", "--porcelain", "-uno") else commit

@@ -19,7 +19,7 @@ import torch
 
 from regpt.bench.machine import Machine
 from regpt.bench.rounds import Job, Measured, measure
-from regpt.bench.rows import Baseline, Column, Observer, Row, faster_than, memory_against
+from regpt.bench.rows import Baseline, Column, Observer, Row, memory_against, speedups
 from regpt.bench.workers import System
 from regpt.doctor.memory import available_memory
 from regpt.errors import UserError
@@ -240,9 +240,7 @@ def train_columns(machine: Machine, rows: Sequence[Row]) -> list[Column]:
     columns = [share_column(f"of {name} limit", limit)]
     if machine.device == "cuda":
         columns.append(share_column("MFU", published_rate(machine)))
-    for baseline in (LECTURE_FP32, LECTURE_BF16, LECTURE_COMPILED):
-        if any(baseline.find(rows, row.job) for row in rows):
-            columns.append(faster_than(baseline, rows))
+    columns += speedups((LECTURE_FP32, LECTURE_BF16, LECTURE_COMPILED), rows)
     if any(LECTURE_BF16.find(rows, row.job) for row in rows):
         columns.append(memory_against(LECTURE_BF16, rows))
     return columns

@@ -1,27 +1,15 @@
 """`regpt bench train`: the training step beside others, and how its cost grows."""
 
-import contextlib
-import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from regpt.bench.growth import axes_for, draw, jobs_of
 from regpt.bench.machine import Machine, find_machine
-from regpt.bench.rows import (
-    SPREAD,
-    Column,
-    Results,
-    Row,
-    find_commit,
-    table,
-    today,
-    usual_columns,
-    wide_enough,
-    write_results,
-)
+from regpt.bench.results import Results, collect, show, write_results
+from regpt.bench.rows import Column, Row, usual_columns
 from regpt.bench.train import (
     CPU_JOBS,
     CUDA_JOBS,
@@ -34,52 +22,6 @@ from regpt.bench.train import (
 )
 from regpt.errors import UserError
 
-
-@contextlib.contextmanager
-def progress() -> Iterator[Callable[[str], None]]:
-    """A line on stderr that says what is being done, where stderr is a terminal."""
-    with Console(stderr=True).status("measuring the machine") as status:
-        yield status.update
-
-
-def command_line() -> str:
-    """What was typed, without the place that results go to."""
-    arguments = list(sys.argv[1:])
-    if "--out" in arguments:
-        place = arguments.index("--out")
-        del arguments[place : place + 2]
-    return shlex.join(["regpt", *(word for word in arguments if not word.startswith("--out="))])
-
-
-def show(results: Results, columns: list[Column], *, json: bool) -> None:
-    """The table and its notes on stdout, or one JSON line."""
-    if json:
-        sys.stdout.write(results.to_json() + "\n")
-        return
-    drawn = table(results.rows, columns)
-    console = wide_enough(Console(file=sys.stdout), drawn)
-    for line in (results.place, *results.notes):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    console.print()
-    console.print(drawn)
-
-
-def collect(machine: Machine, rows: list[Row], notes: list[str]) -> Results:
-    """A finished benchmark; UserError if nothing could be measured."""
-    if not rows:
-        raise UserError(f"nothing could be measured: {'; '.join(notes) or 'no time'}")
-    return Results(
-        benchmark="train",
-        rows=rows,
-        machine=machine.to_json(),
-        place=machine.describe(),
-        date=today(),
-        commit=find_commit(),
-        command=command_line(),
-        notes=[machine.describe_limits(), f"shares: {FORMULA}", SPREAD, *notes],
-    )
-
-
 SECONDS, GROWTH_SECONDS = 90.0, 15.0
 
 
@@ -91,7 +33,7 @@ def plan(jobs: tuple[str, ...], growth: bool, machine: Machine) -> list[Step]:
 
 
 def write(
-    path: Path, results: Results, columns: list[Column], *, growth: bool, machine: Machine
+    path: Path, results: Results, columns: Sequence[Column], *, growth: bool, machine: Machine
 ) -> None:
     """The results file; with growth, the picture beside it."""
     if not growth:
@@ -127,7 +69,7 @@ def bench_train(
         device: auto, cpu or cuda.
         threads: CPU threads; default: torch's choice.
         data: What to train on: pydocs, or UTF-8 text files.
-        json: Print one JSON object and nothing else.
+        json: Print one JSON object, and the table on stderr.
         out: Write the table to this Markdown file.
     """
     if rounds < 1 or (seconds is not None and not seconds >= 0):
@@ -139,8 +81,8 @@ def bench_train(
     if seconds is None:
         seconds = GROWTH_SECONDS if growth else SECONDS
     rows: list[Row] = []
-    notes: list[str] = []
-    with progress() as observe:
+    faults: list[str] = []
+    with Console(stderr=True).status("measuring the machine") as status:
         machine = find_machine(device, threads=threads)
         for index, step in enumerate(plan(jobs, growth, machine)):
             few = machine.device == "cuda" and index > 0
@@ -152,12 +94,14 @@ def bench_train(
                 seconds=seconds,
                 rounds=rounds,
                 threads=threads,
-                observe=observe,
-                notes=notes,
+                observe=status.update,
+                notes=faults,
             )
             machine = machine.at_best(find_machine(device, threads=threads))
-    results = collect(machine, rows, notes)
+    results = collect("train", machine, rows, notes=[f"shares: {FORMULA}"], faults=faults)
     columns = [*usual_columns(rows, per="step"), *train_columns(machine, rows)]
     if out is not None:
         write(Path(out), results, columns, growth=growth, machine=machine)
-    show(results, columns, json=json)
+    show(results, columns, Console(stderr=json))
+    if json:
+        sys.stdout.write(results.to_json() + "\n")
