@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from packings import texts
 from regpt import GPT, GPTConfig, SamplingParams, UserError
 from regpt.cache import KeyValueCache, PlainDecoder
 from regpt.fast import PackedDecoder, PackedModel
@@ -20,11 +21,6 @@ CONFIG = GPTConfig(block_size=48, vocab_size=50257, n_layer=3, n_head=4, n_embd=
 def model() -> GPT:
     torch.manual_seed(4)
     return sharpen(GPT(CONFIG), 0.3).eval()
-
-
-def texts(*lengths: int) -> list[list[int]]:
-    generator = torch.Generator().manual_seed(sum(lengths))
-    return [torch.randint(0, 50257, (n,), generator=generator).tolist() for n in lengths]
 
 
 @settings(max_examples=15, deadline=None)

@@ -3,40 +3,28 @@
 import pytest
 import torch
 
-from regpt import GPT, GPTConfig, SamplingParams, UserError, complete, lowbit
+from packings import ERROR, MISSING, Packing, small_gpt, texts, usable
+from regpt import GPT, SamplingParams, UserError, complete, lowbit
 from regpt.cache import PlainDecoder
 from regpt.fast import PackedDecoder, PackedModel, choose_decoder
 from regpt.lowbit import Kind, missing, pack
-from test_model import sharpen
-
-SHAPE = GPTConfig(block_size=48, vocab_size=50257, n_layer=2, n_head=4, n_embd=64)
-ERROR = {"fp32": 1e-5, "bf16": 1e-2, "int8": 3e-2}  # of the logits' norm
-
-
-def usable(kind: Kind) -> None:
-    reason = missing(kind)
-    if reason is not None:
-        pytest.skip(reason)
 
 
 @pytest.fixture(scope="module")
 def model() -> GPT:
-    torch.manual_seed(8)
-    return sharpen(GPT(SHAPE), 0.1).eval()
+    return small_gpt()
 
 
-def texts(*lengths: int) -> list[list[int]]:
-    generator = torch.Generator().manual_seed(sum(lengths))
-    return [torch.randint(0, 50257, (n,), generator=generator).tolist() for n in lengths]
-
-
+@pytest.mark.parametrize("packing", MISSING)
 @pytest.mark.parametrize("kind", lowbit.KINDS)
-@pytest.mark.parametrize("lengths", [(9,), (5, 5, 5, 5, 5), (1, 30, 7)])
+@pytest.mark.parametrize("lengths", [(9,), (5, 5, 5, 5, 5, 5, 5), (1, 30, 7)])
 @torch.no_grad()
-def test_logits_stay_near_the_plain_ones(model: GPT, kind: Kind, lengths: tuple[int, ...]) -> None:
-    usable(kind)
+def test_logits_stay_near_the_plain_ones(
+    model: GPT, packing: Packing, kind: Kind, lengths: tuple[int, ...]
+) -> None:
+    usable(packing, kind)
     plain = PlainDecoder(model, length=48)
-    fast = PackedDecoder(PackedModel(model, kind), length=48)
+    fast = PackedDecoder(packing(model, kind), length=48)
     rows = texts(*lengths)
     expected, found = plain.prefill(rows), fast.prefill(rows)
     for _ in range(6):
@@ -54,7 +42,7 @@ def test_logits_stay_near_the_plain_ones(model: GPT, kind: Kind, lengths: tuple[
 
 @pytest.mark.parametrize("seed", range(12))
 def test_fp32_writes_the_plain_paths_text(model: GPT, seed: int) -> None:
-    usable("fp32")
+    usable(PackedModel, "fp32")
     params = SamplingParams(seed=seed, max_length=24)
     decoder = PackedDecoder(PackedModel(model, "fp32"), length=48)
     prompt = texts(6)[0]
@@ -64,7 +52,7 @@ def test_fp32_writes_the_plain_paths_text(model: GPT, seed: int) -> None:
 @pytest.mark.parametrize("kind", lowbit.KINDS)
 @torch.no_grad()
 def test_a_row_does_not_know_its_neighbours(model: GPT, kind: Kind) -> None:
-    usable(kind)
+    usable(PackedModel, kind)
     packed = PackedModel(model, kind)
     rows = texts(4, 11, 11)
     together, alone = PackedDecoder(packed, length=20), PackedDecoder(packed, length=20)
@@ -78,7 +66,7 @@ def test_a_row_does_not_know_its_neighbours(model: GPT, kind: Kind) -> None:
 
 
 def test_an_int8_row_has_the_same_numbers_alone_and_among_others() -> None:
-    usable("int8")
+    usable(PackedModel, "int8")
     x = torch.randn(4, 96) * torch.tensor([[1.0], [5.0], [0.1], [1.0]]) + 0.5
     layer = pack(torch.randn(80, 96), torch.randn(80), "int8")
     together = layer(x)
@@ -87,7 +75,7 @@ def test_an_int8_row_has_the_same_numbers_alone_and_among_others() -> None:
 
 
 def test_int8_rows_have_their_own_scale() -> None:
-    usable("int8")
+    usable(PackedModel, "int8")
     weight = torch.randn(40, 32)
     x = torch.randn(2, 32) * torch.tensor([[1e-3], [1e3]])
     found = pack(weight, None, "int8")(x)

@@ -1,65 +1,29 @@
-"""The C kernel against the plain path; and against itself, to the last bit, in any company."""
+"""The C kernel against itself, to the last bit, in any company; its panels, build and refusals."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
+from packings import SHAPE, small_gpt, texts, usable
 from regpt import GPT, GPTConfig, UserError, lowbit
-from regpt.cache import KeyValueCache, PlainDecoder
+from regpt.cache import KeyValueCache
 from regpt.fast import PackedDecoder, PackedModel, choose_decoder
 from regpt.lowbit import Kind
 from regpt.native import build
 from regpt.native_model import NativeModel, Panels, misshapen, missing_native
 from test_model import sharpen
 
-SHAPE = GPTConfig(block_size=48, vocab_size=50257, n_layer=2, n_head=4, n_embd=64)
-ERROR = {"fp32": 1e-5, "bf16": 1e-2, "int8": 3e-2}  # of the logits' norm
-
-
-def usable(kind: Kind) -> None:
-    reason = missing_native(kind)
-    if reason is not None:
-        pytest.skip(reason)
-
 
 @pytest.fixture(scope="module")
 def model() -> GPT:
-    torch.manual_seed(8)
-    return sharpen(GPT(SHAPE), 0.1).eval()
-
-
-def texts(*lengths: int) -> list[list[int]]:
-    generator = torch.Generator().manual_seed(sum(lengths))
-    return [torch.randint(0, 50257, (n,), generator=generator).tolist() for n in lengths]
-
-
-@pytest.mark.parametrize("kind", lowbit.KINDS)
-@pytest.mark.parametrize("lengths", [(9,), (5, 5, 5, 5, 5, 5, 5), (1, 30, 7)])
-@torch.no_grad()
-def test_logits_stay_near_the_plain_ones(model: GPT, kind: Kind, lengths: tuple[int, ...]) -> None:
-    usable(kind)
-    plain = PlainDecoder(model, length=48)
-    fast = PackedDecoder(NativeModel(model, kind), length=48)
-    rows = texts(*lengths)
-    expected, found = plain.prefill(rows), fast.prefill(rows)
-    for _ in range(6):
-        assert found.shape == expected.shape
-        assert (found - expected).norm() <= ERROR[kind] * expected.norm()
-        tokens = expected.argmax(dim=-1)
-        expected, found = plain.step(tokens), fast.step(tokens)
-    if len(rows) > 1:
-        kept = torch.tensor([len(rows) - 1])
-        plain.keep(kept)
-        fast.keep(kept)
-        tokens = expected.argmax(dim=-1)[kept]
-        assert (fast.step(tokens) - plain.step(tokens)).norm() <= ERROR[kind] * expected.norm()
+    return small_gpt()
 
 
 @pytest.mark.parametrize("heads", [4, 2, 1])
 @torch.no_grad()
 def test_every_size_of_head(heads: int) -> None:
-    usable("fp32")
+    usable(NativeModel, "fp32")
     torch.manual_seed(heads)
     shape = GPTConfig(block_size=40, vocab_size=91, n_layer=1, n_head=heads, n_embd=128)
     model = sharpen(GPT(shape), 0.2).eval()
@@ -72,7 +36,7 @@ def test_every_size_of_head(heads: int) -> None:
 @pytest.mark.parametrize("kind", lowbit.KINDS)
 @torch.no_grad()
 def test_a_token_has_the_same_bits_in_any_company(model: GPT, kind: Kind) -> None:
-    usable(kind)
+    usable(NativeModel, kind)
     native = NativeModel(model, kind)
     rows = texts(13, 13, 13)
 
@@ -89,7 +53,7 @@ def test_a_token_has_the_same_bits_in_any_company(model: GPT, kind: Kind) -> Non
 
 @torch.no_grad()
 def test_threads_do_not_change_a_bit(model: GPT) -> None:
-    usable("fp32")
+    usable(NativeModel, "fp32")
     native = NativeModel(model, "fp32")
     idx = torch.tensor(texts(9))
     expected = native.all_logits(idx, KeyValueCache(SHAPE, rows=1, length=9))
@@ -100,7 +64,7 @@ def test_threads_do_not_change_a_bit(model: GPT) -> None:
 
 @torch.no_grad()
 def test_a_long_prompt_takes_several_calls(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
-    usable("fp32")
+    usable(NativeModel, "fp32")
     native = NativeModel(model, "fp32")
     rows = torch.tensor(texts(40, 40))
     whole = native.logits(rows, KeyValueCache(SHAPE, rows=2, length=40))
@@ -109,7 +73,7 @@ def test_a_long_prompt_takes_several_calls(model: GPT, monkeypatch: pytest.Monke
 
 
 def test_int8_panels_are_the_rounded_matrix() -> None:
-    usable("int8")
+    usable(NativeModel, "int8")
     weight = torch.randn(100, 32, generator=torch.Generator().manual_seed(2))
     panels = Panels(weight, None, "int8")
     assert panels.scale is not None
@@ -156,7 +120,7 @@ def test_what_is_missing_is_said_in_one_line(
 
 
 def test_wrong_numbers_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    usable("fp32")
+    usable(NativeModel, "fp32")
     right = NativeModel.all_logits
     monkeypatch.setattr(NativeModel, "all_logits", lambda *a: right(*a) * 1.01)
     missing_native.cache_clear()

@@ -1,0 +1,37 @@
+"""A small GPT-2 for the tests of packed decoding, its texts, and what packs it."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from regpt import GPT, GPTConfig
+from regpt.fast import PackedModel
+from regpt.lowbit import Kind, missing
+from regpt.native_model import NativeModel, missing_native
+from test_model import sharpen
+
+SHAPE = GPTConfig(block_size=48, vocab_size=50257, n_layer=2, n_head=4, n_embd=64)
+ERROR: dict[Kind, float] = {"fp32": 1e-5, "bf16": 1e-2, "int8": 3e-2}  # of the logits' norm
+Packing = type[PackedModel] | type[NativeModel]
+MISSING: dict[Packing, Callable[[Kind], str | None]] = {
+    PackedModel: missing,
+    NativeModel: missing_native,
+}
+
+
+def usable(packing: Packing, kind: Kind) -> None:
+    """Skip the test where this machine cannot compute so."""
+    reason = MISSING[packing](kind)
+    if reason is not None:
+        pytest.skip(reason)
+
+
+def small_gpt() -> GPT:
+    torch.manual_seed(8)
+    return sharpen(GPT(SHAPE), 0.1).eval()
+
+
+def texts(*lengths: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(sum(lengths))
+    return [torch.randint(0, 50257, (n,), generator=generator).tolist() for n in lengths]
