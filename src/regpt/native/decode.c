@@ -66,32 +66,27 @@ static void apply(const Model *model, const Call *call, const Linear *linear, in
     int64_t panels = (linear->outputs + PANEL - 1) / PANEL;
     int64_t steps = in.stride / 4;
     int64_t last = panels * (thread + 1) / call->threads;
+    float sums[MOST][PANEL];
     for (int64_t p = panels * thread / call->threads; p < last; p++) {
-        const char *w = linear->weight + p * steps * 4 * PANEL;
-        for (int64_t first = 0; first < count; first += GROUP) {
-            __m512 sums[GROUP][4];
-            int group = count - first < GROUP ? (int)(count - first) : GROUP;
-            products(model->kind, group, w, steps, in.x + first * in.stride, in.stride, sums);
-            for (int m = 0; m < group; m++)
-                for (int i = 0; i < 4; i++) {
-                    int64_t output = p * PANEL + i * LANES;
-                    if (output >= linear->outputs) break;
-                    int64_t left = linear->outputs - output;
-                    __mmask16 mask = left >= LANES ? 0xffff : (__mmask16)((1 << left) - 1);
-                    __m512 v = sums[m][i];
-                    if (model->kind == INT8) {
-                        const float *range = in.ranges + 2 * (first + m);
-                        __m512 sum = _mm512_cvtepi32_ps(_mm512_castps_si512(v));
-                        __m512 zero = _mm512_mul_ps(_mm512_set1_ps(range[1]),
-                                                    _mm512_maskz_loadu_ps(mask, linear->sums + output));
-                        v = _mm512_fmsub_ps(sum, _mm512_maskz_loadu_ps(mask, linear->scale + output), zero);
-                        v = _mm512_mul_ps(v, _mm512_set1_ps(range[0]));
-                    }
-                    if (linear->bias)
-                        v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, linear->bias + output));
-                    store(call, model, layer, first + m, output, left, v);
+        whole_panel(model->kind, count, linear->weight + p * steps * 4 * PANEL, steps, in.x, in.stride, sums);
+        for (int64_t token = 0; token < count; token++)
+            for (int i = 0; i < 4; i++) {
+                int64_t output = p * PANEL + i * LANES;
+                if (output >= linear->outputs) break;
+                int64_t left = linear->outputs - output;
+                __mmask16 mask = left >= LANES ? 0xffff : (__mmask16)((1 << left) - 1);
+                __m512 v = _mm512_loadu_ps(sums[token] + i * LANES);
+                if (model->kind == INT8) {
+                    const float *range = in.ranges + 2 * token;
+                    __m512 sum = _mm512_cvtepi32_ps(_mm512_castps_si512(v));
+                    __m512 zero = _mm512_mul_ps(_mm512_set1_ps(range[1]),
+                                                _mm512_maskz_loadu_ps(mask, linear->sums + output));
+                    v = _mm512_fmsub_ps(sum, _mm512_maskz_loadu_ps(mask, linear->scale + output), zero);
+                    v = _mm512_mul_ps(v, _mm512_set1_ps(range[0]));
                 }
-        }
+                if (linear->bias) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, linear->bias + output));
+                store(call, model, layer, token, output, left, v);
+            }
     }
 }
 

@@ -2,7 +2,13 @@
 #pragma once
 #include "vectors.h"
 
-enum { PANEL = 64, GROUP = 6 };  // GROUP tokens share a pass: 24 of 32 registers hold their sums
+enum {
+    PANEL = 64,
+    GROUP = 6,     // tokens that share a pass: 24 of 32 registers hold their sums
+    PIECE = 128,   // steps of a panel: 32 KB
+    TOGETHER = 48, // tokens whose sums and activations stay in the first cache beside it
+    MOST = 256,    // tokens of one call
+};
 
 static inline __attribute__((always_inline)) __m512 multiply(int kind, __m512 sum, __m512i x, __m512i w)
 {
@@ -17,18 +23,22 @@ static inline __attribute__((always_inline)) __m512 multiply(int kind, __m512 su
     return sum;
 }
 
-// `count` tokens by one panel: sums[token][4 registers of 16 outputs].
+// What is read from memory while a product runs: `lines` cache lines a step, from `place` on.
+typedef struct {
+    const char *place;
+    int64_t lines;
+} Ahead;
+
+// Add the product of `count` tokens and some steps of a panel to sums[token][64 outputs].
 static inline __attribute__((always_inline)) void panel(int kind, int count, const char *w, int64_t steps,
-                                                        const char *x, int64_t stride, __m512 sums[][4])
+                                                        const char *x, int64_t stride, Ahead ahead,
+                                                        float (*sums)[PANEL])
 {
     __m512 s[GROUP][4];
     for (int m = 0; m < count; m++)
-        for (int i = 0; i < 4; i++) s[m][i] = _mm512_setzero_ps();
-    for (int64_t k = 0; k < steps; k++, w += 4 * 64) {
-        _mm_prefetch(w + 4096, _MM_HINT_T0);
-        _mm_prefetch(w + 4096 + 64, _MM_HINT_T0);
-        _mm_prefetch(w + 4096 + 128, _MM_HINT_T0);
-        _mm_prefetch(w + 4096 + 192, _MM_HINT_T0);
+        for (int i = 0; i < 4; i++) s[m][i] = _mm512_loadu_ps(sums[m] + i * LANES);
+    for (int64_t k = 0; k < steps; k++, w += 4 * PANEL) {
+        for (int64_t i = 0; i < ahead.lines; i++, ahead.place += 64) _mm_prefetch(ahead.place, _MM_HINT_T0);
         __m512i a = _mm512_loadu_si512(w), b = _mm512_loadu_si512(w + 64);
         __m512i c = _mm512_loadu_si512(w + 128), d = _mm512_loadu_si512(w + 192);
         for (int m = 0; m < count; m++) {
@@ -42,21 +52,21 @@ static inline __attribute__((always_inline)) void panel(int kind, int count, con
         }
     }
     for (int m = 0; m < count; m++)
-        for (int i = 0; i < 4; i++) sums[m][i] = s[m][i];
+        for (int i = 0; i < 4; i++) _mm512_storeu_ps(sums[m] + i * LANES, s[m][i]);
 }
 
-#define COUNTS(kind)                                                                    \
-    switch (count) {                                                                    \
-    case 1: panel(kind, 1, w, steps, x, stride, sums); break;                           \
-    case 2: panel(kind, 2, w, steps, x, stride, sums); break;                           \
-    case 3: panel(kind, 3, w, steps, x, stride, sums); break;                           \
-    case 4: panel(kind, 4, w, steps, x, stride, sums); break;                           \
-    case 5: panel(kind, 5, w, steps, x, stride, sums); break;                           \
-    default: panel(kind, 6, w, steps, x, stride, sums);                                 \
+#define COUNTS(kind)                                                            \
+    switch (count) {                                                            \
+    case 1: panel(kind, 1, w, steps, x, stride, ahead, sums); break;            \
+    case 2: panel(kind, 2, w, steps, x, stride, ahead, sums); break;            \
+    case 3: panel(kind, 3, w, steps, x, stride, ahead, sums); break;            \
+    case 4: panel(kind, 4, w, steps, x, stride, ahead, sums); break;            \
+    case 5: panel(kind, 5, w, steps, x, stride, ahead, sums); break;            \
+    default: panel(kind, 6, w, steps, x, stride, ahead, sums);                  \
     }
 
 static void products(int64_t kind, int count, const char *w, int64_t steps, const char *x, int64_t stride,
-                     __m512 sums[][4])
+                     Ahead ahead, float (*sums)[PANEL])
 {
     if (kind == FP32) {
         COUNTS(FP32)
@@ -67,3 +77,32 @@ static void products(int64_t kind, int count, const char *w, int64_t steps, cons
     }
 }
 
+// Tokens by one panel. More than share a pass walk over it a piece at a time that stays in the first
+// cache, and read the next piece ahead meanwhile, so that memory does not wait for arithmetic. A sum
+// is taken up where the piece before has left it: the same order, whatever the pieces.
+static void some_tokens(int64_t kind, int64_t count, const char *w, int64_t steps, const char *x, int64_t stride,
+                        float (*sums)[PANEL])
+{
+    int64_t piece = count > GROUP ? PIECE : steps;
+    int64_t groups = (count + GROUP - 1) / GROUP, lines = (4 + groups - 1) / groups;
+    for (int64_t k = 0; k < steps; k += piece) {
+        int64_t here = steps - k < piece ? steps - k : piece, left = 4 * here;
+        const char *from = w + k * 4 * PANEL, *next = from + (groups > 1 ? here * 4 * PANEL : 4096);
+        for (int64_t first = 0; first < count; first += GROUP) {
+            int group = count - first < GROUP ? (int)(count - first) : GROUP;
+            Ahead ahead = {next, left > 0 ? lines : 0};
+            products(kind, group, from, here, x + first * stride + 4 * k, stride, ahead, sums + first);
+            next += lines * here * 64, left -= lines * here;
+        }
+    }
+}
+
+static void whole_panel(int64_t kind, int64_t count, const char *w, int64_t steps, const char *x, int64_t stride,
+                        float (*sums)[PANEL])
+{
+    memset(sums, 0, (size_t)count * sizeof *sums);
+    for (int64_t first = 0; first < count; first += TOGETHER) {
+        int64_t some = count - first < TOGETHER ? count - first : TOGETHER;
+        some_tokens(kind, some, w, steps, x + first * stride, stride, sums + first);
+    }
+}
