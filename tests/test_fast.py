@@ -100,8 +100,8 @@ def test_a_machine_without_the_operators_falls_back(
 
 
 def test_a_wrong_product_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    product = lowbit.Float32Linear.__call__
-    monkeypatch.setattr(lowbit.Float32Linear, "__call__", lambda self, x: product(self, x) * 1.01)
+    product = lowbit.FloatLinear.__call__
+    monkeypatch.setattr(lowbit.FloatLinear, "__call__", lambda self, x: product(self, x) * 1.01)
     missing.cache_clear()
     reason = missing("fp32")
     missing.cache_clear()

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 Kind = Literal["fp32", "bf16", "int8"]
 KINDS: tuple[Kind, ...] = ("fp32", "bf16", "int8")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 EXPECTED_ROWS = 5
 """Rows that oneDNN chooses its blocked layout for; others work too (1 to 16 measured alike)."""
@@ -44,43 +45,29 @@ class PackedLinear(Protocol):
         ...
 
 
-class Float32Linear:
-    """Blocked float32 weights."""
+class FloatLinear:
+    """Blocked float32 or bfloat16 weights."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> None:
-        weight = weight.detach().float().contiguous()
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, *, gelu: bool = False
+    ) -> None:
+        weight = weight.detach().to(dtype).contiguous()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, EXPECTED_ROWS)
-        self.bias = None if bias is None else bias.detach().float()
+        self.bias = None if bias is None else bias.detach().to(dtype)
+        self.dtype = dtype
         self.after = ("gelu", [], "tanh") if gelu else ("none", [], "")
         self.operator = torch.ops.mkldnn._linear_pointwise.default
         self.operator_add = torch.ops.mkldnn._linear_pointwise.binary
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(M, K) to (M, N) float32."""
-        return self.operator(x, self.weight, self.bias, *self.after)
+        """(M, K) to (M, N) in the weights' dtype."""
+        return self.operator(x.to(self.dtype), self.weight, self.bias, *self.after)
 
     def add(self, x: Tensor, residual: Tensor) -> Tensor:
-        """(M, N) float32: the sum is the product's last step."""
-        return self.operator_add(x, residual, self.weight, self.bias, "add")
-
-
-class BFloat16Linear:
-    """Blocked bfloat16 weights."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> None:
-        weight = weight.detach().bfloat16().contiguous()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, EXPECTED_ROWS)
-        self.bias = None if bias is None else bias.detach().bfloat16()
-        self.after = ("gelu", [], "tanh") if gelu else ("none", [], "")
-        self.operator = torch.ops.mkldnn._linear_pointwise.default
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(M, K) to (M, N) bfloat16."""
-        return self.operator(x.bfloat16(), self.weight, self.bias, *self.after)
-
-    def add(self, x: Tensor, residual: Tensor) -> Tensor:
-        """(M, N) float32: the residual stream keeps its precision."""
-        return residual.add_(self.operator(x.bfloat16(), self.weight, self.bias, "none", [], ""))
+        """(M, N) float32: where the dtypes are one, the sum is the product's last step."""
+        if self.dtype == residual.dtype:
+            return self.operator_add(x, residual, self.weight, self.bias, "add")
+        return residual.add_(self(x))
 
 
 def fbgemm_pack(weight: Tensor, scale: Tensor, bias: Tensor) -> torch.ScriptObject:
@@ -144,16 +131,11 @@ class Int8Linear:
         return residual.add_(self(x))
 
 
-LAYERS: dict[Kind, type[Float32Linear] | type[BFloat16Linear] | type[Int8Linear]] = {
-    "fp32": Float32Linear,
-    "bf16": BFloat16Linear,
-    "int8": Int8Linear,
-}
-
-
 def pack(weight: Tensor, bias: Tensor | None, kind: Kind, *, gelu: bool = False) -> PackedLinear:
     """A linear layer (weight (N, K), bias (N,) or None), with a tanh-GELU behind it if asked."""
-    return LAYERS[kind](weight, bias, gelu=gelu)
+    if kind == "int8":
+        return Int8Linear(weight, bias, gelu=gelu)
+    return FloatLinear(weight, bias, DTYPES[kind], gelu=gelu)
 
 
 @lru_cache(maxsize=3)
