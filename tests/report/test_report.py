@@ -206,7 +206,7 @@ def test_references_belong_to_their_text(tmp_path: Path) -> None:
     record["config"]["validation_fraction"] = 0.2
     (other_split / "run.json").write_text(json.dumps(record))
     assert find_references([read_history(other_split)], "val_nats_per_character") == []
-    assert all(reference.source and reference.text for reference in REFERENCES)
+    assert all(reference.source and reference.text.name for reference in REFERENCES)
 
 
 def test_charts_of_odd_curves() -> None:

@@ -14,15 +14,10 @@ Unit = Literal["val_loss", "val_nats_per_character", "hellaswag_acc_norm"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reference:
-    """A published figure."""
+class Text:
+    """What a figure was measured on, and how a run on the same text is recognised."""
 
     name: str
-    unit: Unit
-    value: float
-    text: str
-    """What it was measured on."""
-    source: str
     words: tuple[str, ...]
     """Runs whose data has all of these in its name are on that text."""
     absent: tuple[str, ...] = ()
@@ -31,7 +26,7 @@ class Reference:
     """The share of the text that was held out, if that decides what is scored."""
 
     def fits(self, run: History) -> bool:
-        """Whether the run was validated on the same text."""
+        """Whether the run was validated on this text."""
         data = run.record.get("data", {})
         settings = run.settings
         names = " ".join(map(str, [data.get("sources", ""), *settings.get("data", [])])).lower()
@@ -43,8 +38,25 @@ class Reference:
         )
 
 
-EDU, FINEWEB = "FineWeb-Edu 10B sample, validation shard", "FineWeb 10B sample, validation tokens"
-SHAKESPEARE = "tiny Shakespeare, last 10%, a model of characters"
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """A published figure."""
+
+    name: str
+    unit: Unit
+    value: float
+    text: Text
+    source: str
+
+
+EDU = Text(name="FineWeb-Edu 10B sample, validation shard", words=("edu",))
+FINEWEB = Text(name="FineWeb 10B sample, validation tokens", words=("fineweb",), absent=("edu",))
+SHAKESPEARE = Text(
+    name="tiny Shakespeare, last 10%, a model of characters", words=("shakespeare",), fraction=0.1
+)
+HELLASWAG = Text(
+    name="HellaSwag validation, all 10,042 examples, acc_norm by the lecture's rules", words=()
+)
 
 REFERENCES = (
     Reference(
@@ -53,7 +65,6 @@ REFERENCES = (
         value=3.2924,
         text=EDU,
         source="build-nanogpt, play.ipynb",
-        words=("edu",),
     ),
     Reference(
         name="GPT-2 124M trained on 10B tokens, lecture code",
@@ -61,7 +72,6 @@ REFERENCES = (
         value=3.397,
         text=EDU,
         source="debtirthasaha.github.io, GPT-2 124M rerun, 2026",
-        words=("edu",),
     ),
     Reference(
         name="speedrun bar, 124M",
@@ -69,8 +79,6 @@ REFERENCES = (
         value=3.28,
         text=FINEWEB,
         source="modded-nanogpt, README",
-        words=("fineweb",),
-        absent=("edu",),
     ),
     Reference(
         name="llm.c 124M, 10B tokens",
@@ -78,8 +86,6 @@ REFERENCES = (
         value=3.2722,
         text=FINEWEB,
         source="modded-nanogpt, records/track_1_short/2024-10-13_llmc",
-        words=("fineweb",),
-        absent=("edu",),
     ),
     Reference(
         name="nanoGPT, CPU (measured for this project)",
@@ -87,8 +93,6 @@ REFERENCES = (
         value=1.886,
         text=SHAKESPEARE,
         source="nanoGPT's quick start for a CPU, run and measured for this project",
-        words=("shakespeare",),
-        fraction=0.1,
     ),
     Reference(
         name="nanoGPT, GPU (published)",
@@ -96,16 +100,13 @@ REFERENCES = (
         value=1.4697,
         text=SHAKESPEARE,
         source="nanoGPT, README",
-        words=("shakespeare",),
-        fraction=0.1,
     ),
     Reference(
         name="GPT-2 124M, lecture's scoring",
         unit="hellaswag_acc_norm",
         value=0.294463,
-        text="HellaSwag validation, all 10,042 examples, acc_norm by the lecture's rules",
+        text=HELLASWAG,
         source="build-nanogpt, play.ipynb",
-        words=(),
     ),
 )
 
@@ -115,5 +116,6 @@ def find_references(runs: Sequence[History], unit: Unit) -> list[Reference]:
     return [
         reference
         for reference in REFERENCES
-        if reference.unit == unit and all(run.points(unit) and reference.fits(run) for run in runs)
+        if reference.unit == unit
+        and all(run.points(unit) and reference.text.fits(run) for run in runs)
     ]

@@ -194,7 +194,7 @@ def reference_section(references: Sequence[Reference]) -> list[str]:
             "<p>No line of a published GPT-2 is drawn: none of those known here was measured on "
             "this validation text, and a loss on another text says nothing.</p>"
         ]
-    rows = [[text(r.name), f"{r.value:g}", text(r.text), text(r.source)] for r in references]
+    rows = [[text(r.name), f"{r.value:g}", text(r.text.name), text(r.source)] for r in references]
     return [
         "<h2>Published figures</h2>",
         table(("dashed line", "value", "measured on", "source"), rows, numbers=(1,)),
