@@ -11,6 +11,7 @@ only the learning rate is given, nothing is clipped), and none has dropout.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from typing import Literal, TypedDict, Unpack
 
 import torch
@@ -26,6 +27,7 @@ from regpt.train.incident import what_is_wrong
 from regpt.train.loop import compute
 from regpt.train.state import build
 from regpt.train.tokens import read_data
+from regpt.weights.config import hugging_face_config
 
 OPTIMIZER = OptimizerConfig(betas=(0.9, 0.999), weight_decay=0.01, decay="all", clip=None)
 """torch's AdamW as it is called with a learning rate alone."""
@@ -153,18 +155,8 @@ def transformers(**settings: Unpack[Settings]) -> Call:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = configure(settings)
-    ours = config.model
-    theirs = GPT2Config(
-        vocab_size=ours.vocab_size,
-        n_positions=ours.block_size,
-        n_embd=ours.n_embd,
-        n_layer=ours.n_layer,
-        n_head=ours.n_head,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        use_cache=False,
-    )
+    shape = hugging_face_config(asdict(config.model), dtype="float32")
+    theirs = GPT2Config(**(shape | {"use_cache": False}))
     torch.manual_seed(config.seed)
     model = nn.Module.to(GPT2LMHeadModel(theirs), place_of(config).device).train()
     return plain_loop(config, model, lambda x, y: model(input_ids=x, labels=x).loss)
