@@ -1,8 +1,10 @@
 """Workers: one system per process, its faults in one line, at rest while it waits."""
 
+import contextlib
 import itertools
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,15 +14,16 @@ from regpt.bench.rounds import Job, alternate, measure
 from regpt.bench.rows import Row
 from regpt.bench.workers import Answer, System, Worker, WorkerFault, loaded, machine_seconds
 
+Patch = pytest.MonkeyPatch
 JOB = Job(name="job", tokens=10, arguments={"job": "job"})
 
 
 @pytest.fixture(autouse=True)
-def fixed(monkeypatch: pytest.MonkeyPatch) -> None:
+def fixed(monkeypatch: Patch) -> None:
     """The workers import `bench_systems` from here; a call is one JOB, however short."""
     source = Path(__file__).parents[2] / "src"
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(source), str(Path(__file__).parent))))
-    monkeypatch.setattr("regpt.bench.rounds.MOST_REPEATS", 1)
+    monkeypatch.setattr(rounds, "MOST_REPEATS", 1)
 
 
 def ignore(text: str) -> None:
@@ -37,17 +40,19 @@ def writers(names: str, log: Path, *, ours: bool = False) -> list[System]:
     return [system(name, "load", ours=ours, log=str(log), sign=name) for name in names]
 
 
-def fault_of(worker_system: System, *, sound_calls: int) -> str:
-    worker = Worker(worker_system)
-    try:
-        worker.load()
+@contextlib.contextmanager
+def one(only: System) -> Iterator[Worker]:
+    with loaded([only], observe=ignore, faults=[]) as (worker,):
+        yield worker
+
+
+def fault_of(broken: System, *, sound_calls: int) -> str:
+    with one(broken) as worker:
         for _ in range(sound_calls):
             worker.call({})
         with pytest.raises(WorkerFault) as caught:
             worker.call({})
         return str(caught.value)
-    finally:
-        worker.close()
 
 
 def test_systems_take_turns(tmp_path: Path) -> None:
@@ -66,54 +71,36 @@ def test_systems_take_turns(tmp_path: Path) -> None:
     assert row.tokens_per_second == 10 / row.seconds
 
 
-def test_a_short_job_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("regpt.bench.rounds.MOST_REPEATS", 4)
-    monkeypatch.setattr("regpt.bench.rounds.CALL_SECONDS", 1e9)
-    log = tmp_path / "log"
-    found = measure(writers("ab", log), JOB, seconds=1e9, rounds=2, observe=ignore, faults=[])
-    assert log.read_text() == "aabb" + "aaaabbbb" * 2
-    assert [len(measured.seconds) for measured in found] == [8, 8]
+LONG = {"seconds": 1e9, "rounds": 2}
+NO_TIME = {"seconds": 0, "rounds": 5}
 
 
-def test_everyone_is_timed_once_even_without_time(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    found = measure(writers("ab", log), JOB, seconds=0, rounds=5, observe=ignore, faults=[])
-    assert log.read_text() == "aabbab"
-    assert [len(measured.seconds) for measured in found] == [1, 1]
-
-
-def test_a_slow_first_call_stands_in_for_want_of_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("setting", "budget", "calls", "timed"),
+    [
+        ({"MOST_REPEATS": 4, "CALL_SECONDS": 1e9}, LONG, "aabb" + "aaaabbbb" * 2, 8),
+        ({}, NO_TIME, "aabbab", 1),
+        ({"SLOW_SECONDS": 0.0}, NO_TIME, "ab", 1),
+        ({"SLOW_SECONDS": 0.0}, LONG, "ababab", 2),
+        ({}, LONG | {"together": False}, "aaaabbbb", 2),
+    ],
+    ids=[
+        "a short job is repeated",
+        "everyone is timed once even without time",
+        "a slow first call stands in for want of time",
+        "a slow first call is replaced by a better one",
+        "one after the other",
+    ],
+)
+def test_who_is_called_how_often(
+    setting: dict, budget: dict, calls: str, timed: int, tmp_path: Path, monkeypatch: Patch
 ) -> None:
-    monkeypatch.setattr("regpt.bench.rounds.SLOW_SECONDS", 0.0)
+    for name, value in setting.items():
+        monkeypatch.setattr(rounds, name, value)
     log = tmp_path / "log"
-    found = measure(writers("ab", log), JOB, seconds=0, rounds=5, observe=ignore, faults=[])
-    assert log.read_text() == "ab"
-    assert [len(measured.seconds) for measured in found] == [1, 1]
-
-
-def test_a_slow_first_call_is_replaced_by_a_better_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("regpt.bench.rounds.SLOW_SECONDS", 0.0)
-    log = tmp_path / "log"
-    found = measure(writers("ab", log), JOB, seconds=1e9, rounds=2, observe=ignore, faults=[])
-    assert log.read_text() == "ab" * 3
-    assert [len(measured.seconds) for measured in found] == [2, 2]
-
-
-def test_one_after_the_other(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    measure(
-        writers("ab", log),
-        JOB,
-        seconds=1e9,
-        rounds=2,
-        observe=ignore,
-        faults=[],
-        together=False,
-    )
-    assert log.read_text() == "aaaabbbb"
+    found = measure(writers("ab", log), JOB, observe=ignore, faults=[], **budget)
+    assert log.read_text() == calls
+    assert [len(measured.seconds) for measured in found] == [timed, timed]
 
 
 def test_what_cannot_load_is_one_line_and_the_others_go_on(tmp_path: Path) -> None:
@@ -150,57 +137,41 @@ def test_a_process_that_dies_says_how() -> None:
 
 
 def test_no_answer_in_time(tmp_path: Path) -> None:
-    worker = Worker(*writers("a", tmp_path / "log"))
-    try:
-        worker.load()
+    with one(*writers("a", tmp_path / "log")) as worker:
         with pytest.raises(WorkerFault, match="no answer within 0 s"):
             worker.call({"job": "job", "sleep": 60.0}, patience=0.2)
-    finally:
         worker._process.kill()
-        worker.close()
 
 
 def test_our_own_comes_from_the_launcher(tmp_path: Path) -> None:
-    worker = Worker(*writers("a", tmp_path / "log", ours=True))
-    try:
-        worker.load()
+    with one(*writers("a", tmp_path / "log", ours=True)) as worker:
         assert worker.call({"job": "job"}).facts == {"job": "job", "sign": "a"}
         command = Path(f"/proc/{worker._process.pid}/cmdline")
         if command.exists():
             assert command.read_bytes().split(b"\0")[2:5] == [b"regpt", b"bench", b"worker"]
-    finally:
-        worker.close()
 
 
 def test_peak_memory_is_the_workers_own() -> None:
     # a worker without torch takes some 10 MB; this process, with torch, far more than 64
     peaks = []
     for megabytes in (1, 64):
-        worker = Worker(system("holds", "holds", megabytes=megabytes))
-        worker.load()
-        peaks.append(worker.call({}).peak_memory_bytes or 0)
-        worker.close()
+        with one(system("holds", "holds", megabytes=megabytes)) as worker:
+            peaks.append(worker.call({}).peak_memory_bytes or 0)
     assert peaks[0] < 40 << 20
     assert 62 << 20 < peaks[1] - peaks[0] < 66 << 20
 
 
 def test_a_waiting_worker_rests(tmp_path: Path) -> None:
-    worker = Worker(*writers("a", tmp_path / "log"))
-    try:
-        worker.load()
+    with one(*writers("a", tmp_path / "log")) as worker:
         assert worker.settle()
         before = worker.processor_seconds()
         if before is None:
             pytest.skip("no /proc here")
         time.sleep(0.3)
         assert worker.processor_seconds() == before
-    finally:
-        worker.close()
 
 
-def test_a_worker_that_does_not_rest_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_that_does_not_rest_is_named(tmp_path: Path, monkeypatch: Patch) -> None:
     more = itertools.count()
     monkeypatch.setattr(Worker, "processor_seconds", lambda self: float(next(more)))
     faults: list[str] = []
@@ -209,7 +180,7 @@ def test_a_worker_that_does_not_rest_is_named(
     assert faults == ["job: a fp32 uses the processor while it waits"]
 
 
-def test_what_else_ran_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_else_ran_is_told(monkeypatch: Patch) -> None:
     class Idle:
         """A worker that used one of two processors."""
 
