@@ -156,7 +156,7 @@ def transformers(**settings: Unpack[Settings]) -> Call:
 
     config = configure(settings)
     shape = hugging_face_config(asdict(config.model), dtype="float32")
-    theirs = GPT2Config(**(shape | {"use_cache": False}))
+    theirs = GPT2Config.from_dict(shape | {"use_cache": False})
     torch.manual_seed(config.seed)
     model = nn.Module.to(GPT2LMHeadModel(theirs), place_of(config).device).train()
     return plain_loop(config, model, lambda x, y: model(input_ids=x, labels=x).loss)
