@@ -7,7 +7,7 @@ from torch import Tensor
 from regpt import GPT, GPTConfig, find_runtime
 from regpt.data.loader import Batch
 from regpt.kept import add_rows, copy_of, gradients_in, keep_copies
-from regpt.native import adamw as native
+from regpt.native.build import missing
 from regpt.parallel import GradientSum, World
 from regpt.train import adamw
 from regpt.train.config import OptimizerConfig
@@ -93,7 +93,7 @@ def test_an_adamw_step_of_the_same_gradients_is_torchs(
 ) -> None:
     monkeypatch.setattr(adamw, "PIECE", 100)
     if compiled:
-        if reason := native.missing():
+        if reason := missing():
             pytest.skip(reason)
         monkeypatch.setattr(adamw, "WORTH_COMPILING", 0)
     plain, kept = two_models()

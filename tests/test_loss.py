@@ -1,15 +1,23 @@
 """The chunked loss is the plain loss: value and gradients, in fp32 and bf16."""
 
+import math
+
 import pytest
 import torch
 
 from regpt import GPT, GPTConfig
 from regpt import loss as module
 from regpt.loss import next_token_loss, plain_loss
+from regpt.native.build import missing
 from regpt.parallel import pad_vocabulary
 from test_model import sharpen
 
 SHAPE = GPTConfig(block_size=16, vocab_size=61, n_layer=1, n_head=2, n_embd=16)
+
+
+def kernel() -> None:
+    if reason := missing():
+        pytest.skip(reason)
 
 
 def batch(rows: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -87,3 +95,51 @@ def test_without_gradients_none_are_formed() -> None:
     idx, targets = batch()
     with torch.no_grad():
         assert not next_token_loss(model, idx, targets).requires_grad
+
+
+@pytest.mark.parametrize("columns", [61, 64, 80])
+@pytest.mark.parametrize("vocab_size", [1, 16, 47, 61])
+@pytest.mark.parametrize("multiplicity", [1, 39022])
+def test_the_kernel_is_the_torch_path(columns: int, vocab_size: int, multiplicity: int) -> None:
+    kernel()
+    draw = torch.Generator().manual_seed(columns)
+    logits = (torch.randn(37, columns, generator=draw) * 4).bfloat16()
+    logits[5] *= 40  # probabilities underflow
+    targets = torch.randint(0, vocab_size, (37,), generator=draw)
+    targets[3] = module.IGNORE
+    fast, exact = logits.clone(), logits.double()
+    nats = module.to_gradient(logits, targets, vocab_size, multiplicity)
+    found = module.to_gradient(fast, targets, vocab_size, multiplicity, native=True)
+    torch.testing.assert_close(found, nats, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(fast, logits, rtol=2**-7, atol=1e-7)  # one rounding apart
+    assert not fast[:, vocab_size:].any()
+    assert not fast[3].any()
+    exact[:, vocab_size - 1] += math.log(multiplicity)
+    expected = torch.nn.functional.cross_entropy(
+        exact[:, :vocab_size], targets, ignore_index=module.IGNORE, reduction="sum"
+    )
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("column", [0, 60])
+def test_a_logit_that_is_no_number_is_not_hidden(bad: float, column: int) -> None:
+    kernel()
+    logits = torch.zeros(2, 61, dtype=torch.bfloat16)
+    logits[1, column] = bad
+    targets = torch.tensor([3, 4])
+    assert not module.to_gradient(logits, targets, 61, native=True).isfinite()
+
+
+def test_the_loss_through_the_kernel_is_the_loss_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel()
+    model = sharpen(GPT(SHAPE))
+    idx, targets = batch()
+    found = []
+    for least in (1 << 20, 0):
+        monkeypatch.setattr(module, "WORTH_COMPILING", least)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = next_token_loss(model, idx, targets)
+        found.append((loss, gradients(model, loss)))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-6, atol=0.0)
+    assert worst(found[1][1], found[0][1]) <= 1e-3

@@ -24,10 +24,14 @@ from torch import Tensor
 
 from regpt.kept import TILE, copy_of
 from regpt.model import GPT
+from regpt.native import training
+from regpt.native.build import missing
 
 IGNORE = -100
 CHUNK_ROWS = 1024
 """Logits in memory at once, in rows: 1024 x 50304 in bfloat16 are 0.1 GB."""
+WORTH_COMPILING = 1 << 20
+"""Logits from which on the C kernel is asked for: it is compiled once, in seconds."""
 CACHED_ROWS = 32
 """Rows whose float32 softmax is worked on at once on a CPU: 32 x 50257 are 6.4 MB."""
 
@@ -123,11 +127,12 @@ class ChunkedLoss(torch.autograd.Function):
         grad_hidden = torch.empty_like(h) if with_gradients else None
         grad_weight: Tensor | None = None
         nats = torch.zeros((), device=h.device)
+        native = fits_kernel(buffer)
         for start in range(0, N, chunk):
             part, target = h[start : start + chunk], targets[start : start + chunk]
             logits = buffer[: len(part)]
             torch.mm(part, w.t(), out=logits)
-            nats += to_gradient(logits, target, vocab_size, multiplicity)
+            nats += to_gradient(logits, target, vocab_size, multiplicity, native=native)
             if grad_hidden is None:
                 continue
             torch.mm(logits, w, out=grad_hidden[start : start + chunk])
@@ -154,11 +159,24 @@ class ChunkedLoss(torch.autograd.Function):
         return grad_hidden * grad_output, grad_weight.mul_(grad_output), *nothing
 
 
-def to_gradient(logits: Tensor, targets: Tensor, vocab_size: int, multiplicity: int = 1) -> Tensor:
+def fits_kernel(logits: Tensor) -> bool:
+    """Whether the C kernel takes them; compiled now, if it never was, for a loss worth it."""
+    cpu = logits.device.type == "cpu" and logits.dtype == torch.bfloat16
+    return cpu and logits.numel() >= WORTH_COMPILING and missing() is None
+
+
+def to_gradient(
+    logits: Tensor, targets: Tensor, vocab_size: int, multiplicity: int = 1, *, native: bool = False
+) -> Tensor:
     """Turn a chunk's logits, (n, rows) in any dtype, into their gradient; summed nats.
 
-    Columns from vocab_size on only pad the matrix: they take no part and get no gradient.
+    Columns from vocab_size on only pad the matrix: they take no part and get no gradient. `native`
+    is for logits that `fits_kernel`: one pass in C instead of one for each operator.
     """
+    if native:
+        more = math.log(multiplicity)
+        each = training.loss(logits, targets, vocab_size, ignored=IGNORE, more=more, gradient=True)
+        return each.sum()
     rows = CACHED_ROWS if logits.device.type == "cpu" else len(logits)
     nats = torch.zeros((), device=logits.device)
     logits[:, vocab_size:] = 0

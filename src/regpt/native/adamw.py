@@ -5,7 +5,6 @@ import ctypes
 import torch
 from torch import Tensor
 
-from regpt.errors import UserError
 from regpt.native.build import load_library
 
 LANES = 16
@@ -19,15 +18,6 @@ class Rule(ctypes.Structure):
         (name, ctypes.c_float)
         for name in ("scale", "keep", "beta1", "beta2", "step_size", "correction", "epsilon")
     )
-
-
-def missing() -> str | None:
-    """Why there is no kernel on this machine, in one line; None where there is, compiled."""
-    try:
-        load_library()
-    except (UserError, OSError) as error:
-        return str(error)
-    return None
 
 
 def fits(gradient: Tensor) -> bool:

@@ -1,10 +1,10 @@
-"""The C kernel, compiled for this machine by its own compiler, once.
+"""The C kernels, compiled for this machine by its own compiler, once.
 
-Nothing is shipped as a binary: `decode.c` is compiled with the C compiler found (cc, gcc or clang)
-for exactly this processor, into the user's cache, under a name made of its source, the compiler and
-the processor; from then on it is only loaded. It uses the OpenMP runtime that torch has loaded, so
-both share one pool of threads. Whatever is missing (a compiler, AVX-512, a place to write) is told
-in one line, and decoding goes on through torch's operators.
+Nothing is shipped as a binary: the `.c` files beside this one become one library, by the compiler
+found (cc, gcc or clang), for exactly this processor, in the user's cache, under a name made of
+their text, the compiler and the processor; from then on it is only loaded. It uses the OpenMP
+runtime that torch has loaded, so both share one pool of threads. Whatever is missing (a compiler,
+AVX-512, a place to write) is told in one line, and everything goes on through torch's operators.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ from pathlib import Path
 from regpt.atomic import new_file
 from regpt.errors import UserError
 
-SOURCES = ("decode.c", "adamw.c", "words.c", "products.h", "vectors.h")
+SOURCES = ("decode.c", "adamw.c", "words.c", "training.c", "products.h", "vectors.h")
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
 COMPILERS = ("cc", "gcc", "clang")
 NEEDED = ("avx512f", "avx512bw", "avx512vl", "avx512dq")
@@ -74,17 +74,61 @@ def compile_into(folder: Path) -> Path:
     return path
 
 
-@lru_cache(maxsize=1)
+POINTER, COUNT, NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+SIGNATURES = {
+    "regpt_decode": (POINTER, POINTER),
+    "regpt_pack_int8": (POINTER, COUNT, COUNT, POINTER, POINTER, POINTER, COUNT),
+    "regpt_supports": (COUNT,),
+    "regpt_adamw": (COUNT, *[POINTER] * 6, COUNT),
+    "regpt_squares": (COUNT, POINTER, COUNT),
+    "regpt_words": (POINTER, COUNT, POINTER),
+    "regpt_norm": (COUNT, COUNT, *[POINTER] * 5, NUMBER, POINTER, POINTER, COUNT),
+    "regpt_norm_again": (COUNT, COUNT, *[POINTER] * 5, COUNT),
+    "regpt_norm_backward": (COUNT, COUNT, *[POINTER] * 8, COUNT),
+    "regpt_add": (COUNT, *[POINTER] * 3, COUNT),
+    "regpt_gelu": (COUNT, POINTER, POINTER, COUNT),
+    "regpt_gelu_backward": (COUNT, COUNT, *[POINTER] * 4, COUNT),
+    "regpt_row_sums": (COUNT, COUNT, *[POINTER] * 3, COUNT),
+    "regpt_loss": (*[COUNT] * 3, POINTER, POINTER, COUNT, NUMBER, POINTER, COUNT, COUNT),
+}
+"""The arguments of each function of the library."""
+RESULTS = {"regpt_supports": ctypes.c_int, "regpt_squares": ctypes.c_double}
+"""What the functions return that return anything."""
+
+
 def load_library() -> ctypes.CDLL:
-    """The kernel's library.
+    """The kernels' library.
 
     Raises:
         UserError: in one line, why there is none on this machine.
     """
+    found = found_library()
+    if isinstance(found, str):
+        raise UserError(found)
+    return found
+
+
+def missing() -> str | None:
+    """Why there are no kernels on this machine, in one line; None where there are, compiled."""
+    found = found_library()
+    return found if isinstance(found, str) else None
+
+
+@lru_cache(maxsize=1)
+def found_library() -> ctypes.CDLL | str:
+    """The library, or why there is none: a compiler that failed once is not asked again."""
+    try:
+        return open_library()
+    except (UserError, OSError) as error:
+        return str(error)
+
+
+def open_library() -> ctypes.CDLL:
+    """Compile what is not compiled, load it, and declare its functions."""
     import torch  # its OpenMP runtime must be the one that is found
 
     if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.openmp.is_available():
-        raise UserError("the C kernel is written for x86-64 with OpenMP")
+        raise UserError("the C kernels are written for x86-64 with OpenMP")
     absent = [ability for ability in NEEDED if ability not in processor()[1]]
     if absent:
         raise UserError(f"this processor lacks {', '.join(absent)}")
@@ -92,23 +136,8 @@ def load_library() -> ctypes.CDLL:
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
-        raise UserError(f"the compiled kernel {path} cannot be loaded ({error})") from None
-    library.regpt_decode.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
-    library.regpt_decode.restype = None
-    library.regpt_pack_int8.argtypes = (
-        ctypes.c_void_p,
-        *(ctypes.c_int64,) * 2,
-        *(ctypes.c_void_p,) * 3,
-        ctypes.c_int64,
-    )
-    library.regpt_pack_int8.restype = None
-    library.regpt_supports.argtypes = (ctypes.c_int64,)
-    library.regpt_supports.restype = ctypes.c_int
-    pointer = ctypes.c_void_p
-    library.regpt_adamw.argtypes = (ctypes.c_int64, *[pointer] * 6, ctypes.c_int64)
-    library.regpt_adamw.restype = None
-    library.regpt_squares.argtypes = (ctypes.c_int64, pointer, ctypes.c_int64)
-    library.regpt_squares.restype = ctypes.c_double
-    library.regpt_words.argtypes = (pointer, ctypes.c_int64, pointer)
-    library.regpt_words.restype = None
+        raise UserError(f"the compiled kernels {path} cannot be loaded ({error})") from None
+    for name, arguments in SIGNATURES.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = arguments, RESULTS.get(name)
     return library

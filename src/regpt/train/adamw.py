@@ -17,6 +17,7 @@ from torch import Tensor
 
 from regpt.kept import Copy, copy_of
 from regpt.native import adamw as native
+from regpt.native.build import missing
 
 PIECE = 1 << 20
 """Numbers of one piece: weight, averages and gradient take 4 MB each."""
@@ -33,7 +34,7 @@ class PiecewiseAdamW(torch.optim.AdamW):
         super().__init__(*arguments, **named)
         kept = [p for group in self.param_groups for p in group["params"] if copy_of(p) is not None]
         large = sum(parameter.numel() for parameter in kept) >= WORTH_COMPILING
-        self.native = large and native.missing() is None
+        self.native = large and missing() is None
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
