@@ -194,13 +194,13 @@ def checkpoint_activations(model: GPT) -> GPT:
 
 
 @torch.no_grad()
-def pad_vocabulary(model: GPT, multiple: int = 64) -> GPT:
+def pad_vocabulary(model: GPT) -> GPT:
     """Add rows of zeros to the token embedding so that its size suits the matrix units.
 
     The model cuts the extra logits off (`GPT.unembed`), so the rows get no gradient and stay zero;
     `write_model` does not write them. 50257 becomes 50304.
     """
-    rows = -model.config.vocab_size % multiple
+    rows = -model.config.vocab_size % 64
     if rows and len(model.wte.weight) == model.config.vocab_size:
         zeros = model.wte.weight.new_zeros(rows, model.config.n_embd)
         model.wte.weight = nn.Parameter(torch.cat([model.wte.weight, zeros]))

@@ -103,8 +103,6 @@ def test_a_directory_that_holds_something_is_not_touched(tmp_path: Path) -> None
     with pytest.raises(UserError, match="is a file"):
         write_model(tmp_path / "thesis.tex", random_tensors(), TINY)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
-    write_model(tmp_path, random_tensors(), TINY, exist_ok=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*ALWAYS, "thesis.tex"])
 
 
 def test_an_empty_directory_is_filled(tmp_path: Path) -> None:

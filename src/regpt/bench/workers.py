@@ -104,10 +104,10 @@ class Worker:
             self._answers.put(line)
         self._answers.put("")
 
-    def load(self, *, patience: float = PATIENCE_SECONDS) -> float:
+    def load(self) -> float:
         """Load the system; the seconds that took."""
         order = {"load": self.system.load, "settings": dict(self.system.settings)}
-        return float(self._ask(order, patience)["ready"])
+        return float(self._ask(order, PATIENCE_SECONDS)["ready"])
 
     def call(
         self,
@@ -157,12 +157,12 @@ class Worker:
         user, system = text.rpartition(")")[2].split()[11:13]
         return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
-    def settle(self, *, patience: float = 1.0) -> bool:
+    def settle(self) -> bool:
         """Wait until the worker rests: its threads may spin for a while after a call.
 
-        True once it used no processor for 50 ms; False if it still does after `patience` seconds.
+        True once it used no processor for 50 ms; False if it still does after a second.
         """
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + 1.0
         before = self.processor_seconds()
         if before is None:
             time.sleep(0.25)

@@ -129,12 +129,6 @@ class BatchPlan:
             return (self.num_tokens - 1) // self.tokens_per_batch
         return -(-self.windows_per_epoch // self.sequences)
 
-    def epoch(self, step: int) -> int:
-        """The epoch, counted from 0, that the first window of this step belongs to."""
-        if self.order == "sequential":
-            return step // self.steps_per_epoch
-        return step * self.sequences // self.windows_per_epoch
-
     def windows(self, step: int) -> np.ndarray:
         """Where the windows of this global batch start in the stream: int64 (sequences,)."""
         if step < 0:

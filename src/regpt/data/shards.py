@@ -122,12 +122,11 @@ class Shard:
 class ShardDataset:
     """Shards in order, read as one stream of tokens (a `Dataset`, see loader.py)."""
 
-    def __init__(
-        self, shards: Sequence[Shard], *, fingerprint: str, vocab_size: int = VOCAB_SIZE
-    ) -> None:
+    vocab_size = VOCAB_SIZE
+
+    def __init__(self, shards: Sequence[Shard], *, fingerprint: str) -> None:
         self.shards = tuple(shards)
         self.fingerprint = fingerprint
-        self.vocab_size = vocab_size
         self._starts = np.array([0, *accumulate(len(s.tokens) for s in self.shards)], np.int64)
 
     @classmethod

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from regpt.atomic import replace_files
-from regpt.data.corpora import Progress, download, explain, find_cache_folder
+from regpt.data.corpora import download, explain, find_cache_folder
 from regpt.errors import UserError
 from regpt.evaluate.continuations import (
     Continuation,
@@ -139,14 +139,14 @@ def spread(examples: Sequence[Example], count: int) -> list[Example]:
     return [examples[index * len(examples) // count] for index in range(count)]
 
 
-def fetch(cache_dir: Path | None = None, progress: Progress | None = None) -> Path:
+def fetch(cache_dir: Path | None = None) -> Path:
     """The published 10,042 examples: downloaded once, verified at every reading."""
     folder = find_cache_folder() if cache_dir is None else cache_dir
     path = folder / NAME
     if path.is_file() and blob_name(path.read_bytes()) == BLOB:
         return path
     try:
-        data = download(URL, limit=LIMIT, progress=progress)
+        data = download(URL, limit=LIMIT)
         if blob_name(data) != BLOB:
             raise OSError(f"wrong content, git blob {blob_name(data)}, expected {BLOB}")
         folder.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from regpt.data.loader import Dataset
 from regpt.errors import UserError
 from regpt.evaluate.reader import Reader
 from regpt.evaluate.scoring import check_ids, evaluating, target_nats
-from regpt.evaluate.windows import cut_windows
+from regpt.evaluate.windows import CHUNK, cut_windows
 from regpt.parallel import World
 from regpt.runtime import Runtime
 from regpt.tokenizer import VOCAB_SIZE, get_tokenizer
@@ -76,12 +76,12 @@ def token_sizes() -> tuple[np.ndarray, np.ndarray]:
     return num_bytes, num_bytes - continuation
 
 
-def count_text(dataset: Dataset, start: int, *, chunk: int = 1 << 20) -> tuple[int, int]:
+def count_text(dataset: Dataset, start: int) -> tuple[int, int]:
     """Bytes and characters of the tokens from `start` to the end, read chunk by chunk."""
     sizes, characters = token_sizes()
     total_bytes = total_characters = 0
-    for position in range(start, len(dataset), chunk):
-        ids = dataset.read(position, min(position + chunk, len(dataset)))
+    for position in range(start, len(dataset), CHUNK):
+        ids = dataset.read(position, min(position + CHUNK, len(dataset)))
         ids = ids[ids < VOCAB_SIZE]
         total_bytes += int(sizes[ids].sum())
         total_characters += int(characters[ids].sum())

@@ -25,6 +25,9 @@ from regpt.data.loader import IGNORE_INDEX, PADDING_ID, Dataset
 from regpt.errors import UserError
 from regpt.tokenizer import END_OF_TEXT_ID
 
+CHUNK = 1 << 20
+"""Tokens read at once from a text that may be larger than the memory."""
+
 
 @dataclass(frozen=True)
 class Windows:
@@ -100,10 +103,10 @@ def cut_windows(
     return Windows(starts, scored, stops)
 
 
-def find_ends(dataset: Dataset, *, chunk: int = 1 << 20) -> list[int]:
+def find_ends(dataset: Dataset) -> list[int]:
     """Where end-of-text stands, read chunk by chunk."""
     found: list[int] = []
-    for start in range(0, len(dataset), chunk):
-        tokens = dataset.read(start, min(start + chunk, len(dataset)))
+    for start in range(0, len(dataset), CHUNK):
+        tokens = dataset.read(start, min(start + CHUNK, len(dataset)))
         found += (start + np.flatnonzero(tokens == END_OF_TEXT_ID)).tolist()
     return found

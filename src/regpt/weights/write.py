@@ -38,20 +38,18 @@ def write_model(
     directory: Path,
     tensors: Mapping[str, torch.Tensor],
     config: Mapping[str, int | float],
-    *,
-    exist_ok: bool = False,
 ) -> None:
     """Write a model directory: config, weights, generation settings and GPT-2's tokenizer.
 
     `tensors` is our state dict, in float32, float16 or bfloat16, on any device; rows of the
     embedding beyond the vocabulary are padding and stay out. `config` holds the fields of
-    GPTConfig. A directory that holds anything is refused unless `exist_ok`; then the model's files
-    in it are replaced and others left alone. Raises `UserError`, with nothing half-written.
+    GPTConfig. A directory that holds anything is refused. Raises `UserError`, with nothing
+    half-written.
     """
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory} is a file: choose another directory for the model")
     if directory.is_dir():
-        if not exist_ok and not all(is_leftover(path) for path in directory.iterdir()):
+        if not all(is_leftover(path) for path in directory.iterdir()):
             raise UserError(f"{directory} is not empty: choose another directory for the model")
         write_model_files(directory, tensors, config)
         return
