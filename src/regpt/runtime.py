@@ -54,15 +54,20 @@ class Runtime:
         elif self.device.type == "mps":
             torch.mps.synchronize()
 
+    @property
+    def dtype_name(self) -> str:
+        """What one asks for to compute so: fp32, tf32 or bf16."""
+        name = next(name for name, value in DTYPES.items() if value == self.dtype)
+        return "tf32" if self.tf32 else name
+
     def describe(self) -> str:
         """One line for people: device, dtype and threads."""
-        dtype = next(name for name, value in DTYPES.items() if value == self.dtype)
         where = str(self.device)
         if self.device.type == "cuda":
             where += f" ({torch.cuda.get_device_name(self.device)})"
         elif self.device.type == "cpu":
             where += f" ({self.threads} thread{'s' if self.threads != 1 else ''})"
-        return f"{where}, {'tf32' if self.tf32 else dtype}"
+        return f"{where}, {self.dtype_name}"
 
 
 def find_device(request: str = "auto") -> torch.device:

@@ -1,7 +1,6 @@
 """`regpt evaluate`: losses and accuracies that compare."""
 
 import json as json_text
-import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -17,7 +16,8 @@ from regpt.evaluate.reader import Reader, choose_reader
 from regpt.evaluate.texts import open_texts
 from regpt.evaluate.validation import validate
 from regpt.parallel import World, open_world
-from regpt.runtime import DTYPES, Runtime, find_runtime
+from regpt.runtime import Runtime, find_runtime
+from regpt.train.directory import finite
 
 BATCH_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 65536}
 
@@ -238,18 +238,5 @@ def evaluate(
         if lambada is not None:
             run.score_lambada(Path(lambada), limit=limit)
         if json:
-            run.say(as_json({"model": model, "dtype": dtype_name(runtime)} | run.found))
-
-
-def dtype_name(runtime: Runtime) -> str:
-    """fp32 or bf16."""
-    return next(name for name, dtype in DTYPES.items() if dtype == runtime.dtype)
-
-
-def as_json(found: dict[str, Any]) -> str:
-    """One line; a perplexity too large for JSON is null."""
-    clean = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in found.items()
-    }
-    return json_text.dumps(clean)
+            found = {"model": model, "dtype": runtime.dtype_name} | run.found
+            run.say(json_text.dumps(finite(found)))
