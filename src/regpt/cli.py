@@ -47,7 +47,7 @@ usage: regpt COMMAND [ARGUMENTS]
 commands:
 {commands}
 
-  regpt train quickstart           a small GPT-2 learns real text in about a minute
+  regpt train quickstart           a small GPT-2 learns real text in two minutes
   regpt sample --model gpt2        the lecture's five samples, from the released weights
   regpt COMMAND --help             the flags of a command
   regpt --version

@@ -15,7 +15,7 @@ LECTURE_OPTIMIZER = OptimizerConfig(betas=(0.9, 0.999), weight_decay=0.01, decay
 
 
 def quickstart() -> RunConfig:
-    """A small GPT-2 that learns to write in a minute on two CPU cores."""
+    """A small GPT-2 that learns to write in two minutes on two CPU cores."""
     return RunConfig(
         preset="quickstart",
         steps=760,
