@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from regpt import SamplingParams
-from regpt.native import words
+from regpt.native import draws, words
 from regpt.noise import draw_words, exponential_of, words_are_exponential
-from regpt.sampling import draw_hf, draw_noise, sample
+from regpt.sampling import draw_hf, draw_noise, race_among_few, sample
 
 CPU = torch.device("cpu")
 
@@ -49,6 +49,17 @@ def test_another_way_to_make_them_is_noticed(monkeypatch: pytest.MonkeyPatch) ->
     words_are_exponential.cache_clear()
 
 
+@pytest.fixture(params=["c", "torch"])
+def racing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The race among few in C, where there is a kernel, and in torch's operators."""
+    if request.param == "torch":
+        monkeypatch.setattr(draws, "works", lambda top_k: False)
+    elif not draws.works(50):
+        pytest.skip("there is no C kernel here")
+    return request.param
+
+
+@pytest.mark.usefixtures("racing")
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("coarse", [False, True])
 def test_the_cheap_draw_is_multinomials(seed: int, coarse: bool) -> None:
@@ -66,6 +77,36 @@ def test_the_cheap_draw_is_multinomials(seed: int, coarse: bool) -> None:
         assert torch.equal(generator.get_state(), plain.get_state())
 
 
+@pytest.mark.parametrize("columns", [70, 1000, 1024, 50257])
+@pytest.mark.parametrize("top_k", [1, 7, 50])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_race_in_c_is_the_one_in_torch(columns: int, top_k: int, temperature: float) -> None:
+    if not draws.works(top_k):
+        pytest.skip("there is no C kernel here")
+    generator = torch.Generator().manual_seed(columns + top_k)
+    params = SamplingParams(top_k=top_k, temperature=temperature)
+    logits = torch.randn(9, columns + 3, generator=generator)[:, :columns] * 4
+    logits[2] = logits[2].round()  # ties with the k-th
+    logits[3] = -torch.inf
+    logits[3, :60] = logits[4, :60]  # fewer than all
+    logits[5] = 1.5  # all equal
+    logits[6, 3] = torch.nan
+    logits[7, 1:] = -torch.inf
+    chosen = draw_words(9, columns, generator)
+    ours, undecided = draws.draw(
+        logits, list(chosen), top_k=top_k, temperature=temperature, close=1e-5
+    )
+    theirs, open_too = race_among_few(logits, params, list(chosen))
+    decided = ~(undecided | open_too)
+    assert torch.equal(ours[decided], theirs[decided])
+    assert undecided[6], "what is no number is left to torch"
+    assert decided[[0, 1, 3, 4, 8]].all()
+    whole = draw_hf(logits, params, chosen)
+    assert torch.equal(ours[~undecided], whole[~undecided])
+    assert torch.equal(sample(logits, params, noise=list(chosen)), whole)
+
+
+@pytest.mark.usefixtures("racing")
 def test_candidates_as_good_as_equal_go_the_long_way(monkeypatch: pytest.MonkeyPatch) -> None:
     params = SamplingParams(seed=3)
     logits = torch.randn(4, 50257, generator=torch.Generator().manual_seed(3))

@@ -7,8 +7,8 @@ from regpt import GPT, GPTConfig, SamplingParams
 from regpt.cache import KeyValueCache, PlainDecoder
 from regpt.fast import PackedDecoder
 from regpt.generate import generate
+from regpt.guessers import Draft, Guesser, Lookup
 from regpt.native_model import NativeModel, missing_native
-from regpt.speculate import Draft, Guesser, Lookup
 from test_model import sharpen
 
 CONFIG = GPTConfig(block_size=64, vocab_size=50257, n_layer=2, n_head=2, n_embd=32)

@@ -4,7 +4,8 @@ Two of them. `native/` computes a whole step in one call of a C kernel, compiled
 runs on. Where that cannot be, `PackedModel` is the same blocks written out over `lowbit.py`'s
 packed layers with as few torch operators per token as they need: the residual stream and the
 LayerNorms stay in float32, GELU rides on its matrix product, attention runs over the same key-value
-cache. `choose_decoder` picks what works, and says in one line why a faster one does not.
+cache. `choose_decoder` picks what works, and says in one line why the C kernel does not; where both
+do, the one that was measured to be faster on this machine (`speeds.py`).
 """
 
 from dataclasses import dataclass
@@ -14,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regpt.cache import KeyValueCache, LayerCache, PlainDecoder
+from regpt.cache import KeyValueCache, LayerCache, PlainDecoder, free_memory
 from regpt.errors import UserError
-from regpt.lowbit import KINDS, Kind, PackedLinear, missing, pack
+from regpt.lowbit import KINDS, EngineName, Kind, PackedLinear, missing, pack
 from regpt.model import GPT, Block
 from regpt.native_model import NativeModel, misshapen, missing_native
+from regpt.speeds import is_large, known_speed, speed_of
 
 Engine = Literal["auto", "plain", "fast"]
 
@@ -56,6 +58,8 @@ def norm(layer: nn.LayerNorm, x: Tensor) -> Tensor:
 
 class PackedModel:
     """A GPT's matrices, packed once; any number of decoders share it."""
+
+    engine: EngineName = "torch"
 
     def __init__(self, model: GPT, kind: Kind) -> None:
         reason = missing(kind)
@@ -158,14 +162,30 @@ class PackedDecoder(PlainDecoder):
 
 
 def pack_model(model: GPT, kind: Kind) -> tuple[PackedModel | NativeModel | None, str | None]:
-    """The fastest packing that works here; and why a faster one, or any, does not, in one line."""
-    native = missing_native(kind) or misshapen(model.config)
+    """The fastest packing that works here; and why the C kernel, or any, does not, in one line."""
+    native, reason = missing_native(kind) or misshapen(model.config), missing(kind)
     if native is None:
+        if reason is None and is_large(model):
+            return faster_packing(model, kind), None
         return NativeModel(model, kind), None
-    reason = missing(kind)
     if reason is None:
         return PackedModel(model, kind), f"{native}; decoding through torch's operators"
     return None, reason
+
+
+def faster_packing(model: GPT, kind: Kind) -> PackedModel | NativeModel:
+    """The one that writes a row's tokens in less time here; both are tried the first time."""
+    one, other = (known_speed(model, engine, kind) for engine in ("native", "torch"))
+    native = None
+    if one is None or other is None:
+        native = NativeModel(model, kind)
+        one = speed_of(native)
+        size = sum(parameter.numel() * parameter.itemsize for parameter in model.parameters())
+        if other is None and (free_memory(model.device) or 0) > 2 * size:
+            other = speed_of(PackedModel(model, kind))
+    if other is not None and other.of(1) < one.of(1):
+        return PackedModel(model, kind)
+    return native or NativeModel(model, kind)
 
 
 def choose_decoder(

@@ -22,10 +22,11 @@ from torch import Tensor
 
 from regpt.cache import PlainDecoder
 from regpt.errors import UserError
+from regpt.guessers import Guesser
 from regpt.model import GPT
 from regpt.rows import Rows, Step
 from regpt.sampling import SamplingParams, sample
-from regpt.speculate import Guesser, speculative_steps
+from regpt.speculate import speculative_steps
 from regpt.tokenizer import END_OF_TEXT_ID
 
 SLIDE_KEEPS = 0.75

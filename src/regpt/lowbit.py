@@ -25,6 +25,8 @@ from torch import Tensor, nn
 
 Kind = Literal["fp32", "bf16", "int8"]
 KINDS: tuple[Kind, ...] = ("fp32", "bf16", "int8")
+EngineName = Literal["native", "torch"]
+"""Who multiplies packed matrices: the C kernel, or torch's operators."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 EXPECTED_ROWS = 5

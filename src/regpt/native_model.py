@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from regpt.cache import KeyValueCache
 from regpt.errors import UserError
-from regpt.lowbit import TOLERANCE, Kind
+from regpt.lowbit import TOLERANCE, EngineName, Kind
 from regpt.model import GPT, Block, GPTConfig
 from regpt.native.build import load_library
 
@@ -118,6 +118,8 @@ class Panels:
 class NativeModel:
     """A GPT's matrices in panels; any number of decoders share it."""
 
+    engine: EngineName = "native"
+
     def __init__(self, model: GPT, kind: Kind) -> None:
         reason = missing_native(kind) or misshapen(model.config)
         if reason is not None:
@@ -202,10 +204,13 @@ class NativeModel:
     def logits(self, idx: Tensor, cache: KeyValueCache) -> Tensor:
         """Append (B, T) tokens to the cache; logits (B, V) float32 of the token after the last."""
         B, T = idx.shape
-        for first in range(0, max(T - 1, 0), max(MOST_TOKENS // B, 1)):
-            part = idx[:, first : min(first + max(MOST_TOKENS // B, 1), T - 1)]
-            self.run(part, cache, wanted=())
-        return self.run(idx[:, -1:], cache, wanted=range(B))
+        together = max(MOST_TOKENS // B, 1)
+        first = 0
+        while T - first > together:
+            self.run(idx[:, first : first + together], cache, wanted=())
+            first += together
+        rest = T - first
+        return self.run(idx[:, first:], cache, wanted=range(rest - 1, B * rest, rest))
 
     def all_logits(self, idx: Tensor, cache: KeyValueCache) -> Tensor:
         """The same after every token: (B, T, V)."""

@@ -17,7 +17,8 @@ with one seed write different texts:
 `docs/parity.md` tells why the lecture's text is not the pipeline's.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -25,6 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regpt.errors import UserError
+from regpt.filters import keep_min_p, keep_top_k, keep_top_p, penalize
+from regpt.native import draws
 from regpt.noise import draw_words, exponential_of, words_are_exponential
 from regpt.philox import exponential
 
@@ -95,35 +98,6 @@ class SamplingParams:
         return torch.Generator(device).manual_seed(self.seed)
 
 
-def penalize(logits: Tensor, context: Tensor, penalty: float) -> Tensor:
-    """Make tokens of `context` (B, T) less likely in `logits` (B, V)."""
-    seen = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, context, True)
-    penalized = torch.where(logits < 0, logits * penalty, logits / penalty)
-    return torch.where(seen, penalized, logits)
-
-
-def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Mask (B, V) logits below the k-th largest of their row; ties with it stay."""
-    kth = torch.topk(logits, min(k, logits.shape[-1])).values[:, -1:]
-    return logits.masked_fill(logits < kth, -torch.inf)
-
-
-def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """Mask all but the smallest set of (B, V) logits that holds probability p."""
-    ascending, order = torch.sort(logits, descending=False)
-    remove = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - p
-    remove[:, -1] = False  # the most likely token always stays
-    return logits.masked_fill(remove.scatter(1, order, remove), -torch.inf)
-
-
-def keep_min_p(logits: Tensor, p: float) -> Tensor:
-    """Mask (B, V) logits whose probability is below p times the largest of their row."""
-    probabilities = logits.softmax(dim=-1)
-    top, index = probabilities.max(dim=-1, keepdim=True)
-    remove = (probabilities < p * top).scatter(1, index, False)
-    return logits.masked_fill(remove, -torch.inf)
-
-
 def filtered(logits: Tensor, params: SamplingParams, *, top_k: bool = True) -> Tensor:
     """Temperature and the filters, in transformers' order, on (B, V) float32 logits."""
     if params.temperature != 1.0:
@@ -183,12 +157,33 @@ def draw_hf(logits: Tensor, params: SamplingParams, noise: Tensor) -> Tensor:
     return (F.softmax(filtered(logits, params), dim=-1) / noise).argmax(dim=-1)
 
 
-def draw_among_few(logits: Tensor, params: SamplingParams, words: Tensor) -> Tensor:
-    """The token `draw_hf` draws, from words (B, V): only the top k are looked at.
+def draw_among_few(logits: Tensor, params: SamplingParams, words: Sequence[Tensor]) -> Tensor:
+    """The token `draw_hf` draws, from words (B, V) or rows of them: only the top k are looked at.
 
-    transformers keeps every logit equal to the k-th, so a few more than k are taken. Where even the
-    last of them is equal to it, and where two candidates are as good as equal, so that the order of
-    the softmax's sum could decide, the row goes the long way.
+    transformers keeps every logit equal to the k-th. Where two candidates are as good as equal, so
+    that the order of the softmax's sum could decide, the row goes the long way.
+    """
+    assert params.top_k is not None
+    if draws.works(params.top_k):
+        tokens, undecided = draws.draw(
+            logits, words, top_k=params.top_k, temperature=params.temperature, close=CLOSE
+        )
+    else:
+        tokens, undecided = race_among_few(logits, params, words)
+    if bool(undecided.any()):
+        places = undecided.nonzero().flatten().tolist()
+        rows = torch.stack([words[place] for place in places])
+        tokens[undecided] = draw_hf(logits[undecided], params, rows)
+    return tokens
+
+
+def race_among_few(
+    logits: Tensor, params: SamplingParams, words: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Tokens (B,), and which rows are not decided: `native/draws.py` in torch's operators.
+
+    A few more than k are looked at, for the ties with the k-th; where even the last of them is
+    equal to it, the row is not decided.
     """
     assert params.top_k is not None
     if params.temperature != 1.0:
@@ -197,14 +192,10 @@ def draw_among_few(logits: Tensor, params: SamplingParams, words: Tensor) -> Ten
     kth = values[:, params.top_k - 1 : params.top_k]
     tied = values[:, -1:] == kth
     values = values.masked_fill(values < kth, -torch.inf)
-    noise = exponential_of(words.gather(1, ids))
+    noise = exponential_of(torch.stack([row[few] for row, few in zip(words, ids, strict=True)]))
     best, places = (values.softmax(dim=-1) / noise).topk(2)
     tokens = ids.gather(1, places[:, :1]).squeeze(1)
-    close = (best[:, 0] <= best[:, 1] * (1 + CLOSE)) | tied.squeeze(1)
-    if bool(close.any()):
-        whole = replace(params, temperature=1.0)  # it is applied
-        tokens[close] = draw_hf(logits[close], whole, words[close])
-    return tokens
+    return tokens, (best[:, 0] <= best[:, 1] * (1 + CLOSE)) | tied.squeeze(1)
 
 
 def draw_lecture(logits: Tensor, params: SamplingParams, noise: Tensor) -> Tensor:
@@ -243,7 +234,7 @@ def sample(
     numbers: Tensor | None = None,
     positions: Tensor | None = None,
     batch: int | None = None,
-    noise: Tensor | None = None,
+    noise: Tensor | Sequence[Tensor] | None = None,
 ) -> Tensor:
     """Draw the next token of each row.
 
@@ -256,7 +247,8 @@ def sample(
         numbers: (B,) int64, the rows' numbers for `portable`; default their places.
         positions: (B,) int64, where the drawn token will stand, for `portable`; default 0.
         batch: rows of the whole batch, ended ones included; default B.
-        noise: `draw_noise` of this step, (batch, ...); default: drawn now from `generator`.
+        noise: `draw_noise` of this step, (batch, ...), or its rows one by one; default: drawn now
+            from `generator`.
 
     Returns:
         (B,) int64 token ids.
@@ -276,8 +268,10 @@ def sample(
     if noise is None:
         noise = draw_noise(params, generator, batch=batch or B, vocab_size=V, device=logits.device)
         assert noise is not None
-    noise = noise if len(noise) == B else noise[rows]
-    if params.rng == "lecture":
-        return draw_lecture(logits, params, noise)
-    draw = draw_among_few if noise.dtype == torch.int64 else draw_hf
-    return draw(logits, params, noise)
+    if noise[0].dtype == torch.int64:
+        chosen = noise if len(noise) == B else [noise[row] for row in rows.tolist()]
+        return draw_among_few(logits, params, chosen)
+    if not isinstance(noise, Tensor):
+        noise = torch.stack(list(noise))
+    draw = draw_lecture if params.rng == "lecture" else draw_hf
+    return draw(logits, params, noise if len(noise) == B else noise[rows])

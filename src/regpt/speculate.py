@@ -8,145 +8,20 @@ and counts too; the first that differs is drawn as it should be, and the rest is
 by rejection would keep the distribution; this keeps the text: with one seed, guessing or not, token
 for token, greedy or sampled, in every random stream.
 
-Two who guess: `Lookup` finds the last words earlier in the text and repeats what followed them;
-`Draft` is the same model, or a smaller one, in cheaper numbers, which draws with the same random
-numbers and so is nearly always right.
+Who guesses is in `guessers.py`.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Literal, Protocol
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
 
 import torch
 from torch import Tensor
 
 from regpt.cache import PlainDecoder
-from regpt.errors import UserError
-from regpt.fast import PackedDecoder
-from regpt.native_model import NativeModel, missing_native
+from regpt.guessers import DEEPEST, Draw, Guesser
 from regpt.rows import Rows, Step
 from regpt.sampling import SamplingParams, draw_noise, sample
 from regpt.tokenizer import END_OF_TEXT_ID
-
-Speculation = Literal["auto", "off", "lookup", "draft"]
-
-Draw = Callable[[Tensor, int], Tensor]
-"""(logits (B, V), places ahead) -> tokens (B,): the draw of each row's coming token."""
-
-
-class Guesser(Protocol):
-    """Who guesses the next tokens of each row."""
-
-    depth: int
-    """The most tokens to guess ahead."""
-
-    def begin(self, prompts: list[list[int]]) -> None:
-        """Rows with these tokens; the newest of each is not drawn yet."""
-        ...
-
-    def guess(self, texts: list[list[int]], count: int, draw: Draw) -> list[list[int]]:
-        """Up to `count` tokens after each text, equally many for all rows."""
-        ...
-
-    def settle(self, lengths: list[int]) -> None:
-        """Only so many tokens of each row stand."""
-        ...
-
-    def keep(self, rows: Tensor) -> None:
-        """Go on with these rows only, (n,) int64."""
-        ...
-
-
-class Lookup:
-    """Repeat what followed the last words where they stood before in the same text."""
-
-    def __init__(self, *, depth: int = 8, words: tuple[int, ...] = (4, 3, 2)) -> None:
-        self.depth = depth
-        self.words = words
-
-    def begin(self, prompts: list[list[int]]) -> None:
-        """Nothing to read: the text is all there is."""
-
-    def guess(self, texts: list[list[int]], count: int, draw: Draw) -> list[list[int]]:
-        """What followed the longest run of last words found; rows without one get filler."""
-        found = [self.find(text, count) for text in texts]
-        longest = max(map(len, found))
-        return [row + [END_OF_TEXT_ID] * (longest - len(row)) for row in found]
-
-    def find(self, text: list[int], count: int) -> list[int]:
-        """The latest earlier place wins."""
-        for words in self.words:
-            end = text[-words:]
-            for start in range(len(text) - words - 1, -1, -1):
-                if text[start : start + words] == end:
-                    return text[start + words : start + words + count]
-        return []
-
-    def settle(self, lengths: list[int]) -> None:
-        """Nothing is held."""
-
-    def keep(self, rows: Tensor) -> None:
-        """Nothing is held."""
-
-
-class Draft:
-    """Another decoder of the same vocabulary, drawing with the same random numbers."""
-
-    def __init__(self, decoder: PlainDecoder, *, depth: int = 7) -> None:
-        self.decoder = decoder
-        self.depth = depth
-        self._last = torch.empty(0)
-
-    def begin(self, prompts: list[list[int]]) -> None:
-        """Read the prompts."""
-        self.decoder.prefill(prompts)
-
-    def guess(self, texts: list[list[int]], count: int, draw: Draw) -> list[list[int]]:
-        """Write on, as if it were alone."""
-        tokens = torch.tensor([text[-1] for text in texts])
-        guesses = []
-        for ahead in range(count):
-            tokens = draw(self.decoder.step(tokens), ahead)
-            guesses.append(tokens)
-        self._last = tokens
-        return torch.stack(guesses, dim=1).tolist() if guesses else [[] for _ in texts]
-
-    def settle(self, lengths: list[int]) -> None:
-        """Forget wrong guesses; read the last one if it was right."""
-        cache = self.decoder.cache
-        assert cache is not None
-        if any(new > old for new, old in zip(lengths, cache.lengths, strict=True)):
-            self.decoder.absorb(self._last)
-        cache.cut(lengths)
-
-    def keep(self, rows: Tensor) -> None:
-        """Go on with these rows."""
-        self.decoder.keep(rows)
-
-
-FEW_ROWS = 2
-"""Rows up to which a draft pays: beyond, arithmetic bounds the checking, not reading weights."""
-
-
-def choose_guesser(decoder: PlainDecoder, how: Speculation, *, rows: int) -> Guesser | None:
-    """Who guesses for a decoder, if anybody.
-
-    `auto` is an int8 draft for the C kernel's float32, for one row or two: the exact text 1.6 times
-    as fast, for a quarter more memory. `draft` insists on it.
-    """
-    if how == "off" or (how == "auto" and rows > FEW_ROWS):
-        return None
-    if how == "lookup":
-        return Lookup()
-    native = decoder.packed if isinstance(decoder, PackedDecoder) else None
-    reason = "a draft is int8 beside float32 in the C kernel, which is not what decodes here"
-    if isinstance(native, NativeModel) and native.kind == "fp32":
-        reason = missing_native("int8")
-        if reason is None:
-            draft = NativeModel(native.model, "int8")
-            return Draft(PackedDecoder(draft, length=decoder.length))
-    if how == "draft":
-        raise UserError(f"{reason}: use --speculate lookup or off")
-    return None
 
 
 class Noise:
@@ -160,7 +35,7 @@ class Noise:
         self.blocks: dict[int, tuple[Tensor | None, Tensor]] = {}
         self.next = 0
 
-    def of(self, rows: list[int], steps: list[int]) -> Tensor | None:
+    def of(self, rows: list[int], steps: list[int]) -> list[Tensor] | None:
         """The numbers of these rows, each at its own step."""
         while self.next <= max(steps):
             block = draw_noise(
@@ -173,13 +48,8 @@ class Noise:
             self.blocks[self.next] = block, self.generator.get_state()
             self.next += 1
         blocks = [self.blocks[step][0] for step in steps]
-        first = blocks[0]
-        if first is None:
-            return None
-        if all(block is first for block in blocks):
-            return first if len(rows) == self.batch else first[torch.tensor(rows)]
         kept = [block[row] for block, row in zip(blocks, rows, strict=True) if block is not None]
-        return torch.stack(kept)
+        return kept or None
 
     def forget(self, before: int) -> None:
         """No row needs these steps any more."""
@@ -205,24 +75,27 @@ def speculative_steps(
     if not rows.active:
         return
     prompts = [rows.texts[row] for row in rows.active]
+    # room for a row's guesses to run past its end while another's are still wanted
+    decoder.length = min(params.max_length + DEEPEST, decoder.model.config.block_size)
     logits = decoder.prefill(prompts)
-    guesser.begin(prompts)
+    guesser.begin(prompts, decoder.length)
     noise = Noise(params, generator, batch=batch, logits=logits)
     given = 0
 
-    def draw(logits: Tensor, ahead: int) -> Tensor:
-        active = rows.active
-        lengths = [len(rows.texts[row]) + ahead for row in active]
+    def draw(logits: Tensor, aheads: Sequence[int]) -> Tensor:
+        active = [row for row in rows.active for _ in aheads]
+        lengths = [len(rows.texts[row]) + ahead for row in rows.active for ahead in aheads]
         steps = [length - starts[row] for length, row in zip(lengths, active, strict=True)]
-        return sample(
-            logits,
+        drawn = sample(
+            logits.flatten(0, 1),
             params,
             numbers=torch.tensor([rows.numbers[row] for row in active], device=logits.device),
             positions=torch.tensor(lengths, device=logits.device),
             noise=noise.of(active, steps),
         )
+        return drawn.view(len(rows.active), len(aheads))
 
-    taken = [[token] for token in draw(logits, 0).tolist()]
+    taken = draw(logits[:, None], (0,)).tolist()
     while True:
         lengths = take(decoder, guesser, rows, taken)
         drawn = [len(text) - start for text, start in zip(rows.texts, starts, strict=True)]
@@ -259,25 +132,25 @@ def check(
 ) -> list[list[int]]:
     """The guesser guesses, the model reads, both settle on what is right: tokens of each row."""
     texts = [rows.texts[row] for row in rows.active]
-    room = min(rows.params.max_length - length for length in lengths)
-    guesses = guesser.guess(texts, min(guesser.depth, room - 1), draw)
+    rooms = [rows.params.max_length - length for length in lengths]
     cache = decoder.cache
     assert cache is not None
+    most = min(max(rooms) - 1, cache.capacity - max(lengths))
+    guesses = guesser.guess(texts, min(guesser.reach(len(texts)), most), draw)
     read = [[text[-1], *guess] for text, guess in zip(texts, guesses, strict=True)]
     logits = decoder.read_all(torch.tensor(read, device=decoder.model.device), cache)
-    taken: list[list[int]] = [[] for _ in texts]
-    going = set(range(len(texts)))
-    for ahead in range(logits.shape[1]):
-        for place, token in enumerate(draw(logits[:, ahead], ahead).tolist()):
-            if place in going:
-                taken[place].append(token)
-                if ahead < len(guesses[place]) and token != guesses[place][ahead]:
-                    going.discard(place)
-        if not going:
-            break
+    drawn = draw(logits, range(logits.shape[1])).tolist()
+    taken = []
+    right = wrong = 0
+    for tokens, guess, room in zip(drawn, guesses, rooms, strict=True):
+        agreeing = takewhile(lambda pair: pair[0] == pair[1], zip(tokens, guess, strict=False))
+        count = sum(1 for _ in agreeing)
+        right += min(count, room)
+        wrong += count < min(len(guess), room)
+        taken.append(tokens[: min(count + 1, room)])
     standing = [length - 1 + len(tokens) for length, tokens in zip(lengths, taken, strict=True)]
     cache.cut(standing)
-    guesser.settle(standing)
+    guesser.settle(standing, right=right, wrong=wrong)
     return taken
 
 

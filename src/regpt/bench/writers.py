@@ -21,28 +21,28 @@ def regpt(model: str, dtype: str, engine: str) -> Call:
 
     from regpt.fast import choose_decoder
     from regpt.generate import generate
+    from regpt.guessers import Guesser, choose_guesser
     from regpt.model import GPT
     from regpt.runtime import find_runtime
     from regpt.sampling import SamplingParams
-    from regpt.speculate import FEW_ROWS, Draft, choose_guesser
 
     runtime = find_runtime("auto", dtype="bf16" if dtype == "bf16" else "fp32")
     gpt = GPT.from_pretrained(model).to(runtime.device)
     decoder, note = choose_decoder(gpt, engine=engine, dtype=dtype, length=gpt.config.block_size)  # pyright: ignore[reportArgumentType]
     if note:
         raise ValueError(note)
-    draft = choose_guesser(decoder, "auto" if engine == "auto" else "off", rows=1)
+    guessers: dict[int, Guesser | None] = {}
 
     def call(prompt: list[int], rows: int, new: int) -> None:
         length = len(prompt) + new
         params = SamplingParams(max_length=length, top_k=TOP_K, seed=SEED, stop_at_eot=False)
         decoder.length = length
-        guesser = draft if rows <= FEW_ROWS else None
-        if isinstance(guesser, Draft):
-            guesser.decoder.length = length
+        if rows not in guessers:  # in the first call, which only warms up
+            how = "auto" if engine == "auto" else "off"
+            guessers[rows] = choose_guesser(decoder, how, rows=rows)
         with runtime.autocast():
             texts = [prompt] * rows
-            drawn = list(generate(gpt, texts, params, decoder=decoder, guesser=guesser))
+            drawn = list(generate(gpt, texts, params, decoder=decoder, guesser=guessers[rows]))
         assert torch.stack(drawn).shape == (new, rows)
 
     return call

@@ -20,10 +20,10 @@ from regpt.generate import (
     generate_steps,
     until_end,
 )
+from regpt.guessers import Guesser, Speculation, choose_guesser
 from regpt.model import GPT, GPTConfig
 from regpt.runtime import find_runtime
 from regpt.sampling import SamplingParams, Stream
-from regpt.speculate import Guesser, Speculation, choose_guesser
 from regpt.tokenizer import get_tokenizer
 from regpt.tokenizer_files import check_tokenizer
 from regpt.weights import locate

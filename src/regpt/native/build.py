@@ -18,7 +18,7 @@ from pathlib import Path
 from regpt.atomic import new_file
 from regpt.errors import UserError
 
-SOURCES = ("decode.c", "adamw.c", "words.c", "training.c", "products.h", "vectors.h")
+SOURCES = ("decode.c", "adamw.c", "words.c", "draw.c", "training.c", "products.h", "vectors.h")
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
 COMPILERS = ("cc", "gcc", "clang")
 NEEDED = ("avx512f", "avx512bw", "avx512vl", "avx512dq")
@@ -82,6 +82,7 @@ SIGNATURES = {
     "regpt_adamw": (COUNT, *[POINTER] * 6, COUNT),
     "regpt_squares": (COUNT, POINTER, COUNT),
     "regpt_words": (POINTER, COUNT, POINTER),
+    "regpt_draw": (POINTER,),
     "regpt_norm": (COUNT, COUNT, *[POINTER] * 5, NUMBER, POINTER, POINTER, COUNT),
     "regpt_norm_again": (COUNT, COUNT, *[POINTER] * 5, COUNT),
     "regpt_norm_backward": (COUNT, COUNT, *[POINTER] * 8, COUNT),

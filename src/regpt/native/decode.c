@@ -59,6 +59,25 @@ typedef struct {
 typedef void (*Store)(const Call *, const Model *, int64_t layer, int64_t token, int64_t output,
                       int64_t outputs, __m512 value);
 
+// A token's 64 outputs from their sums: scales and biases, and where they go.
+static inline void finish(const Model *model, const Call *call, const Linear *linear, int64_t layer, int64_t token,
+                          int64_t output, const float *range, const float *sums, Store store)
+{
+    for (int i = 0; i < 4 && output < linear->outputs; i++, output += LANES) {
+        int64_t left = linear->outputs - output;
+        __mmask16 mask = left >= LANES ? 0xffff : (__mmask16)((1 << left) - 1);
+        __m512 v = _mm512_loadu_ps(sums + i * LANES);
+        if (model->kind == INT8) {
+            __m512 sum = _mm512_cvtepi32_ps(_mm512_castps_si512(v));
+            __m512 zero = _mm512_mul_ps(_mm512_set1_ps(range[1]), _mm512_maskz_loadu_ps(mask, linear->sums + output));
+            v = _mm512_fmsub_ps(sum, _mm512_maskz_loadu_ps(mask, linear->scale + output), zero);
+            v = _mm512_mul_ps(v, _mm512_set1_ps(range[0]));
+        }
+        if (linear->bias) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, linear->bias + output));
+        store(call, model, layer, token, output, left, v);
+    }
+}
+
 // This thread's outputs of a layer for tokens 0 .. count-1.
 static void apply(const Model *model, const Call *call, const Linear *linear, int64_t layer, int64_t count,
                   Packed in, int thread, Store store)
@@ -66,28 +85,15 @@ static void apply(const Model *model, const Call *call, const Linear *linear, in
     int64_t panels = (linear->outputs + PANEL - 1) / PANEL;
     int64_t steps = in.stride / 4;
     int64_t last = panels * (thread + 1) / call->threads;
-    float sums[MOST][PANEL];
-    for (int64_t p = panels * thread / call->threads; p < last; p++) {
-        whole_panel(model->kind, count, linear->weight + p * steps * 4 * PANEL, steps, in.x, in.stride, sums);
-        for (int64_t token = 0; token < count; token++)
-            for (int i = 0; i < 4; i++) {
-                int64_t output = p * PANEL + i * LANES;
-                if (output >= linear->outputs) break;
-                int64_t left = linear->outputs - output;
-                __mmask16 mask = left >= LANES ? 0xffff : (__mmask16)((1 << left) - 1);
-                __m512 v = _mm512_loadu_ps(sums[token] + i * LANES);
-                if (model->kind == INT8) {
-                    const float *range = in.ranges + 2 * token;
-                    __m512 sum = _mm512_cvtepi32_ps(_mm512_castps_si512(v));
-                    __m512 zero = _mm512_mul_ps(_mm512_set1_ps(range[1]),
-                                                _mm512_maskz_loadu_ps(mask, linear->sums + output));
-                    v = _mm512_fmsub_ps(sum, _mm512_maskz_loadu_ps(mask, linear->scale + output), zero);
-                    v = _mm512_mul_ps(v, _mm512_set1_ps(range[0]));
-                }
-                if (linear->bias) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, linear->bias + output));
-                store(call, model, layer, token, output, left, v);
-            }
-    }
+    float sums[TOGETHER][PANEL];
+    for (int64_t p = panels * thread / call->threads; p < last; p++)
+        for (int64_t first = 0; first < count; first += TOGETHER) {
+            int64_t some = count - first < TOGETHER ? count - first : TOGETHER;
+            some_tokens(model->kind, some, linear->weight + p * steps * 4 * PANEL, steps,
+                        in.x + first * in.stride, in.stride, sums);
+            for (int64_t token = first; token < first + some; token++)
+                finish(model, call, linear, layer, token, p * PANEL, in.ranges + 2 * token, sums[token - first], store);
+        }
 }
 
 static void store_qkv(const Call *call, const Model *model, int64_t layer, int64_t token, int64_t output,

@@ -7,7 +7,6 @@ enum {
     GROUP = 6,     // tokens that share a pass: 24 of 32 registers hold their sums
     PIECE = 128,   // steps of a panel: 32 KB
     TOGETHER = 48, // tokens whose sums and activations stay in the first cache beside it
-    MOST = 256,    // tokens of one call
 };
 
 static inline __attribute__((always_inline)) __m512 multiply(int kind, __m512 sum, __m512i x, __m512i w)
@@ -77,7 +76,7 @@ static void products(int64_t kind, int count, const char *w, int64_t steps, cons
     }
 }
 
-// Tokens by one panel. More than share a pass walk over it a piece at a time that stays in the first
+// Up to TOGETHER tokens by one panel. More than share a pass walk over it a piece at a time that stays in the first
 // cache, and read the next piece ahead meanwhile, so that memory does not wait for arithmetic. A sum
 // is taken up where the piece before has left it: the same order, whatever the pieces.
 static void some_tokens(int64_t kind, int64_t count, const char *w, int64_t steps, const char *x, int64_t stride,
@@ -85,6 +84,7 @@ static void some_tokens(int64_t kind, int64_t count, const char *w, int64_t step
 {
     int64_t piece = count > GROUP ? PIECE : steps;
     int64_t groups = (count + GROUP - 1) / GROUP, lines = (4 + groups - 1) / groups;
+    memset(sums, 0, (size_t)count * sizeof *sums);
     for (int64_t k = 0; k < steps; k += piece) {
         int64_t here = steps - k < piece ? steps - k : piece, left = 4 * here;
         const char *from = w + k * 4 * PANEL, *next = from + (groups > 1 ? here * 4 * PANEL : 4096);
@@ -94,15 +94,5 @@ static void some_tokens(int64_t kind, int64_t count, const char *w, int64_t step
             products(kind, group, from, here, x + first * stride + 4 * k, stride, ahead, sums + first);
             next += lines * here * 64, left -= lines * here;
         }
-    }
-}
-
-static void whole_panel(int64_t kind, int64_t count, const char *w, int64_t steps, const char *x, int64_t stride,
-                        float (*sums)[PANEL])
-{
-    memset(sums, 0, (size_t)count * sizeof *sums);
-    for (int64_t first = 0; first < count; first += TOGETHER) {
-        int64_t some = count - first < TOGETHER ? count - first : TOGETHER;
-        some_tokens(kind, some, w, steps, x + first * stride, stride, sums + first);
     }
 }

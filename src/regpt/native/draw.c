@@ -1,0 +1,122 @@
+// A token of each row: top-k, softmax and the exponential race of torch's multinomial, in one pass
+// over the logits and a few microseconds over the candidates.
+//
+// The k-th largest of 1024 maxima of groups is at most the k-th largest of all, and most often only
+// a few more than k logits are not below it; those are the candidates, ties included. What happens
+// among them is `draw_among_few` of sampling.py. Rows that this cannot decide are marked: a logit
+// that is no number, too many candidates, or two so close that rounding could order them.
+#include <omp.h>
+
+#include "vectors.h"
+
+enum { GROUPS = 64, MOST = 2048 };  // GROUPS registers of maxima; candidates that there is room for
+
+typedef struct {
+    const float *logits;  // rows of `columns`, `stride` apart
+    int64_t rows, columns, stride;
+    const int64_t *const *words;  // of each row: one for each column
+    int64_t top_k;
+    float temperature;
+    double close;     // relative distance below which two scores count as equal
+    int64_t *tokens;  // out
+    uint8_t *open;    // out: 1 where the row is not decided
+    int64_t threads;
+} Draw;
+
+// Integers in the order of the floats.
+static inline __m512i ordered(__m512 x)
+{
+    __m512i bits = _mm512_castps_si512(x);
+    return _mm512_xor_si512(bits, _mm512_and_si512(_mm512_srai_epi32(bits, 31), _mm512_set1_epi32(0x7fffffff)));
+}
+
+// The k-th largest of n numbers, n a multiple of 16: by halving the range of integers.
+static float kth_largest(const float *x, int64_t n, int64_t k)
+{
+    int64_t low = INT32_MIN, high = INT32_MAX;
+    while (low < high) {
+        int64_t middle = low + (high - low + 1) / 2, count = 0;
+        __m512i bound = _mm512_set1_epi32((int32_t)middle);
+        for (int64_t i = 0; i < n; i += LANES)
+            count += __builtin_popcount(_mm512_cmpge_epi32_mask(ordered(_mm512_loadu_ps(x + i)), bound));
+        if (count >= k)
+            low = middle;
+        else
+            high = middle - 1;
+    }
+    int32_t bits = (int32_t)low ^ (((int32_t)low >> 31) & 0x7fffffff);
+    float found;
+    memcpy(&found, &bits, 4);
+    return found;
+}
+
+static inline __mmask16 tail(int64_t left) { return left >= LANES ? 0xffff : (__mmask16)((1 << left) - 1); }
+
+// Logits of a row that may be among the k largest; how many, or -1.
+static int64_t candidates(const float *x, const Draw *draw, float *values, int32_t *ids)
+{
+    static const float low = -INFINITY;
+    float maxima[GROUPS * LANES];
+    __m512 nothing = _mm512_set1_ps(low);
+    __mmask16 strange = 0;
+    for (int i = 0; i < GROUPS; i++) _mm512_storeu_ps(maxima + i * LANES, nothing);
+    for (int64_t i = 0, group = 0; i < draw->columns; i += LANES, group = (group + 1) % GROUPS) {
+        __m512 v = _mm512_mask_loadu_ps(nothing, tail(draw->columns - i), x + i);
+        float *place = maxima + group * LANES;
+        strange |= _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+        _mm512_storeu_ps(place, _mm512_max_ps(v, _mm512_loadu_ps(place)));
+    }
+    if (strange) return -1;
+    float bound = kth_largest(maxima, GROUPS * LANES, draw->top_k);
+    bound -= fabsf(bound) * 1e-6f;  // dividing by a temperature may make neighbours equal
+    int64_t count = 0;
+    for (int64_t i = 0; i < draw->columns; i += LANES) {
+        __m512 v = _mm512_mask_loadu_ps(nothing, tail(draw->columns - i), x + i);
+        __mmask16 large = _mm512_cmp_ps_mask(v, _mm512_set1_ps(bound), _CMP_GE_OQ) & tail(draw->columns - i);
+        if (!large) continue;
+        if (count > MOST - LANES) return -1;
+        __m512i id = _mm512_add_epi32(_mm512_set1_epi32((int32_t)i), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9,
+                                                                                       10, 11, 12, 13, 14, 15));
+        _mm512_mask_compressstoreu_ps(values + count, large, v);
+        _mm512_mask_compressstoreu_epi32(ids + count, large, id);
+        count += __builtin_popcount(large);
+    }
+    return count;
+}
+
+// The winner among a row's candidates; 0 if it is not decided.
+static int race(const Draw *draw, const int64_t *words, float *values, const int32_t *ids, int64_t count,
+                int64_t *token)
+{
+    float largest = -INFINITY;
+    for (int64_t i = 0; i < count; i++) {
+        values[i] /= draw->temperature;
+        largest = values[i] > largest ? values[i] : largest;
+    }
+    if (largest == -INFINITY || largest == INFINITY) return 0;
+    for (int64_t i = count; i < (count + LANES - 1) / LANES * LANES; i++) values[i] = -INFINITY;
+    float kth = kth_largest(values, (count + LANES - 1) / LANES * LANES, draw->top_k);
+    double best = -1, second = -1;
+    for (int64_t i = 0; i < count; i++) {
+        if (values[i] < kth) continue;
+        double uniform = (double)(words[ids[i]] & ((1LL << 53) - 1)) * 0x1p-53;
+        double score = exp((double)(values[i] - largest)) / (double)(float)-log1p(-uniform);
+        if (score > best)
+            second = best, best = score, *token = ids[i];
+        else if (score > second)
+            second = score;
+    }
+    return best > second * (1 + draw->close);
+}
+
+void regpt_draw(const Draw *draw)
+{
+#pragma omp parallel for if (draw->rows > 4) num_threads((int)draw->threads)
+    for (int64_t row = 0; row < draw->rows; row++) {
+        float values[MOST + LANES];
+        int32_t ids[MOST + LANES];
+        int64_t count = candidates(draw->logits + row * draw->stride, draw, values, ids);
+        draw->tokens[row] = 0;
+        draw->open[row] = count < draw->top_k || !race(draw, draw->words[row], values, ids, count, draw->tokens + row);
+    }
+}

@@ -1,0 +1,138 @@
+"""How long this machine takes to read some tokens: measured once for a model's shape, and kept.
+
+Which of two ways is the faster one depends on the processor, its memory, the threads and the
+model's shape; a rule made on one machine is wrong on the next. So the first time a large model is
+packed, it reads 1, 5 and 40 tokens a few times (half a second), and the least times go into a small
+file in the user's cache, one for each machine, shape, dtype and engine. They decide which engine
+decodes (`fast.py`) and how far a draft guesses ahead (`guessers.py`): what is fast, never what is
+written. Whoever moves a disk to another processor, or another torch, measures anew; deleting
+`speed-*.json` does, too.
+"""
+
+import hashlib
+import json
+import math
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from regpt.atomic import replace_files
+from regpt.cache import KeyValueCache
+from regpt.errors import UserError
+from regpt.lowbit import EngineName, Kind
+from regpt.model import GPT
+from regpt.native.build import cache_folder, processor
+
+COUNTS = (1, 5, 40)
+"""Tokens read at once: one row, the lecture's five rows, and guesses of five rows being checked."""
+TIMES = 6
+LARGE = 16_000_000
+"""Parameters from which on a step takes long enough to be worth choosing."""
+
+
+class Packed(Protocol):
+    """A model that reads tokens into a cache: `NativeModel` and `PackedModel`."""
+
+    engine: EngineName
+    model: GPT
+    kind: Kind
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """What keys and values are kept in."""
+        ...
+
+    def all_logits(self, idx: Tensor, cache: KeyValueCache) -> Tensor:
+        """Append (B, T) tokens; logits (B, T, V) after each."""
+        ...
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds to read so many tokens at once, logits of all of them included."""
+
+    seconds: tuple[float, ...]
+    """For each of `COUNTS`."""
+
+    def of(self, tokens: int) -> float:
+        """Seconds for any number of tokens: along the line between the nearest two measured."""
+        place = 1 if tokens <= COUNTS[1] else 2
+        low, high = COUNTS[place - 1], COUNTS[place]
+        share = (tokens - low) / (high - low)
+        return self.seconds[place - 1] + share * (self.seconds[place] - self.seconds[place - 1])
+
+
+def is_large(model: GPT) -> bool:
+    """Whether a model is worth measuring."""
+    return sum(parameter.numel() for parameter in model.parameters()) >= LARGE
+
+
+def measure(packed: Packed) -> Speed:
+    """Read tokens and look at the clock; the least of a few times."""
+    config, seconds = packed.model.config, []
+    for count in COUNTS:
+        cache = KeyValueCache(config, rows=count, length=2, dtype=packed.cache_dtype)
+        idx = torch.zeros(count, 1, dtype=torch.int64)
+        least = math.inf
+        for _ in range(TIMES):
+            cache.lengths = [1] * count
+            clock = time.perf_counter()
+            packed.all_logits(idx, cache)
+            least = min(least, time.perf_counter() - clock)
+        seconds.append(least)
+    return Speed(tuple(seconds))
+
+
+@lru_cache(maxsize=16)
+def facts(engine: EngineName, kind: Kind, shape: tuple[int, ...]) -> tuple[str, dict[str, object]]:
+    """The name of the file that keeps a measurement, and what it holds for."""
+    held: dict[str, object] = {
+        "engine": engine,
+        "dtype": kind,
+        "shape": list(shape),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "processor": processor()[0],
+    }
+    digest = hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()[:16]
+    return f"speed-{digest}.json", held
+
+
+def key_of(model: GPT, engine: EngineName, kind: Kind) -> tuple[str, dict[str, object]]:
+    """`facts` of a model."""
+    config = model.config
+    shape = (config.n_layer, config.n_head, config.n_embd, config.vocab_size)
+    return facts(engine, kind, shape)
+
+
+def known_speed(model: GPT, engine: EngineName, kind: Kind) -> Speed | None:
+    """What was measured before; None if nothing was, or nobody can read it."""
+    name, held = key_of(model, engine, kind)
+    try:
+        found = json.loads((cache_folder() / name).read_text(encoding="utf-8"))
+        seconds = tuple(float(found["seconds"][str(count)]) for count in COUNTS)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    sound = all(0 < second < math.inf for second in seconds)
+    return Speed(seconds) if sound and found.items() >= held.items() else None
+
+
+def speed_of(packed: Packed) -> Speed:
+    """What is known of a packed model; measured and kept now if nothing is."""
+    known = known_speed(packed.model, packed.engine, packed.kind)
+    if known is not None:
+        return known
+    speed = measure(packed)
+    name, held = key_of(packed.model, packed.engine, packed.kind)
+    table = {str(count): second for count, second in zip(COUNTS, speed.seconds, strict=True)}
+    text = json.dumps(held | {"seconds": table}, indent=2) + "\n"
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        replace_files(cache_folder(), {name: text.encode()})
+    except (UserError, OSError):
+        pass  # a home that cannot be written to: measured again next time
+    return speed
