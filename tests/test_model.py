@@ -45,7 +45,7 @@ def sharpen(model: GPT, std: float = 0.2) -> GPT:
 def test_the_124m_model_has_its_number_of_parameters() -> None:
     with torch.device("meta"):
         model = GPT(GPTConfig())
-    assert model.num_parameters() == 124_439_808
+    assert model.num_parameters() == GPTConfig().num_parameters() == 124_439_808
     assert len(model.state_dict()) == 148
     assert model.wte.weight.is_meta
 
@@ -57,7 +57,7 @@ def test_the_124m_model_has_its_number_of_parameters() -> None:
 def test_the_larger_sizes(layers: int, heads: int, channels: int, parameters: int) -> None:
     with torch.device("meta"):
         model = GPT(GPTConfig(n_layer=layers, n_head=heads, n_embd=channels))
-    assert model.num_parameters() == parameters
+    assert model.num_parameters() == model.config.num_parameters() == parameters
 
 
 def test_logits_loss_and_gradients_equal_transformers() -> None:

@@ -6,7 +6,7 @@ the token embedding again: one matrix, one parameter, one name (`wte.weight`).
 
     B batch, T time (tokens), C = n_embd channels, nh = n_head heads, hs = C / nh head size, V vocab
 
-State-dict names equal the released checkpoint's, so `weights.py` only has to turn the Conv1D
+State-dict names equal the released checkpoint's, so `weights/` only has to turn the Conv1D
 matrices round. Everything that is not the architecture acts on the model from outside: the loss
 that never holds all logits (`loss.py`), the key-value cache (owned by the caller, passed as
 `cache`), packed weights, compilation, sharding. `hidden` and `unembed` are the seams for them.
@@ -58,6 +58,11 @@ class GPTConfig:
             )
         if not 0 <= self.dropout < 1:
             raise UserError(f"model.dropout must be in [0, 1), got {self.dropout}")
+
+    def num_parameters(self) -> int:
+        """Of a GPT of this shape, by arithmetic: embeddings, 12 C^2 + 13 C a block, ln_f."""
+        C = self.n_embd
+        return (self.vocab_size + self.block_size + 2) * C + self.n_layer * (12 * C + 13) * C
 
 
 class LayerCache(Protocol):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from regpt.bench.machine import Machine
 from regpt.bench.rows import Row
-from regpt.bench.train import Step, count_parameters, flops_per_token, parse_job
+from regpt.bench.train import Step, flops_per_token, parse_job
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +33,7 @@ class Axis:
         """Where a job stands on the axis."""
         if self.title.startswith("sequence"):
             return step.block_size
-        return step.batch_size if self.title.startswith("batch") else count_parameters(step.shape)
+        return step.batch_size if self.title.startswith("batch") else step.shape.num_parameters()
 
 
 def axes_for(machine: Machine) -> tuple[Axis, ...]:

@@ -88,15 +88,9 @@ def parse_job(name: str) -> Step:
     return Step(name=name, shape=shape, batch_size=int(found["batch"]), block_size=block_size)
 
 
-def count_parameters(shape: GPTConfig) -> int:
-    """N of the formula: 12 C^2 + 13 C per block, embeddings, the last LayerNorm."""
-    C = shape.n_embd
-    return shape.n_layer * (12 * C + 13) * C + (shape.vocab_size + shape.block_size + 2) * C
-
-
 def flops_per_token(shape: GPTConfig, block_size: int) -> int:
     """6 N + 12 L H Q T: forward and backward of one token."""
-    return 6 * count_parameters(shape) + 12 * shape.n_layer * shape.n_embd * block_size
+    return 6 * shape.num_parameters() + 12 * shape.n_layer * shape.n_embd * block_size
 
 
 def choose_systems(machine: Machine, *, peers: bool, few: bool) -> list[System]:
@@ -135,7 +129,7 @@ def memory_of_plain(step: Step) -> tuple[int, int]:
     At rest parameters, gradients and AdamW's averages. In a step four times the logits, and what
     24 C numbers per token and block keep for backward.
     """
-    resting = 16 * count_parameters(step.shape)
+    resting = 16 * step.shape.num_parameters()
     shape = step.shape
     logits = 4 * 4 * step.tokens * shape.vocab_size
     return resting, resting + logits + 4 * step.tokens * shape.n_layer * 24 * shape.n_embd

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from regpt.errors import UserError
+from regpt.model import GPTConfig
 from regpt.train.directory import RunDirectory, flatten, read_metrics
 
 Points = list[tuple[float, float]]
@@ -88,15 +89,11 @@ class History:
         return statistics.median(values[1:] or values) if values else None
 
     def num_parameters(self) -> int | None:
-        """From the shape: embeddings, blocks, final LayerNorm."""
+        """By the shape, if the record has one."""
         try:
-            V, P, L, C = (
-                self.record["config"]["model"][name]
-                for name in ("vocab_size", "block_size", "n_layer", "n_embd")
-            )
-        except KeyError:
+            return GPTConfig(**self.record["config"]["model"]).num_parameters()
+        except (KeyError, TypeError, ValueError):
             return None
-        return (V + P) * C + L * (12 * C * C + 13 * C) + 2 * C
 
 
 def read_history(path: Path) -> History:
