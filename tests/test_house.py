@@ -27,6 +27,7 @@ FLOORS = [
     "model",
     "attention",
     "kept",
+    "fused",
     "loss",
     "vocabulary",
     "filters",

@@ -18,6 +18,7 @@ With S = q k' / sqrt(hs), P = softmax(S), y = P v, and dX the gradient of X:
 `tests/test_attention.py` holds the two together.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -85,42 +86,56 @@ def probabilities(q: Tensor, k: Tensor, start: int) -> Tensor:
 
 
 class CausalAttention(torch.autograd.Function):
-    """Attention with its backward pass written out; all heads of all rows in one batch, N."""
+    """Attention with its backward pass written out."""
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, n_head: int) -> Tensor:
         """qkv (B, T, 3C); returns (B, T, C)."""
-        B, T, width = qkv.shape
-        C = width // 3
-        split = qkv.view(B, T, 3, n_head, C // n_head).permute(2, 0, 3, 1, 4)
-        q, k, v = heads = split.reshape(3, B * n_head, T, C // n_head)
-        y = qkv.new_empty(B, T, n_head, C // n_head)
-        kept = []
         with torch.autocast("cpu", enabled=False):
-            for start in range(0, T, BLOCK):
-                stop = min(start + BLOCK, T)
-                P = probabilities(q[:, start:stop], k[:, :stop], start)
-                block = torch.bmm(P, v[:, :stop])
-                y[:, start:stop] = block.view(B, n_head, stop - start, -1).transpose(1, 2)
-                if T <= BLOCK:
-                    kept.append(P)
-        ctx.save_for_backward(heads, *kept)
-        return y.view(B, T, C)
+            y, kept = attention_forward(qkv, n_head)
+        ctx.save_for_backward(*kept)
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:  # pyright: ignore
         """The gradient of qkv."""
-        heads, *kept = ctx.saved_tensors
-        (B, T, C), (_, N, _, hs) = dy.shape, heads.shape
-        dy = dy.view(B, T, C // hs, hs).transpose(1, 2).reshape(N, T, hs)
-        if kept:
-            gradients = torch.empty_like(heads)
-            block_gradients(heads, dy, kept[0], gradients)
-        else:
-            gradients = long_gradients(heads, dy)
-        together = gradients.view(3, B, C // hs, T, hs).permute(1, 3, 0, 2, 4)
-        return together.reshape(B, T, 3 * C).to(heads.dtype), None
+        return attention_backward(dy, ctx.saved_tensors), None
+
+
+def attention_forward(qkv: Tensor, n_head: int) -> tuple[Tensor, list[Tensor]]:
+    """Attention of qkv (B, T, 3C), (B, T, C); and what its gradients are made from.
+
+    All heads of all rows are one batch, N.
+    """
+    B, T, width = qkv.shape
+    C = width // 3
+    split = qkv.view(B, T, 3, n_head, C // n_head).permute(2, 0, 3, 1, 4)
+    q, k, v = heads = split.reshape(3, B * n_head, T, C // n_head)
+    y = qkv.new_empty(B, T, n_head, C // n_head)
+    kept = [heads]
+    for start in range(0, T, BLOCK):
+        stop = min(start + BLOCK, T)
+        P = probabilities(q[:, start:stop], k[:, :stop], start)
+        block = torch.bmm(P, v[:, :stop])
+        y[:, start:stop] = block.view(B, n_head, stop - start, -1).transpose(1, 2)
+        if T <= BLOCK:
+            kept.append(P)
+    return y.view(B, T, C), kept
+
+
+def attention_backward(dy: Tensor, saved: Sequence[Tensor]) -> Tensor:
+    """The gradient of qkv, (B, T, 3C), from that of the result, (B, T, C), and what was kept."""
+    heads, *kept = saved
+    (B, T, C), (_, N, _, hs) = dy.shape, heads.shape
+    dy = dy.view(B, T, C // hs, hs).transpose(1, 2).reshape(N, T, hs)
+    if kept:
+        gradients = torch.empty_like(heads)
+        block_gradients(heads, dy, kept[0], gradients)
+    else:
+        gradients = long_gradients(heads, dy)
+    together = gradients.view(3, B, C // hs, T, hs).permute(1, 3, 0, 2, 4)
+    return together.reshape(B, T, 3 * C).to(heads.dtype)
 
 
 def long_gradients(heads: Tensor, dy: Tensor) -> Tensor:

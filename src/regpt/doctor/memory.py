@@ -7,7 +7,8 @@ P parameters, C channels, L layers, nh heads, V vocabulary, T tokens, s bytes of
     ln_2 input 4C · c_fc input sC · GELU input 4sC · c_proj input 4sC
 
 that is (8 + 14s) C + 4nh bytes; attention in blocks (a CPU in bf16) keeps s nh T for a token's
-probabilities up to 256 positions, instead of the log-sum-exp. Embeddings and ln_f add 8C, the loss
+probabilities up to 256 positions, instead of the log-sum-exp; where blocks are fused (fused.py) 12C
+less are kept, which is not counted on. Embeddings and ln_f add 8C, the loss
 (4 + 2s) C for the hidden states and their gradient. What backward needs beside that, while it is in
 one block, is not counted: where steps are timed, `Memory.corrected` takes it from their peak. All
 logits never stand in memory (loss.py): a chunk of 1024 rows does, with its float32 softmax beside

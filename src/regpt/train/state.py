@@ -10,6 +10,7 @@ import torch
 from regpt import weights
 from regpt.attention import attend_in_blocks
 from regpt.errors import UserError
+from regpt.fused import fuse_blocks
 from regpt.kept import keep_copies
 from regpt.model import GPT
 from regpt.parallel import (
@@ -89,6 +90,8 @@ def build(config: RunConfig, runtime: Runtime, world: World) -> TrainState:
         attend_in_blocks(model)
     if takes_copies(config, runtime, world):
         keep_copies(model)
+        if takes_blocks(config, runtime):
+            fuse_blocks(model)
     if config.checkpoint_activations:
         checkpoint_activations(model)
     if config.compile:
