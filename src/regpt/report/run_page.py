@@ -81,7 +81,12 @@ def best_hellaswag(run: History) -> str:
     return f"{value:.4f} ± {error:.4f}"
 
 
-def loss_chart(runs: Sequence[History], axis: Axis, levels: Sequence[Reference]) -> str:
+def single_steps(name: str, points: Points, color: str) -> Curve:
+    """What the smoothed curve is made of, faint."""
+    return Curve(name=name, points=points, color=color, width=0.8, opacity=NOISE, shapes=False)
+
+
+def loss_chart(runs: Sequence[History], axis: Axis, levels: Sequence[Level]) -> str:
     """Training loss (single steps faint, smoothed) and validation loss."""
     curves = []
     for index, run in enumerate(runs):
@@ -90,16 +95,7 @@ def loss_chart(runs: Sequence[History], axis: Axis, levels: Sequence[Reference])
         prefix = f"{run.name}, " if len(runs) > 1 else ""
         other = color if len(runs) > 1 else COLORS[1]
         if len(runs) == 1:
-            curves.append(
-                Curve(
-                    name="training, each step",
-                    points=train,
-                    color=color,
-                    width=0.8,
-                    opacity=NOISE,
-                    shapes=False,
-                )
-            )
+            curves.append(single_steps("training, each step", train, color))
         curves.append(
             Curve(
                 name=f"{prefix}training, smoothed",
@@ -112,9 +108,8 @@ def loss_chart(runs: Sequence[History], axis: Axis, levels: Sequence[Reference])
             Curve(name=f"{prefix}validation", points=validation, color=other, dots=True, width=1.2,
                   dash="" if len(runs) == 1 else "2 3")
         )  # fmt: skip
-    lines = [Level(name=level.name, value=level.value) for level in levels]
     return draw_chart(
-        "Loss (nats per token)", curves, x_name=axis.name, levels=lines, until=axis.end,
+        "Loss (nats per token)", curves, x_name=axis.name, levels=levels, until=axis.end,
         width=1060, height=400,
     )  # fmt: skip
 
@@ -125,7 +120,7 @@ def plain_chart(
     runs: Sequence[History],
     axis: Axis,
     *,
-    levels: Sequence[Reference] = (),
+    levels: Sequence[Level] = (),
     noisy: bool = False,
 ) -> str:
     """One number of all runs; noisy ones smoothed, over the single steps."""
@@ -133,24 +128,14 @@ def plain_chart(
     for index, run in enumerate(runs):
         color, points = COLORS[index % len(COLORS)], axis.points(run, name)
         if noisy and len(runs) == 1:
-            curves.append(
-                Curve(
-                    name="each step",
-                    points=points,
-                    color=color,
-                    width=0.8,
-                    opacity=NOISE,
-                    shapes=False,
-                )
-            )
+            curves.append(single_steps("each step", points, color))
         label = run.name if len(runs) > 1 else ("smoothed" if noisy else name.replace("_", " "))
         line = smoothed(points) if noisy else points
         curves.append(Curve(name=label, points=line, color=color, dots=name.startswith("val_")))
-    lines = [Level(name=level.name, value=level.value) for level in levels]
-    return draw_chart(title, curves, x_name=axis.name, levels=lines, until=axis.end)
+    return draw_chart(title, curves, x_name=axis.name, levels=levels, until=axis.end)
 
 
-def hellaswag_chart(runs: Sequence[History], axis: Axis, levels: Sequence[Reference]) -> str:
+def hellaswag_chart(runs: Sequence[History], axis: Axis, levels: Sequence[Level]) -> str:
     """acc_norm with its standard error, beside chance and what is published."""
     curves = []
     for index, run in enumerate(runs):
@@ -160,24 +145,29 @@ def hellaswag_chart(runs: Sequence[History], axis: Axis, levels: Sequence[Refere
             Curve(name=f"{name}, ± standard error", points=axis.place(run, points), errors=errors,
                   color=COLORS[index % len(COLORS)], dots=True)
         )  # fmt: skip
-    lines = [Level(name=level.name, value=level.value) for level in levels]
     title = "HellaSwag acc_norm, the lecture's scoring"
     chance = Level(name="chance", value=0.25)
-    return draw_chart(title, curves, x_name=axis.name, levels=[*lines, chance], until=axis.end)
+    return draw_chart(title, curves, x_name=axis.name, levels=[*levels, chance], until=axis.end)
 
 
 def charts(runs: Sequence[History], axis: Axis) -> tuple[list[str], list[Reference]]:
     """The figures, and the published ones drawn into them."""
     units: tuple[Unit, ...] = ("val_loss", "val_nats_per_character", "hellaswag_acc_norm")
     drawn = {unit: find_references(runs, unit) for unit in units}
+    levels = {
+        unit: [Level(name=reference.name, value=reference.value) for reference in drawn[unit]]
+        for unit in units
+    }
     small = [
-        plain_chart("Validation, nats per character", units[1], runs, axis, levels=drawn[units[1]]),
-        hellaswag_chart(runs, axis, drawn[units[2]]),
+        plain_chart(
+            "Validation, nats per character", units[1], runs, axis, levels=levels[units[1]]
+        ),
+        hellaswag_chart(runs, axis, levels[units[2]]),
         plain_chart("Learning rate", "learning_rate", runs, axis),
         plain_chart("Gradient norm", "grad_norm", runs, axis, noisy=True),
         plain_chart("Tokens per second", "tokens_per_second", runs, axis, noisy=True),
     ]
-    wide = loss_chart(runs, axis, drawn["val_loss"])
+    wide = loss_chart(runs, axis, levels["val_loss"])
     body = [
         '<div class="charts">',
         f'<div class="wide">{wide}</div>' if wide else "",
