@@ -5,12 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from regpt.weights import tensor_shapes
 from regpt.weights.names import is_transposed
 
-TINY: dict[str, int | float] = {
+Config = dict[str, int | float]
+TINY: Config = {
     "block_size": 16,
     "vocab_size": 40,
     "n_layer": 2,
@@ -21,6 +23,21 @@ TINY: dict[str, int | float] = {
 }
 WIDE = TINY | {"vocab_size": 50257}
 """The tokenizer's whole vocabulary."""
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> Config:
+    """TINY in other sizes."""
+    layers, heads, head_size, vocabulary, positions = (
+        draw(st.integers(1, most)) for most in (3, 3, 4, 40, 9)
+    )
+    return TINY | {
+        "n_layer": layers,
+        "n_head": heads,
+        "n_embd": heads * head_size,
+        "vocab_size": vocabulary,
+        "block_size": positions,
+    }
 
 
 def random_tensors(

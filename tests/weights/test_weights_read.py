@@ -10,7 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import FORMS, TINY, as_stored, assert_same_bits, masks, random_tensors, save
+from checkpoints import (
+    FORMS,
+    TINY,
+    Config,
+    as_stored,
+    assert_same_bits,
+    configs,
+    masks,
+    random_tensors,
+    save,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_model
@@ -37,7 +47,7 @@ def refusal(directory: Path) -> str:
     masked=st.booleans(),
     head=st.sampled_from(["none", "tied", "alone"]),
     dtype=st.sampled_from(DTYPES),
-    sizes=st.tuples(*[st.integers(1, n) for n in (3, 3, 4, 40, 9)]),
+    config=configs(),
 )
 def test_every_form_in_the_wild(
     tmp_path_factory: pytest.TempPathFactory,
@@ -46,20 +56,12 @@ def test_every_form_in_the_wild(
     masked: bool,
     head: str,
     dtype: torch.dtype,
-    sizes: tuple[int, ...],
+    config: Config,
 ) -> None:
-    layers, heads, head_size, vocabulary, positions = sizes
-    config = TINY | {
-        "n_layer": layers,
-        "n_head": heads,
-        "n_embd": heads * head_size,
-        "vocab_size": vocabulary,
-        "block_size": positions,
-    }
     tensors = random_tensors(config, dtype=dtype)
     stored = as_stored(tensors)
     if masked:
-        stored |= masks(layers)
+        stored |= masks(int(config["n_layer"]))
     prefix = "".join(prefixes)
     stored = {prefix + name: tensor for name, tensor in stored.items()}
     if head != "none":

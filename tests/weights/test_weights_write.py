@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import TINY, WIDE, as_stored, assert_same_bits, random_tensors
+from checkpoints import TINY, WIDE, Config, as_stored, assert_same_bits, configs, random_tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -31,26 +31,18 @@ TOKENIZER = ["merges.txt", "tokenizer.json", "tokenizer_config.json", "vocab.jso
 
 @settings(deadline=None, max_examples=40)
 @given(
-    sizes=st.tuples(*[st.integers(1, n) for n in (3, 3, 4, 40, 9)]),
+    config=configs(),
     dtype=st.sampled_from(DTYPES),
     padding=st.integers(0, 3),
 )
 def test_what_we_write_we_read_bit_for_bit(
     tmp_path_factory: pytest.TempPathFactory,
-    sizes: tuple[int, ...],
+    config: Config,
     dtype: torch.dtype,
     padding: int,
 ) -> None:
-    layers, heads, head_size, vocabulary, positions = sizes
-    config = TINY | {
-        "n_layer": layers,
-        "n_head": heads,
-        "n_embd": heads * head_size,
-        "vocab_size": vocabulary,
-        "block_size": positions,
-    }
     tensors = random_tensors(config, dtype=dtype)
-    rows = torch.ones(padding, heads * head_size, dtype=dtype)
+    rows = torch.ones(padding, int(config["n_embd"]), dtype=dtype)
     padded = tensors | {"wte.weight": torch.cat([tensors["wte.weight"], rows])}
     directory = tmp_path_factory.mktemp("models") / "model"
     write_model(directory, padded, config)
