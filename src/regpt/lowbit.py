@@ -23,11 +23,12 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from regpt.runtime import DTYPES
+
 Kind = Literal["fp32", "bf16", "int8"]
 KINDS: tuple[Kind, ...] = ("fp32", "bf16", "int8")
 EngineName = Literal["native", "torch"]
 """Who multiplies packed matrices: the C kernel, or torch's operators."""
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 EXPECTED_ROWS = 5
 """Rows that oneDNN chooses its blocked layout for; others work too (1 to 16 measured alike)."""
