@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from regpt import GPT, GPTConfig
 from regpt.cli import main
 from regpt.parity.sides import draw_peaked
+from test_cli import fails
 
 FILES = {
     "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
@@ -22,15 +23,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shape = GPTConfig(block_size=32, n_layer=2, n_head=2, n_embd=16)
     draw_peaked(shape, 0).save_pretrained(directory)
     return directory
-
-
-def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    with pytest.raises(SystemExit) as stop:
-        main(["export", *map(str, arguments)])
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    return error
 
 
 def test_what_comes_out_is_a_model_for_transformers_and_for_us(
@@ -62,9 +54,9 @@ def test_a_place_that_is_taken_is_left_alone(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    assert str(tmp_path) in fails(capsys, model, tmp_path)
+    assert str(tmp_path) in fails(capsys, "export", model, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
-    assert "mine.txt" in fails(capsys, model, tmp_path / "mine.txt")
+    assert "mine.txt" in fails(capsys, "export", model, tmp_path / "mine.txt")
     assert (tmp_path / "mine.txt").read_text() == "mine"
 
 
@@ -72,12 +64,12 @@ def test_wrong_models_are_one_line_and_write_nothing(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    assert "nowhere" in fails(capsys, tmp_path / "nowhere", out)
+    assert "nowhere" in fails(capsys, "export", tmp_path / "nowhere", out)
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "config.json").write_bytes((model / "config.json").read_bytes())
     (broken / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes()[:900])
-    assert "model.safetensors" in fails(capsys, broken, out)
+    assert "model.safetensors" in fails(capsys, "export", broken, out)
     assert not out.exists()
     with pytest.raises(SystemExit) as stop:
         main(["export", str(model)])

@@ -17,6 +17,7 @@ from regpt.data.corpora import load_corpus
 from regpt.data.loader import ArrayDataset
 from regpt.data.shards import make_header
 from regpt.evaluate.validation import validate
+from test_cli import fails
 from test_model import sharpen
 
 Capture = pytest.CaptureFixture[str]
@@ -36,16 +37,6 @@ def evaluate(model: Path, *arguments: object, capsys: Capture) -> dict[str, Any]
     """The object in the last line."""
     main(["evaluate", str(model), *map(str, arguments), "--device", "cpu", "--json"])
     return json.loads(capsys.readouterr().out.splitlines()[-1])
-
-
-def fails(capsys: Capture, *arguments: object) -> str:
-    """The one line on stderr."""
-    with pytest.raises(SystemExit) as stop:
-        main(["evaluate", *map(str, arguments), "--device", "cpu"])
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    return error
 
 
 def test_the_last_line_is_the_figure(model: Path, text_file: Path, capsys: Capture) -> None:
@@ -155,17 +146,21 @@ def test_bad_input(model: Path, tmp_path: Path, capsys: Capture) -> None:
     bad.write_text('{"text": "fine words"}\n{"text": 5}\n')
     blank = tmp_path / "blank.jsonl"
     blank.write_text("\n")
-    assert "nothing to score" in fails(capsys, model)
-    assert "has 1 tokens, but 2 are needed" in fails(capsys, model, "--data", short)
-    assert "has no documents" in fails(capsys, model, "--data", empty)
-    assert "has no examples" in fails(capsys, model, "--data", blank)
+    assert "nothing to score" in fails(capsys, "evaluate", model)
+    assert "has 1 tokens, but 2 are needed" in fails(capsys, "evaluate", model, "--data", short)
+    assert "has no documents" in fails(capsys, "evaluate", model, "--data", empty)
+    assert "has no examples" in fails(capsys, "evaluate", model, "--data", blank)
     blank.write_text('{"text": ""}\n')
-    assert "blank.jsonl has no documents" in fails(capsys, model, "--data", blank)
-    assert "line 2: field 'text' is not text" in fails(capsys, model, "--data", bad)
-    assert "not both" in fails(capsys, model, "--data", bad, short)
-    assert "no such file" in fails(capsys, model, "--data", tmp_path / "absent.txt")
-    assert "above the model's 64" in fails(capsys, model, "--data", bad, "--block-size", 65)
-    assert "at least 1, got 0" in fails(capsys, model, "--data", bad, "--limit", 0)
-    assert "takes one file" in fails(capsys, model, "--hellaswag", bad, blank)
-    assert "line 1 has no field 'endings'" in fails(capsys, model, "--hellaswag", bad)
-    assert "stride 99 is not between" in fails(capsys, model, "--data", "README.md", "--stride", 99)
+    assert "blank.jsonl has no documents" in fails(capsys, "evaluate", model, "--data", blank)
+    assert "line 2: field 'text' is not text" in fails(capsys, "evaluate", model, "--data", bad)
+    assert "not both" in fails(capsys, "evaluate", model, "--data", bad, short)
+    assert "no such file" in fails(capsys, "evaluate", model, "--data", tmp_path / "absent.txt")
+    assert "above the model's 64" in fails(
+        capsys, "evaluate", model, "--data", bad, "--block-size", 65
+    )
+    assert "at least 1, got 0" in fails(capsys, "evaluate", model, "--data", bad, "--limit", 0)
+    assert "takes one file" in fails(capsys, "evaluate", model, "--hellaswag", bad, blank)
+    assert "line 1 has no field 'endings'" in fails(capsys, "evaluate", model, "--hellaswag", bad)
+    assert "stride 99 is not between" in fails(
+        capsys, "evaluate", model, "--data", "README.md", "--stride", 99
+    )

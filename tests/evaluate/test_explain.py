@@ -9,6 +9,7 @@ import torch
 from regpt import GPT, GPTConfig, UserError, get_tokenizer
 from regpt.cli import main
 from regpt.evaluate.explain import attention_maps, explain_text
+from test_cli import fails
 from test_model import sharpen
 
 TEXT = "Hello, <b>I'm</b> a $x$ [bold] \n 日本"
@@ -86,16 +87,13 @@ def test_the_command_writes_a_page_and_a_picture(
 def test_bad_input(model: GPT, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model.save_pretrained(tmp_path / "model")
 
-    def fails(*arguments: str) -> str:
-        with pytest.raises(SystemExit) as stop:
-            main(["explain", *arguments, "--model", str(tmp_path / "model"), "--device", "cpu"])
-        assert stop.value.code == 2
-        return capsys.readouterr().err
+    def refused(*arguments: str) -> str:
+        return fails(capsys, "explain", *arguments, "--model", tmp_path / "model")
 
-    assert "the text is empty" in fails("")
-    assert "the model reads 47 after an end-of-text" in fails("a b " * 40)
-    assert "--layer 2: the model has layers 0 to 1" in fails("a", "--layer", "2")
-    assert "--head 3: the model has heads 0 to 2" in fails("a", "--head", "3")
-    assert "--top must be from 1" in fails("a", "--top", "0")
+    assert "the text is empty" in refused("")
+    assert "the model reads 47 after an end-of-text" in refused("a b " * 40)
+    assert "--layer 2: the model has layers 0 to 1" in refused("a", "--layer", "2")
+    assert "--head 3: the model has heads 0 to 2" in refused("a", "--head", "3")
+    assert "--top must be from 1" in refused("a", "--top", "0")
     with pytest.raises(UserError, match="outside the model's vocabulary"):
         explain_text(GPT(GPTConfig(block_size=8, vocab_size=9, n_layer=1, n_head=1, n_embd=8)), [1])

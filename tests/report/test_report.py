@@ -16,6 +16,7 @@ from regpt.report.history import read_history, read_samples
 from regpt.report.references import REFERENCES, find_references
 from regpt.train.config import RunConfig
 from regpt.train.directory import read_metrics
+from test_cli import fails
 
 Capture = pytest.CaptureFixture[str]
 VOID = {"meta", "br", "img", "rect", "path", "circle"}
@@ -242,23 +243,15 @@ def test_runs_are_listed(tmp_path: Path, capsys: Capture) -> None:
 
 
 def test_bad_input(tmp_path: Path, capsys: Capture) -> None:
-    def fails(*arguments: object) -> str:
-        with pytest.raises(SystemExit) as stop:
-            main([str(argument) for argument in arguments])
-        assert stop.value.code == 2
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1
-        return error
-
     silent = make_run(tmp_path / "silent")
     (silent / "metrics.jsonl").unlink()
-    assert "silent has no metrics yet" in fails("report", silent)
-    assert "holds no run" in fails("report", tmp_path)
-    assert "name the directory of a run" in fails("report")
-    assert "not the name of an .html file" in fails("report", silent, "--out", tmp_path)
-    assert "no such folder" in fails("runs", tmp_path / "absent")
+    assert "silent has no metrics yet" in fails(capsys, "report", silent)
+    assert "holds no run" in fails(capsys, "report", tmp_path)
+    assert "name the directory of a run" in fails(capsys, "report")
+    assert "not the name of an .html file" in fails(capsys, "report", silent, "--out", tmp_path)
+    assert "no such folder" in fails(capsys, "runs", tmp_path / "absent")
     (tmp_path / "empty").mkdir()
-    assert "holds no runs" in fails("runs", tmp_path / "empty")
+    assert "holds no runs" in fails(capsys, "runs", tmp_path / "empty")
 
 
 PROBE = """<script>
