@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from packings import SHAPE, small_gpt, texts, usable
-from regpt import GPT, GPTConfig, UserError, lowbit
+from regpt import GPT, GPTConfig, SamplingParams, UserError, lowbit
 from regpt.cache import KeyValueCache
 from regpt.fast import PackedDecoder, PackedModel, choose_decoder
+from regpt.generate import generate
 from regpt.lowbit import Kind
 from regpt.native import build
 from regpt.native_model import NativeModel, Panels, misshapen, missing_native
@@ -127,3 +128,73 @@ def test_wrong_numbers_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     reason = missing_native("fp32")
     missing_native.cache_clear()
     assert reason == "the compiled kernel's fp32 numbers are wrong"
+
+
+@pytest.fixture
+def screening(model: GPT) -> NativeModel:
+    usable(NativeModel, "fp32")
+    native = NativeModel(model, "fp32")
+    if not native.screens:
+        pytest.skip("this processor has no bfloat16 products")
+    return native
+
+
+@pytest.mark.parametrize("top_k", [1, 50, 512])
+@pytest.mark.parametrize("lengths", [(1,), (9, 9), (7,) * 9])
+@torch.no_grad()
+def test_the_k_largest_logits_are_all_there_to_the_last_bit(
+    screening: NativeModel, top_k: int, lengths: tuple[int, ...]
+) -> None:
+    idx = torch.tensor(texts(*lengths))
+
+    def logits(top_k: int | None) -> torch.Tensor:
+        cache = KeyValueCache(SHAPE, rows=len(idx), length=20)
+        return screening.all_logits(idx, cache, top_k=top_k).flatten(0, 1)
+
+    whole, found = logits(None), logits(top_k)
+    there = found > -torch.inf
+    assert torch.equal(found[there], whole[there])
+    kth = whole.topk(top_k).values[:, -1:]
+    assert bool(there[whole >= kth].all()), "none of the k largest is missing"
+    assert there.float().mean() < (top_k + 2000) / SHAPE.vocab_size, "most are left out"
+    assert screening._overflowed == 0
+
+
+@torch.no_grad()
+def test_what_cannot_be_screened_is_computed_whole(screening: NativeModel) -> None:
+    flat = GPT(SHAPE).eval()
+    flat.load_state_dict(screening.model.state_dict())
+    flat.wte.weight[:] = flat.wte.weight[7]  # all logits equal: everything is a candidate
+    for strange in (None, torch.nan, torch.inf):
+        if strange is not None:
+            flat.ln_f.bias[3] = strange
+        native = NativeModel(flat, "fp32")
+        for attempt in range(40):  # more than it wonders about
+            cache = KeyValueCache(SHAPE, rows=1, length=20)
+            whole = native.logits(torch.tensor([[7, 8]]), cache)
+            cache.cut([0])
+            found = native.logits(torch.tensor([[7, 8]]), cache, top_k=50)
+            assert torch.equal(whole.nan_to_num(5.0), found.nan_to_num(5.0)), attempt
+        assert native._screened < 40, "it stops looking for them"
+
+
+@torch.no_grad()
+def test_texts_do_not_notice_the_screening(screening: NativeModel) -> None:
+    whole = NativeModel(screening.model, "fp32")
+    whole.screens = False
+    for seed in range(6):
+        params = SamplingParams(
+            max_length=40,
+            seed=seed,
+            top_k=(50, 5, 200)[seed % 3],
+            temperature=(1.0, 0.8, 0.0)[seed // 2],
+            top_p=0.9 if seed == 1 else None,
+            rng="portable" if seed == 3 else "hf",
+        )
+        rows = texts(6, 6, 6)
+        one, other = (
+            list(generate(native.model, rows, params, decoder=PackedDecoder(native, length=40)))
+            for native in (whole, screening)
+        )
+        assert torch.equal(torch.stack(one), torch.stack(other))
+    assert screening._screened > 0

@@ -151,6 +151,9 @@ class LayerCache:
 class PlainDecoder:
     """Decoding through the model itself and a key-value cache: the plain path of `generate`."""
 
+    top_k: int | None = None
+    """If set, only so many of the largest logits of a token matter: the others may be -inf."""
+
     def __init__(self, model: GPT, *, length: int) -> None:
         self.model = model
         self.length = length

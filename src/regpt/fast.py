@@ -66,7 +66,7 @@ class PackedModel:
         if reason is not None:
             raise UserError(f"{reason}: use --dtype fp32 --engine plain")
         self.model = model
-        self.kind = kind
+        self.kind: Kind = kind
         self.blocks = [PackedBlock.of(cast(Block, block), kind) for block in model.h]
         self.wte, self.wpe = model.wte.weight.detach(), model.wpe.weight.detach()
         self.head = pack(model.wte.weight[: model.config.vocab_size], None, kind)
@@ -82,13 +82,13 @@ class PackedModel:
         self.hidden(idx, cache)
 
     @torch.inference_mode()
-    def all_logits(self, idx: Tensor, cache: KeyValueCache) -> Tensor:
+    def all_logits(self, idx: Tensor, cache: KeyValueCache, *, top_k: int | None = None) -> Tensor:
         """Append (B, T) tokens to the cache; logits (B, T, V) float32 after each of them."""
         x = norm(self.model.ln_f, self.hidden(idx, cache))
         return self.head(x).float().view(*idx.shape, -1)
 
     @torch.inference_mode()
-    def logits(self, idx: Tensor, cache: KeyValueCache) -> Tensor:
+    def logits(self, idx: Tensor, cache: KeyValueCache, *, top_k: int | None = None) -> Tensor:
         """Append (B, T) tokens to the cache; logits (B, V) float32 of the token after the last."""
         x = self.hidden(idx, cache).view(*idx.shape, -1)
         return self.head(norm(self.model.ln_f, x[:, -1])).float()
@@ -149,11 +149,11 @@ class PackedDecoder(PlainDecoder):
 
     def read(self, idx: Tensor, cache: KeyValueCache) -> Tensor:
         """Append (B, T) tokens; logits (B, V) of the token after the last."""
-        return self.packed.logits(idx, cache)
+        return self.packed.logits(idx, cache, top_k=self.top_k)
 
     def read_all(self, idx: Tensor, cache: KeyValueCache) -> Tensor:
         """Append (B, T) tokens; logits (B, T, V) after each of them."""
-        return self.packed.all_logits(idx, cache)
+        return self.packed.all_logits(idx, cache, top_k=self.top_k)
 
     def absorb(self, tokens: Tensor) -> None:
         """Append one token to every row; the head, a third of the work, is not computed."""
@@ -163,11 +163,13 @@ class PackedDecoder(PlainDecoder):
 
 def pack_model(model: GPT, kind: Kind) -> tuple[PackedModel | NativeModel | None, str | None]:
     """The fastest packing that works here; and why the C kernel, or any, does not, in one line."""
-    native, reason = missing_native(kind) or misshapen(model.config), missing(kind)
+    native = missing_native(kind) or misshapen(model.config)
     if native is None:
-        if reason is None and is_large(model):
+        # torch's int8 operators are deprecated and say so: not tried where they are not needed
+        if kind != "int8" and is_large(model) and missing(kind) is None:
             return faster_packing(model, kind), None
         return NativeModel(model, kind), None
+    reason = missing(kind)
     if reason is None:
         return PackedModel(model, kind), f"{native}; decoding through torch's operators"
     return None, reason

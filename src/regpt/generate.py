@@ -24,6 +24,7 @@ from regpt.cache import PlainDecoder
 from regpt.errors import UserError
 from regpt.guessers import Guesser
 from regpt.model import GPT
+from regpt.native import draws
 from regpt.rows import Rows, Step
 from regpt.sampling import SamplingParams, sample
 from regpt.speculate import speculative_steps
@@ -136,6 +137,8 @@ def generate_steps(
     rows = Rows(texts, params, numbers)
     length = min(params.max_length, model.config.block_size)
     decoder = decoder or PlainDecoder(model, length=length)
+    if isinstance(decoder, PlainDecoder):
+        decoder.top_k = enough_logits(params) if top is None else None
     was_training = model.training
     model.eval()
     try:
@@ -161,6 +164,20 @@ def generate_steps(
 def can_guess(params: SamplingParams, model: GPT) -> bool:
     """Whether guessing ahead is possible: a penalty looks back, a window slides."""
     return params.repetition_penalty == 1.0 and params.max_length <= model.config.block_size
+
+
+def enough_logits(params: SamplingParams) -> int | None:
+    """How many of the largest logits decide a draw; None: all take part.
+
+    A penalty changes their order, and the lecture's softmax rounds over the whole vocabulary.
+    """
+    if params.repetition_penalty != 1.0:
+        return None
+    if params.temperature == 0:
+        return 1
+    if params.rng == "lecture" or params.top_k is None or params.top_k > draws.LARGEST_K:
+        return None
+    return params.top_k
 
 
 def advance(decoder: Decoder, rows: Rows, tokens: Tensor, positions: int) -> Tensor:

@@ -17,68 +17,21 @@ from regpt.errors import UserError
 from regpt.lowbit import TOLERANCE, EngineName, Kind
 from regpt.model import GPT, Block, GPTConfig
 from regpt.native.build import load_library
+from regpt.native.layout import CBlock, CCall, CLinear, CModel
 
 KIND_NUMBERS: dict[Kind, int] = {"fp32": 0, "bf16": 1, "int8": 2}
 GROUPED: dict[Kind, int] = {"fp32": 1, "bf16": 2, "int8": 4}
 """Inputs that one 32-bit step holds."""
 PANEL = 64
 LANES = 16
+CANDIDATES = 4096
+"""Logits of one token that `head.h` has room for, when it looks for the k largest."""
+FEW_OVERFLOWS = 16
+"""Tokens with more candidates than that before anybody wonders whether looking for them pays."""
+ROUNDING = 1e-4
+"""What float32 sums of a product can be off, against the lengths of its factors."""
 MOST_TOKENS = 256
 """Tokens of one call: what its buffers are made for; longer texts take several."""
-
-
-class CLinear(ctypes.Structure):
-    """`Linear` of decode.c."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("weight", "bias", "scale", "sums")),
-        *((name, ctypes.c_int64) for name in ("inputs", "outputs")),
-    )
-
-
-class CBlock(ctypes.Structure):
-    """`Block` of decode.c."""
-
-    _fields_ = (
-        *((f"ln_{n}_{part}", ctypes.c_void_p) for n in (1, 2) for part in ("weight", "bias")),
-        *((name, CLinear) for name in ("c_attn", "attn_proj", "c_fc", "mlp_proj")),
-    )
-
-
-class CModel(ctypes.Structure):
-    """`Model` of decode.c."""
-
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in ("kind", "layers", "heads", "width")),
-        ("epsilon", ctypes.c_double),
-        *((name, ctypes.c_void_p) for name in ("wte", "wpe", "ln_f_weight", "ln_f_bias", "blocks")),
-        ("head", CLinear),
-    )
-
-
-class CCall(ctypes.Structure):
-    """`Call` of decode.c."""
-
-    _fields_ = (
-        ("cache", ctypes.c_void_p),
-        *(
-            (name, ctypes.c_int64)
-            for name in (
-                "cache_is_bf16",
-                "layer_stride",
-                "value_stride",
-                "row_stride",
-                "head_stride",
-                "tokens",
-            )
-        ),
-        *((name, ctypes.c_void_p) for name in ("ids", "rows", "positions")),
-        ("outputs", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("wanted", "logits")),
-        ("logits_stride", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("x", "q", "y", "h", "packed", "ranges", "scores")),
-        *((name, ctypes.c_int64) for name in ("scores_stride", "threads")),
-    )
 
 
 class Panels:
@@ -156,9 +109,26 @@ class NativeModel:
             self._place(model.ln_f.weight),
             self._place(model.ln_f.bias),
             ctypes.addressof(self._blocks),
-            self._panels(model.wte.weight[: config.vocab_size], None),
+            *self._head(model.wte.weight.detach()[: config.vocab_size]),
         )
         self._tokens = self._longest = 0  # what the buffers have room for
+        self._screened = self._overflowed = 0  # tokens
+
+    def _head(self, weight: Tensor) -> tuple[CLinear, int | None, int | None]:
+        """The head's panels; in float32 those of its bfloat16 copy, and how far that is off."""
+        self.screens = False
+        if self.kind != "fp32":
+            return self._panels(weight, None), None, None
+        self.screens = bool(self.library.regpt_supports(KIND_NUMBERS["bf16"]))
+        if not self.screens:
+            return CLinear(None, None, None, None, weight.shape[1], weight.shape[0]), None, None
+        cheap = Panels(weight, None, "bf16")
+        self._alive.append(cheap)
+        size = torch.linalg.vector_norm(weight, dim=1)
+        error = torch.linalg.vector_norm(weight - weight.bfloat16(), dim=1)
+        error.add_(size, alpha=ROUNDING).mul_(1 + ROUNDING)
+        # the copy's length is at most the matrix's and the difference's
+        return cheap.structure, self._place(error), self._place(size + error)
 
     def _place(self, tensor: Tensor) -> int:
         values = tensor.detach().float().contiguous()
@@ -200,9 +170,14 @@ class NativeModel:
             "scores": threads * self._longest,
         }
         self._buffers = {name: torch.empty(size) for name, size in sizes.items()}
+        if self.screens:
+            self._buffers["candidates"] = torch.empty(n * CANDIDATES, dtype=torch.int32)
 
-    def logits(self, idx: Tensor, cache: KeyValueCache) -> Tensor:
-        """Append (B, T) tokens to the cache; logits (B, V) float32 of the token after the last."""
+    def logits(self, idx: Tensor, cache: KeyValueCache, *, top_k: int | None = None) -> Tensor:
+        """Append (B, T) tokens to the cache; logits (B, V) float32 of the token after the last.
+
+        With `top_k`, up to 512, those that are not among the k largest may be -inf.
+        """
         B, T = idx.shape
         together = max(MOST_TOKENS // B, 1)
         first = 0
@@ -210,18 +185,26 @@ class NativeModel:
             self.run(idx[:, first : first + together], cache, wanted=())
             first += together
         rest = T - first
-        return self.run(idx[:, first:], cache, wanted=range(rest - 1, B * rest, rest))
+        wanted = range(rest - 1, B * rest, rest)
+        return self.run(idx[:, first:], cache, wanted=wanted, top_k=top_k)
 
-    def all_logits(self, idx: Tensor, cache: KeyValueCache) -> Tensor:
+    def all_logits(self, idx: Tensor, cache: KeyValueCache, *, top_k: int | None = None) -> Tensor:
         """The same after every token: (B, T, V)."""
         B, T = idx.shape
-        return self.run(idx, cache, wanted=range(B * T)).view(B, T, -1)
+        return self.run(idx, cache, wanted=range(B * T), top_k=top_k).view(B, T, -1)
 
     def absorb(self, idx: Tensor, cache: KeyValueCache) -> None:
         """Append (B, T) tokens to the cache, and no more."""
         self.run(idx, cache, wanted=())
 
-    def run(self, idx: Tensor, cache: KeyValueCache, *, wanted: Sequence[int]) -> Tensor:
+    def run(
+        self,
+        idx: Tensor,
+        cache: KeyValueCache,
+        *,
+        wanted: Sequence[int],
+        top_k: int | None = None,
+    ) -> Tensor:
         """Append (B, T) tokens; logits (len(wanted), V) after those at these places of B * T."""
         B, T = idx.shape
         tokens = B * T
@@ -254,8 +237,22 @@ class NativeModel:
             self._longest,
             self.threads,
         )
+        counts = self._screen(call, len(wanted), top_k)
         self.library.regpt_decode(ctypes.byref(self.structure), ctypes.byref(call))
+        if counts is not None:
+            self._screened += len(wanted)
+            self._overflowed += int((counts < 0).sum())
         return logits
+
+    def _screen(self, call: CCall, tokens: int, top_k: int | None) -> Tensor | None:
+        """Ask for the k largest logits only, where that is worth it; where the counts will be."""
+        too_often = self._overflowed > FEW_OVERFLOWS + self._screened // 4
+        if top_k is None or not self.screens or not tokens or too_often:
+            return None
+        counts = torch.empty(tokens, dtype=torch.int64)
+        call.top_k = top_k
+        call.candidates, call.counts = self._buffers["candidates"].data_ptr(), counts.data_ptr()
+        return counts
 
 
 def misshapen(config: GPTConfig) -> str | None:

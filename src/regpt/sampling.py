@@ -157,7 +157,9 @@ def draw_hf(logits: Tensor, params: SamplingParams, noise: Tensor) -> Tensor:
     return (F.softmax(filtered(logits, params), dim=-1) / noise).argmax(dim=-1)
 
 
-def draw_among_few(logits: Tensor, params: SamplingParams, words: Sequence[Tensor]) -> Tensor:
+def draw_among_few(
+    logits: Tensor, params: SamplingParams, words: Tensor | Sequence[Tensor]
+) -> Tensor:
     """The token `draw_hf` draws, from words (B, V) or rows of them: only the top k are looked at.
 
     transformers keeps every logit equal to the k-th. Where two candidates are as good as equal, so
@@ -178,7 +180,7 @@ def draw_among_few(logits: Tensor, params: SamplingParams, words: Sequence[Tenso
 
 
 def race_among_few(
-    logits: Tensor, params: SamplingParams, words: Sequence[Tensor]
+    logits: Tensor, params: SamplingParams, words: Tensor | Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Tokens (B,), and which rows are not decided: `native/draws.py` in torch's operators.
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from regpt.atomic import new_file
 from regpt.errors import UserError
 
-SOURCES = ("decode.c", "adamw.c", "words.c", "draw.c", "training.c", "products.h", "vectors.h")
+UNITS = ("decode.c", "adamw.c", "words.c", "draw.c", "training.c")
+SOURCES = (*UNITS, "products.h", "largest.h", "head.h", "vectors.h")
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
 COMPILERS = ("cc", "gcc", "clang")
 NEEDED = ("avx512f", "avx512bw", "avx512vl", "avx512dq")
@@ -62,7 +63,7 @@ def compile_into(folder: Path) -> Path:
     if path.exists():
         return path
     with new_file(path) as hidden:
-        units = [str(here / source) for source in SOURCES if source.endswith(".c")]
+        units = [str(here / unit) for unit in UNITS]
         command = [compiler, *FLAGS, *units, "-o", str(hidden), "-lm"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS)

@@ -32,7 +32,8 @@ typedef struct {
     double epsilon;
     const float *wte, *wpe, *ln_f_weight, *ln_f_bias;
     const Block *blocks;
-    Linear head;
+    Linear head;  // of float32 models in bfloat16, and null where the processor does not multiply it
+    const float *head_error, *head_size;  // float32: how far each row is from that, and its length
 } Model;
 
 typedef struct {
@@ -48,6 +49,9 @@ typedef struct {
     char *packed;           // per thread: tokens * 4 width * 4 bytes
     float *ranges, *scores; // per thread: 2 * tokens, and the longest row
     int64_t scores_stride, threads;
+    int64_t top_k;          // float32: 0, or how many of the largest logits matter
+    int32_t *candidates;    // (outputs, CANDIDATES)
+    int64_t *counts;        // of each wanted token; -1: all its logits are there
 } Call;
 
 typedef struct {
@@ -65,7 +69,7 @@ static inline void finish(const Model *model, const Call *call, const Linear *li
 {
     for (int i = 0; i < 4 && output < linear->outputs; i++, output += LANES) {
         int64_t left = linear->outputs - output;
-        __mmask16 mask = left >= LANES ? 0xffff : (__mmask16)((1 << left) - 1);
+        __mmask16 mask = tail(left);
         __m512 v = _mm512_loadu_ps(sums + i * LANES);
         if (model->kind == INT8) {
             __m512 sum = _mm512_cvtepi32_ps(_mm512_castps_si512(v));
@@ -133,10 +137,11 @@ static void store_gelu(const Call *call, const Model *model, int64_t layer, int6
 static void store_logits(const Call *call, const Model *model, int64_t layer, int64_t token, int64_t output,
                          int64_t left, __m512 v)
 {
-    __mmask16 mask = left >= LANES ? 0xffff : (__mmask16)((1 << left) - 1);
     (void)model, (void)layer;
-    _mm512_mask_storeu_ps(call->logits + token * call->logits_stride + output, mask, v);
+    _mm512_mask_storeu_ps(call->logits + token * call->logits_stride + output, tail(left), v);
 }
+
+#include "head.h"
 
 static inline __m512 element(const Call *call, int64_t place)
 {
@@ -152,34 +157,47 @@ static inline __attribute__((always_inline)) void attend_head(const Model *model
     int64_t keys = layer * call->layer_stride + call->rows[token] * call->row_stride + head * call->head_stride;
     int64_t values = keys + call->value_stride;
     const float *q = call->q + token * model->width + head * size;
-    __m512 query[8], sum[8], scale = _mm512_set1_ps(1.0f / sqrtf((float)size));
+    __m512 query[8], sum[8], odd[8], scale = _mm512_set1_ps(1.0f / sqrtf((float)size));
     for (int i = 0; i < registers; i++) {
         query[i] = _mm512_mul_ps(_mm512_loadu_ps(q + i * LANES), scale);
-        sum[i] = _mm512_setzero_ps();
+        sum[i] = odd[i] = _mm512_setzero_ps();
     }
-    float largest = -INFINITY;
-    for (int64_t p = 0; p < count; p++) {
-        __m512 dot = _mm512_mul_ps(query[0], element(call, keys + p * size));
-        for (int i = 1; i < registers; i++)
-            dot = _mm512_fmadd_ps(query[i], element(call, keys + p * size + i * LANES), dot);
-        scores[p] = _mm512_reduce_add_ps(dot);
-        largest = scores[p] > largest ? scores[p] : largest;
+    __m512 most = _mm512_set1_ps(-INFINITY);
+    for (int64_t p = 0; p < count; p += LANES) {
+        __m512 dots[LANES];
+        for (int j = 0; j < LANES; j++) {
+            dots[j] = _mm512_setzero_ps();
+            if (p + j >= count) continue;
+            for (int i = 0; i < registers; i++)
+                dots[j] = _mm512_fmadd_ps(query[i], element(call, keys + (p + j) * size + i * LANES), dots[j]);
+        }
+        __m512 score = sums_of(dots);
+        _mm512_mask_storeu_ps(scores + p, tail(count - p), score);
+        most = _mm512_mask_max_ps(most, tail(count - p), most, score);
     }
+    float largest = _mm512_reduce_max_ps(most);
     __m512 total = _mm512_setzero_ps();
     for (int64_t p = 0; p < count; p += LANES) {
-        __mmask16 mask = count - p >= LANES ? 0xffff : (__mmask16)((1 << (count - p)) - 1);
+        __mmask16 mask = tail(count - p);
         __m512 e = exponential(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, scores + p), _mm512_set1_ps(largest)));
         total = _mm512_mask_add_ps(total, mask, total, e);
         _mm512_mask_storeu_ps(scores + p, mask, e);
     }
-    for (int64_t p = 0; p < count; p++) {
-        __m512 weight = _mm512_set1_ps(scores[p]);
-        for (int i = 0; i < registers; i++)
+    for (int64_t p = 0; p + 1 < count; p += 2) {  // two chains of sums: one would wait for itself
+        __m512 weight = _mm512_set1_ps(scores[p]), next = _mm512_set1_ps(scores[p + 1]);
+        for (int i = 0; i < registers; i++) {
             sum[i] = _mm512_fmadd_ps(weight, element(call, values + p * size + i * LANES), sum[i]);
+            odd[i] = _mm512_fmadd_ps(next, element(call, values + (p + 1) * size + i * LANES), odd[i]);
+        }
+    }
+    if (count % 2) {
+        __m512 weight = _mm512_set1_ps(scores[count - 1]);
+        for (int i = 0; i < registers; i++)
+            sum[i] = _mm512_fmadd_ps(weight, element(call, values + (count - 1) * size + i * LANES), sum[i]);
     }
     __m512 inverse = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(total));
     float *y = call->y + token * model->width + head * size;
-    for (int i = 0; i < registers; i++) _mm512_storeu_ps(y + i * LANES, _mm512_mul_ps(sum[i], inverse));
+    for (int i = 0; i < registers; i++) _mm512_storeu_ps(y + i * LANES, _mm512_mul_ps(_mm512_add_ps(sum[i], odd[i]), inverse));
 }
 
 static void attend(const Model *model, const Call *call, int64_t layer, int thread, float *scores)
@@ -241,7 +259,10 @@ static void work(const Model *model, const Call *call, int thread)
     }
     Packed in = prepare(model, call, call->x, width, call->outputs, call->wanted, model->ln_f_weight,
                         model->ln_f_bias, thread);
-    apply(model, call, &model->head, 0, call->outputs, in, thread, store_logits);
+    if (model->kind == FP32)
+        float32_head(model, call, (const float *)in.x, (char *)in.x + call->outputs * in.stride, thread);
+    else
+        apply(model, call, &model->head, 0, call->outputs, in, thread, store_logits);
 }
 
 // Append the tokens to the cache; logits of those that are wanted.

@@ -7,9 +7,9 @@
 // that is no number, too many candidates, or two so close that rounding could order them.
 #include <omp.h>
 
-#include "vectors.h"
+#include "largest.h"
 
-enum { GROUPS = 64, MOST = 2048 };  // GROUPS registers of maxima; candidates that there is room for
+enum { MOST = 2048 };  // candidates that there is room for
 
 typedef struct {
     const float *logits;  // rows of `columns`, `stride` apart
@@ -23,48 +23,17 @@ typedef struct {
     int64_t threads;
 } Draw;
 
-// Integers in the order of the floats.
-static inline __m512i ordered(__m512 x)
-{
-    __m512i bits = _mm512_castps_si512(x);
-    return _mm512_xor_si512(bits, _mm512_and_si512(_mm512_srai_epi32(bits, 31), _mm512_set1_epi32(0x7fffffff)));
-}
-
-// The k-th largest of n numbers, n a multiple of 16: by halving the range of integers.
-static float kth_largest(const float *x, int64_t n, int64_t k)
-{
-    int64_t low = INT32_MIN, high = INT32_MAX;
-    while (low < high) {
-        int64_t middle = low + (high - low + 1) / 2, count = 0;
-        __m512i bound = _mm512_set1_epi32((int32_t)middle);
-        for (int64_t i = 0; i < n; i += LANES)
-            count += __builtin_popcount(_mm512_cmpge_epi32_mask(ordered(_mm512_loadu_ps(x + i)), bound));
-        if (count >= k)
-            low = middle;
-        else
-            high = middle - 1;
-    }
-    int32_t bits = (int32_t)low ^ (((int32_t)low >> 31) & 0x7fffffff);
-    float found;
-    memcpy(&found, &bits, 4);
-    return found;
-}
-
-static inline __mmask16 tail(int64_t left) { return left >= LANES ? 0xffff : (__mmask16)((1 << left) - 1); }
-
 // Logits of a row that may be among the k largest; how many, or -1.
 static int64_t candidates(const float *x, const Draw *draw, float *values, int32_t *ids)
 {
-    static const float low = -INFINITY;
     float maxima[GROUPS * LANES];
-    __m512 nothing = _mm512_set1_ps(low);
+    __m512 nothing = _mm512_set1_ps(-INFINITY);
     __mmask16 strange = 0;
-    for (int i = 0; i < GROUPS; i++) _mm512_storeu_ps(maxima + i * LANES, nothing);
-    for (int64_t i = 0, group = 0; i < draw->columns; i += LANES, group = (group + 1) % GROUPS) {
+    lowest(maxima);
+    for (int64_t i = 0; i < draw->columns; i += LANES) {
         __m512 v = _mm512_mask_loadu_ps(nothing, tail(draw->columns - i), x + i);
-        float *place = maxima + group * LANES;
         strange |= _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-        _mm512_storeu_ps(place, _mm512_max_ps(v, _mm512_loadu_ps(place)));
+        raise(maxima, i / LANES, v);
     }
     if (strange) return -1;
     float bound = kth_largest(maxima, GROUPS * LANES, draw->top_k);
@@ -75,10 +44,8 @@ static int64_t candidates(const float *x, const Draw *draw, float *values, int32
         __mmask16 large = _mm512_cmp_ps_mask(v, _mm512_set1_ps(bound), _CMP_GE_OQ) & tail(draw->columns - i);
         if (!large) continue;
         if (count > MOST - LANES) return -1;
-        __m512i id = _mm512_add_epi32(_mm512_set1_epi32((int32_t)i), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9,
-                                                                                       10, 11, 12, 13, 14, 15));
         _mm512_mask_compressstoreu_ps(values + count, large, v);
-        _mm512_mask_compressstoreu_epi32(ids + count, large, id);
+        compress_ids(ids + count, large, i);
         count += __builtin_popcount(large);
     }
     return count;

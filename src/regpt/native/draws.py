@@ -34,7 +34,12 @@ def works(top_k: int) -> bool:
 
 
 def draw(
-    logits: Tensor, words: Sequence[Tensor], *, top_k: int, temperature: float, close: float
+    logits: Tensor,
+    words: Tensor | Sequence[Tensor],
+    *,
+    top_k: int,
+    temperature: float,
+    close: float,
 ) -> tuple[Tensor, Tensor]:
     """Draw among the k most likely tokens of each row.
 

@@ -31,6 +31,23 @@ static inline __m512 gelu(__m512 x)  // the tanh form: x * sigmoid(2 sqrt(2/pi) 
     return _mm512_div_ps(x, _mm512_add_ps(_mm512_set1_ps(1.0f), exponential(u)));
 }
 
+static inline __mmask16 tail(int64_t left) { return left >= LANES ? 0xffff : (__mmask16)((1 << left) - 1); }
+
+// Sixteen sums of sixteen numbers each, side by side.
+static inline __m512 sums_of(const __m512 x[LANES])
+{
+    __m512 s[8], t[4];
+    for (int i = 0; i < 8; i++)
+        s[i] = _mm512_add_ps(_mm512_unpacklo_ps(x[2 * i], x[2 * i + 1]), _mm512_unpackhi_ps(x[2 * i], x[2 * i + 1]));
+    for (int i = 0; i < 4; i++) {
+        __m512d a = _mm512_castps_pd(s[2 * i]), b = _mm512_castps_pd(s[2 * i + 1]);
+        t[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+    }
+    __m512 u = _mm512_add_ps(_mm512_shuffle_f32x4(t[0], t[1], 0x88), _mm512_shuffle_f32x4(t[0], t[1], 0xdd));
+    __m512 v = _mm512_add_ps(_mm512_shuffle_f32x4(t[2], t[3], 0x88), _mm512_shuffle_f32x4(t[2], t[3], 0xdd));
+    return _mm512_add_ps(_mm512_shuffle_f32x4(u, v, 0x88), _mm512_shuffle_f32x4(u, v, 0xdd));
+}
+
 static inline __m512 from_bf16(const uint16_t *place)
 {
     return _mm512_castsi512_ps(
