@@ -18,7 +18,7 @@ from pathlib import Path
 from regpt.atomic import new_file
 from regpt.errors import UserError
 
-UNITS = ("decode.c", "adamw.c", "words.c", "draw.c", "training.c")
+UNITS = ("decode.c", "adamw.c", "words.c", "draw.c", "training.c", "muon.c")
 SOURCES = (*UNITS, "products.h", "largest.h", "head.h", "vectors.h")
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
 COMPILERS = ("cc", "gcc", "clang")
@@ -82,6 +82,8 @@ SIGNATURES = {
     "regpt_supports": (COUNT,),
     "regpt_adamw": (COUNT, *[POINTER] * 6, COUNT),
     "regpt_squares": (COUNT, POINTER, COUNT),
+    "regpt_muon": (COUNT, POINTER, POINTER, COUNT, COUNT, COUNT),
+    "regpt_muon_is_supported": (),
     "regpt_words": (POINTER, COUNT, POINTER),
     "regpt_draw": (POINTER,),
     "regpt_norm": (COUNT, COUNT, *[POINTER] * 5, NUMBER, POINTER, POINTER, COUNT),
@@ -94,7 +96,11 @@ SIGNATURES = {
     "regpt_loss": (*[COUNT] * 3, POINTER, POINTER, COUNT, NUMBER, POINTER, COUNT, COUNT),
 }
 """The arguments of each function of the library."""
-RESULTS = {"regpt_supports": ctypes.c_int, "regpt_squares": ctypes.c_double}
+RESULTS = {
+    "regpt_supports": ctypes.c_int,
+    "regpt_squares": ctypes.c_double,
+    "regpt_muon_is_supported": ctypes.c_int,
+}
 """What the functions return that return anything."""
 
 

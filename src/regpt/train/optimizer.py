@@ -17,7 +17,7 @@ from regpt.model import GPT
 from regpt.parallel import full
 from regpt.train.adamw import PiecewiseAdamW
 from regpt.train.config import OptimizerConfig
-from regpt.train.muon import StackedMuon
+from regpt.train.muon import Rows, StackedMuon
 
 
 def split_parameters(
@@ -64,6 +64,11 @@ class Optimizer:
             fused=True,
         )
         self._pieces = [(matrix, separate_qkv(matrix)) for matrix in hidden]
+        for matrix, pieces in self._pieces:
+            copy = copy_of(matrix)
+            if copy is not None:
+                for piece, low in zip(pieces, copy.tensor.split(len(pieces[0])), strict=True):
+                    piece.kept_rows = Rows(copy, low)  # pyright: ignore
         self.muon = None
         if hidden:
             kind = StackedMuon if config.muon_stacked else torch.optim.Muon
