@@ -143,3 +143,16 @@ def test_the_loss_through_the_kernel_is_the_loss_without(monkeypatch: pytest.Mon
         found.append((loss, gradients(model, loss)))
     torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-6, atol=0.0)
     assert worst(found[1][1], found[0][1]) <= 1e-3
+
+
+def test_nats_alone_leave_the_logits_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel()
+    logits = (torch.randn(9, 61, generator=torch.Generator().manual_seed(1)) * 4).bfloat16()
+    targets = torch.arange(9)
+    targets[2] = module.IGNORE
+    before = logits.clone()
+    plain = module.nats_of(logits, targets)
+    monkeypatch.setattr(module, "WORTH_COMPILING", 0)
+    assert module.fits_kernel(logits)
+    torch.testing.assert_close(module.nats_of(logits, targets), plain, rtol=1e-6, atol=1e-6)
+    assert torch.equal(logits, before)

@@ -159,6 +159,15 @@ class ChunkedLoss(torch.autograd.Function):
         return grad_hidden * grad_output, grad_weight.mul_(grad_output), *nothing
 
 
+def nats_of(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of each target (n,) in nats, float32, from logits (n, V)."""
+    if logits.is_contiguous() and fits_kernel(logits):
+        return training.loss(
+            logits, targets, logits.shape[1], ignored=IGNORE, more=0.0, gradient=False
+        )
+    return F.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="none")
+
+
 def fits_kernel(logits: Tensor) -> bool:
     """Whether the C kernel takes them; compiled now, if it never was, for a loss worth it."""
     cpu = logits.device.type == "cpu" and logits.dtype == torch.bfloat16

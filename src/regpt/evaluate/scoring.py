@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from regpt.data.loader import IGNORE_INDEX
 from regpt.errors import UserError
 from regpt.evaluate.reader import Reader
+from regpt.loss import nats_of
 
 HEAD_ROWS = {"cpu": 256}
 """Rows of logits at once: 256 x 50257 float32 are 51 MB."""
@@ -74,8 +74,8 @@ def score(model: Reader, idx: Tensor, targets: Tensor, *, best: bool) -> tuple[T
     nats, hits = [rows.new_empty(0, dtype=torch.float32)], [scored.new_empty(0)]
     for start in range(0, len(wanted), count):
         target = wanted[start : start + count]
-        logits = model.unembed(rows[start : start + count]).float()  # (count, V)
-        nats.append(F.cross_entropy(logits, target, reduction="none"))
+        logits = model.unembed(rows[start : start + count])  # (count, V)
         if best:
             hits.append(logits.argmax(dim=-1) == target)
+        nats.append(nats_of(logits, target))
     return torch.cat(nats), torch.cat(hits)
