@@ -27,6 +27,10 @@ from regpt.model import GPT
 TILE = 64
 """Rows of the embedding's copy are a multiple of this; the matrix units are faster so."""
 
+MAY_BE_LOW = hasattr(torch.Tensor, "grad_dtype")
+"""Whether torch lets a parameter's gradient have another dtype; before 2.13 it does not, and
+autograd casts what a product left in bfloat16."""
+
 
 class Copy:
     """A matrix in bfloat16; rows that fill up the last tile are zero."""
@@ -68,6 +72,8 @@ def keep_copies(model: GPT) -> GPT:
 
 def gradients_in(model: GPT, *, bfloat16: bool) -> None:
     """Which dtype the gradients of matrices with a copy are left in; before any is formed."""
+    if not MAY_BE_LOW:
+        return
     dtype = torch.bfloat16 if bfloat16 else torch.float32
     for parameter in model.parameters():
         if copy_of(parameter) is not None and parameter.grad_dtype != dtype:
@@ -117,7 +123,7 @@ def embed(module: nn.Embedding, plain: Any, idx: Tensor) -> Tensor:
 def add_rows(weight: Tensor, idx: Tensor, gradient: Tensor) -> None:
     """Add the gradient of looked-up rows, (B, T, C), to the matrix's, rounding each row once."""
     if weight.grad is None:  # the head has left none yet
-        weight.grad = torch.zeros_like(weight, dtype=weight.grad_dtype)
+        weight.grad = torch.zeros_like(weight, dtype=getattr(weight, "grad_dtype", None))
     ids, place = idx.unique(return_inverse=True)
     rows = weight.grad[ids].float()
     rows.index_add_(0, place.flatten(), gradient.flatten(0, 1).float())

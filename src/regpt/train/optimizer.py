@@ -116,7 +116,8 @@ class Optimizer:
                 assert matrix.grad is not None
                 if len(pieces) > 1:
                     for piece, grad in zip(pieces, matrix.grad.split(len(pieces[0])), strict=True):
-                        piece.grad_dtype = grad.dtype
+                        if hasattr(piece, "grad_dtype"):  # since torch 2.13
+                            piece.grad_dtype = grad.dtype
                         piece.grad = grad
             self.muon.step()
         self.adamw.step()
