@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from regpt import GPT, GPTConfig, speeds
-from regpt.fast import PackedModel, faster_packing, pack_model
+from regpt.fast import PackedModel, faster_packing, fastest_kind, pack_model
 from regpt.guessers import DEEPEST, best_depth
-from regpt.lowbit import missing
+from regpt.lowbit import KINDS, missing
 from regpt.native_model import NativeModel, missing_native
 from regpt.speeds import COUNTS, Speed, known_speed, measure, speed_of
 
@@ -84,6 +84,19 @@ def test_the_faster_packing_decodes(folder: Path, monkeypatch: pytest.MonkeyPatc
         assert isinstance(faster_packing(model, "fp32"), fast)
     monkeypatch.setattr("regpt.fast.faster_packing", lambda *a: pytest.fail("measured"))
     assert isinstance(pack_model(model, "fp32")[0], NativeModel), "small models are not measured"
+
+
+def test_auto_is_the_fastest_dtype(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if any(missing_native(kind) for kind in KINDS):
+        pytest.skip("there is no C kernel here for every dtype")
+    model = GPT(SHAPE).eval()
+    assert fastest_kind(model, 1) == "fp32", "small models are not measured"
+    monkeypatch.setattr("regpt.fast.is_large", lambda model: True)
+    monkeypatch.setattr("regpt.fast.faster_packing", lambda m, kind: NativeModel(m, kind))
+    times = {"fp32": (3.0, 3.0, 9.0), "bf16": (2.0, 2.0, 9.0), "int8": (1.0, 5.0, 9.0)}
+    monkeypatch.setattr("regpt.fast.speed_of", lambda packed: Speed(times[packed.kind]))
+    assert fastest_kind(model, 1) == "int8"
+    assert fastest_kind(model, 5) == "bf16"
 
 
 def test_measuring_leaves_the_model_alone(packed: PackedModel) -> None:

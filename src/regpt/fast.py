@@ -8,6 +8,7 @@ cache. `choose_decoder` picks what works, and says in one line why the C kernel 
 do, the one that was measured to be faster on this machine (`speeds.py`).
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -188,6 +189,25 @@ def faster_packing(model: GPT, kind: Kind) -> PackedModel | NativeModel:
     if other is not None and other.of(1) < one.of(1):
         return PackedModel(model, kind)
     return native or NativeModel(model, kind)
+
+
+def fastest_kind(model: GPT, rows: int) -> Kind:
+    """The dtype that writes so many rows in the least time on this machine, int8 included.
+
+    Small models stay exact: reading their weights is not what a step waits for.
+    """
+    if model.device.type != "cpu":
+        return "bf16" if is_large(model) else "fp32"
+    best: Kind = "fp32"
+    least = math.inf
+    for kind in KINDS if is_large(model) else ():
+        speed = known_speed(model, "native", kind) or known_speed(model, "torch", kind)
+        packed = pack_model(model, kind)[0] if speed is None else None
+        if packed is not None:
+            speed = speed_of(packed)
+        if speed is not None and speed.of(rows) < least:
+            best, least = kind, speed.of(rows)
+    return best
 
 
 def choose_decoder(

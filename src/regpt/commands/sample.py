@@ -9,7 +9,7 @@ import torch
 
 from regpt.commands.batch import write_batch
 from regpt.errors import UserError
-from regpt.fast import Engine, choose_decoder
+from regpt.fast import Engine, choose_decoder, fastest_kind
 from regpt.generate import (
     Decoder,
     as_lists,
@@ -21,6 +21,7 @@ from regpt.generate import (
     until_end,
 )
 from regpt.guessers import Guesser, Speculation, choose_guesser
+from regpt.lowbit import Kind
 from regpt.model import GPT, GPTConfig
 from regpt.runtime import find_runtime
 from regpt.sampling import SamplingParams, Stream
@@ -59,7 +60,7 @@ def sample(
     rng: Stream | None = None,
     overflow: Literal["error", "slide"] = DEFAULTS.overflow,
     device: str = "auto",
-    dtype: Literal["fp32", "bf16", "int8"] = "fp32",
+    dtype: Literal["auto", "fp32", "bf16", "int8"] = "fp32",
     engine: Engine = "auto",
     speculate: Speculation = "auto",
     stream: bool = False,
@@ -86,7 +87,7 @@ def sample(
             a batch file).
         overflow: Past the model's last position: error, or slide (forget the oldest text).
         device: auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps.
-        dtype: Compute dtype: fp32 (exact), bf16, or int8 (CPU); the lower, the faster.
+        dtype: Compute dtype: fp32 (exact), bf16, int8 (CPU), or auto, the fastest measured here.
         engine: fast (packed matrices, CPU), plain (through the model), or whichever works.
         speculate: Guess tokens ahead and check them, which changes no text: draft (an int8 copy
             guesses), lookup (repeats of earlier text), off; auto drafts where it pays.
@@ -110,18 +111,18 @@ def sample(
         overflow=overflow,
     )
     check_flags(stream=stream, json=json, batch=batch, logprobs=logprobs)
+    gpt = load(model, seed=seed).to(find_runtime(device, dtype="fp32").device)
+    dtype = told_fastest(gpt, params.num_samples) if dtype == "auto" else dtype
     runtime = find_runtime(device, dtype="bf16" if dtype == "bf16" else "fp32")
-    gpt = load(model, seed=seed).to(runtime.device)
     with runtime.autocast():
         if batch:
-            place = Path(batch)
-            return write_batch(gpt, place, output, params, stop=stop, engine=engine, dtype=dtype)
+            file = Path(batch)
+            return write_batch(gpt, file, output, params, stop=stop, engine=engine, dtype=dtype)
         start = get_tokenizer().encode(prompt)
         check_lengths(as_lists([start]), params, gpt)
         length = min(max_length, gpt.config.block_size)
         decoder, note = choose_decoder(gpt, engine=engine, dtype=dtype, length=length)
-        if note:
-            sys.stderr.write(f"regpt: note: {note}\n")
+        sys.stderr.write(f"regpt: note: {note}\n" if note else "")
         how = speculate if logprobs is None and can_guess(params, gpt) else "off"
         guess = choose_guesser(decoder, how, rows=params.num_samples)
         if logprobs is not None:
@@ -130,6 +131,13 @@ def sample(
             write_stream(gpt, prompt, params, decoder, guess, stop)
         else:
             write_samples(gpt, start, params, decoder, guess, stop, json=json)
+
+
+def told_fastest(gpt: GPT, rows: int) -> Kind:
+    """The fastest dtype for so many rows, which the person is told."""
+    kind = fastest_kind(gpt, rows)
+    sys.stderr.write(f"regpt: note: --dtype {kind} is the fastest here\n")
+    return kind
 
 
 def check_flags(*, stream: bool, json: bool, batch: str | None, logprobs: int | None) -> None:
