@@ -125,7 +125,8 @@ class NativeModel:
         cheap = Panels(weight, None, "bf16")
         self._alive.append(cheap)
         size = torch.linalg.vector_norm(weight, dim=1)
-        error = torch.linalg.vector_norm(weight - weight.bfloat16(), dim=1)
+        differences = (rows - rows.bfloat16() for rows in weight.split(4096))
+        error = torch.cat([torch.linalg.vector_norm(rows, dim=1) for rows in differences])
         error.add_(size, alpha=ROUNDING).mul_(1 + ROUNDING)
         # the copy's length is at most the matrix's and the difference's
         return cheap.structure, self._place(error), self._place(size + error)

@@ -5,8 +5,7 @@ model's shape; a rule made on one machine is wrong on the next. So the first tim
 packed, it reads 1, 5 and 40 tokens a few times (half a second), and the least times go into a small
 file in the user's cache, one for each machine, shape, dtype and engine. They decide which engine
 decodes (`fast.py`) and how far a draft guesses ahead (`guessers.py`): what is fast, never what is
-written. Whoever moves a disk to another processor, or another torch, measures anew; deleting
-`speed-*.json` does, too.
+written. Another processor, torch or kernel is measured anew; deleting `speed-*.json` does it, too.
 """
 
 import hashlib
@@ -15,6 +14,7 @@ import math
 import time
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -25,7 +25,7 @@ from regpt.cache import KeyValueCache
 from regpt.errors import UserError
 from regpt.lowbit import EngineName, Kind
 from regpt.model import GPT
-from regpt.native.build import cache_folder, processor
+from regpt.native.build import cache_folder, load_library, missing, processor
 
 COUNTS = (1, 5, 40)
 """Tokens read at once: one row, the lecture's five rows, and guesses of five rows being checked."""
@@ -98,6 +98,7 @@ def facts(engine: EngineName, kind: Kind, shape: tuple[int, ...]) -> tuple[str, 
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "processor": processor()[0],
+        "kernel": None if engine == "torch" or missing() else Path(load_library()._name).stem,
     }
     digest = hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()[:16]
     return f"speed-{digest}.json", held
