@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from regpt import GPT, GPTConfig, UserError
+from regpt import GPT, GPTConfig, UserError, get_tokenizer
 from regpt.cli import main
 from regpt.weights.gguf import gguf_name, write_gguf
 
@@ -74,3 +74,27 @@ def test_the_command_and_what_it_refuses(
     with pytest.raises(UserError, match="n_embd is 8: choose f32"):
         write_gguf(tmp_path / "n.gguf", GPT(narrow).state_dict(), asdict(narrow), "q8_0")
     assert not (tmp_path / "n.gguf").exists()
+
+
+@pytest.mark.parametrize("kind", ["f32", "q8_0"])
+def test_llama_cpp_writes_what_we_write(tmp_path: Path, kind: str) -> None:
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is built by hand")
+    shape = GPTConfig(block_size=64, n_layer=2, n_head=2, n_embd=64)
+    torch.manual_seed(2)
+    model = GPT(shape).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.0, 0.3)
+    path = tmp_path / "model.gguf"
+    write_gguf(path, model.state_dict(), asdict(shape), kind)
+    llama = llama_cpp.Llama(str(path), n_ctx=64, n_threads=1, logits_all=True, verbose=False)
+    text = "Hello, I'm a language model,  naïve\n\tfür 12345 🤖 don't"
+    ids = get_tokenizer().encode(text)
+    assert llama.tokenize(text.encode(), add_bos=False) == ids
+    llama.eval(ids)
+    theirs = torch.from_numpy(llama.scores[: len(ids)].copy())
+    ours = model(torch.tensor([ids]))[0][0].detach()
+    bound = 1e-2 if kind == "f32" else 5e-2  # its GELU is a table of 16-bit floats
+    assert (theirs - ours).norm() <= bound * ours.norm()
+    if kind == "f32":
+        assert torch.equal(theirs.argmax(dim=-1), ours.argmax(dim=-1))
