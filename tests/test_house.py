@@ -37,6 +37,7 @@ FLOORS = [
     "lowbit",
     "native_model",
     "speeds",
+    "graphs",
     "fast",
     "guessers",
     "speculate",

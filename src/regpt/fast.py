@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from regpt.cache import KeyValueCache, LayerCache, PlainDecoder, free_memory
 from regpt.errors import UserError
+from regpt.graphs import GraphDecoder
 from regpt.lowbit import KINDS, EngineName, Kind, PackedLinear, missing, pack
 from regpt.model import GPT, Block
 from regpt.native_model import NativeModel, misshapen, missing_native
+from regpt.runtime import DTYPES
 from regpt.speeds import is_large, known_speed, speed_of
 
 Engine = Literal["auto", "plain", "fast"]
@@ -217,7 +219,7 @@ def choose_decoder(
 
     `fast` insists on packed matrices, in the C kernel where it works, else in torch's operators;
     `auto` takes them on a CPU if they work; `plain` goes through the model. int8 exists packed
-    only.
+    only. On a GPU `fast` replays recorded steps.
     """
     if dtype not in KINDS:
         raise UserError(f"dtype {dtype!r} is not one of {', '.join(KINDS)}")
@@ -227,8 +229,12 @@ def choose_decoder(
         raise UserError("dtype int8 exists on the fast engine only, on a cpu: use --engine fast")
     if not packs:
         return PlainDecoder(model, length=length), None
+    if model.device.type == "cuda" and kind != "int8":
+        return GraphDecoder(model, dtype=DTYPES[kind], length=length), None
     if model.device.type != "cpu":
-        raise UserError(f"the fast engine decodes on a cpu, not on {model.device}: leave it out")
+        raise UserError(
+            f"the fast engine decodes {kind} on a cpu, not on {model.device}: use --engine plain"
+        )
     packed, note = pack_model(model, kind)
     if packed is not None:
         return PackedDecoder(packed, length=length), note

@@ -88,7 +88,8 @@ def sample(
         overflow: Past the model's last position: error, or slide (forget the oldest text).
         device: auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps.
         dtype: Compute dtype: fp32 (exact), bf16, int8 (CPU), or auto, the fastest measured here.
-        engine: fast (packed matrices, CPU), plain (through the model), or whichever works.
+        engine: fast (packed matrices on a CPU, recorded steps on CUDA), plain (through the model),
+            or auto: fast on a CPU where it works.
         speculate: Guess tokens ahead and check them, which changes no text: draft (an int8 copy
             guesses), lookup (repeats of earlier text), off; auto drafts where it pays.
         stream: Print the text of one sample as it comes.
