@@ -7,6 +7,7 @@ import torch
 
 from regpt import GPT, GPTConfig
 from regpt import loss as module
+from regpt.kept import keep_copies
 from regpt.loss import next_token_loss, plain_loss
 from regpt.native.build import missing
 from regpt.parallel import pad_vocabulary
@@ -133,16 +134,25 @@ def test_a_logit_that_is_no_number_is_not_hidden(bad: float, column: int) -> Non
 
 def test_the_loss_through_the_kernel_is_the_loss_without(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel()
-    model = sharpen(GPT(SHAPE))
+    model = keep_copies(sharpen(GPT(SHAPE)))
     idx, targets = batch()
-    found = []
+    found, used = [], []
+    run = module.training.loss
+    monkeypatch.setattr(
+        module.training, "loss", lambda *given, **named: used.append(1) or run(*given, **named)
+    )
     for least in (1 << 20, 0):
         monkeypatch.setattr(module, "WORTH_COMPILING", least)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = next_token_loss(model, idx, targets)
         found.append((loss, gradients(model, loss)))
+        assert bool(used) == (least == 0)
     torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-6, atol=0.0)
     assert worst(found[1][1], found[0][1]) <= 1e-3
+    used.clear()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        next_token_loss(GPT(SHAPE), idx, targets)
+    assert not used, "without kept copies the loss is the plain path's, to the last bit"
 
 
 def test_nats_alone_leave_the_logits_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:

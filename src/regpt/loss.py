@@ -69,9 +69,10 @@ def next_token_loss(
     weight, vocab_size = model.wte.weight, model.config.vocab_size
     dtype = compute_dtype(idx.device)
     kept = copy_of(weight)
-    tiles = in_tiles(weight, dtype) if kept is None or dtype != torch.bfloat16 else kept.fresh()
+    fast = kept is not None and dtype == torch.bfloat16
+    tiles = kept.fresh() if kept is not None and fast else in_tiles(weight, dtype)
     return ChunkedLoss.apply(
-        hidden, weight, tiles, targets.flatten(), vocab_size, divisor, multiplicity
+        hidden, weight, tiles, targets.flatten(), vocab_size, divisor, multiplicity, fast
     )
 
 
@@ -113,10 +114,11 @@ class ChunkedLoss(torch.autograd.Function):
         vocab_size: int,
         divisor: float,
         multiplicity: int,
+        fast: bool,
     ) -> Tensor:
         """hidden (N, C), weight (rows, C), `in_tiles` of it, targets (N,); returns nats / divisor.
 
-        The products run in the dtype of the tiles.
+        The products run in the dtype of the tiles. `fast`: through the C kernel, if it fits.
         """
         N = len(hidden)
         with_gradients = any(ctx.needs_input_grad)
@@ -127,7 +129,7 @@ class ChunkedLoss(torch.autograd.Function):
         grad_hidden = torch.empty_like(h) if with_gradients else None
         grad_weight: Tensor | None = None
         nats = torch.zeros((), device=h.device)
-        native = fits_kernel(buffer)
+        native = fast and fits_kernel(buffer)
         for start in range(0, N, chunk):
             part, target = h[start : start + chunk], targets[start : start + chunk]
             logits = buffer[: len(part)]
@@ -153,7 +155,7 @@ class ChunkedLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         """The gradients formed in forward, times the gradient of the loss."""
         grad_hidden, grad_weight = ctx.saved_tensors
-        nothing = (None,) * 5
+        nothing = (None,) * 6
         if grad_output.is_cpu and grad_output.item() == 1.0:  # as ever in training
             return grad_hidden, grad_weight, *nothing
         return grad_hidden * grad_output, grad_weight.mul_(grad_output), *nothing
