@@ -1,16 +1,20 @@
 """Kept bfloat16 copies change the traffic, not the numbers: against autocast's own casts."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
-from regpt import GPT, GPTConfig, find_runtime
+from regpt import GPT, GPTConfig, find_runtime, fused, loss
 from regpt import kept as kept_module
+from regpt.attention import attend_in_blocks
 from regpt.data.loader import Batch
+from regpt.fused import fuse_blocks
 from regpt.kept import add_rows, copy_of, gradients_in, keep_copies
 from regpt.native.build import missing
-from regpt.parallel import GradientSum, World
-from regpt.train import adamw
+from regpt.parallel import GradientSum, World, fill
+from regpt.train import adamw, muon
 from regpt.train.config import OptimizerConfig
 from regpt.train.optimizer import Optimizer
 from regpt.train.step import StepResult, compute_gradients
@@ -146,6 +150,37 @@ def test_a_copy_is_never_stale(config: OptimizerConfig) -> None:
     assert copy is not None
     assert copy.fresh()[:61].eq(0.5).all()
     assert not copy.fresh()[61:].any()
+
+
+@pytest.mark.parametrize("config", [ADAMW, MUON])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_state_taken_back_goes_on_as_if_it_had_never_left(
+    monkeypatch: pytest.MonkeyPatch, config: OptimizerConfig, compiled: bool
+) -> None:
+    if compiled:
+        if reason := missing():
+            pytest.skip(reason)
+        for module in (adamw, muon, loss, fused):
+            monkeypatch.setattr(module, "WORTH_COMPILING", 0)
+
+    def new() -> tuple[GPT, Optimizer]:
+        torch.manual_seed(0)
+        model = fuse_blocks(keep_copies(attend_in_blocks(GPT(replace(SHAPE, n_embd=32)))))
+        return model, Optimizer(model, config, lr=1e-2)
+
+    def go_on(model: GPT, optimizer: Optimizer, steps: range) -> None:
+        for step in steps:
+            gradients(model, optimizer, batch(step), clip=config.clip)
+            optimizer.step()
+
+    (one, whole), (two, before), (other, after) = new(), new(), new()
+    go_on(one, whole, range(5))
+    go_on(two, before, range(2))
+    other.load_state_dict(two.state_dict())
+    after.load_state_tensors(before.state_tensors(torch.clone), fill)
+    go_on(other, after, range(2, 5))
+    for (name, expected), found in zip(one.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(found, expected), name
 
 
 def test_without_autocast_the_model_is_the_plain_one() -> None:

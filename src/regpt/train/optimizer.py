@@ -116,6 +116,7 @@ class Optimizer:
                 assert matrix.grad is not None
                 if len(pieces) > 1:
                     for piece, grad in zip(pieces, matrix.grad.split(len(pieces[0])), strict=True):
+                        piece.grad = None  # of another dtype, if a resume put it there
                         if hasattr(piece, "grad_dtype"):  # since torch 2.13
                             piece.grad_dtype = grad.dtype
                         piece.grad = grad
