@@ -110,12 +110,13 @@ def write_results(path: Path, text: str, *, picture: bytes | None = None) -> Non
 
 
 def command_line() -> str:
-    """What was typed, without the place that results go to."""
+    """What was typed, without the place that results go to, and files by their names alone."""
     arguments = list(sys.argv[1:])
     if "--out" in arguments:
         place = arguments.index("--out")
         del arguments[place : place + 2]
-    return shlex.join(["regpt", *(word for word in arguments if not word.startswith("--out="))])
+    words = (word for word in arguments if not word.startswith("--out="))
+    return shlex.join(["regpt", *(Path(word).name if word[:1] == "/" else word for word in words)])
 
 
 def find_commit() -> str | None:
