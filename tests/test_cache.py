@@ -177,7 +177,7 @@ def test_a_batch_too_large_for_the_memory_is_told_its_limit(
     model: GPT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     each = 3 * 2 * 32 * 20 * 4
-    monkeypatch.setattr("regpt.cache.free_memory", lambda device: 7 * each + 5)
+    monkeypatch.setattr("regpt.cache.available_memory", lambda device: 7 * each + 5)
     params = SamplingParams(max_length=20)
     assert len(next(generate(model, texts(4) * 7, params))) == 7
     with pytest.raises(UserError, match=r"cache of 8 rows.*ask for at most 7 samples"):

@@ -21,6 +21,7 @@ FLOORS = [
     "native",
     "noise",
     "runtime",
+    "memory",
     "tokenizer",
     "tokenizer_files",
     "weights",

@@ -9,33 +9,19 @@ never padded, and prompts are read in one by one (`read_prompts`), so a row's nu
 would have alone, to the rounding of the kernels.
 """
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from regpt.errors import UserError
+from regpt.memory import available_memory
 from regpt.model import GPT, GPTConfig
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be had on a device; None where nobody says."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if device.type != "cpu":
-        return None
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvail"))
-    except (OSError, StopIteration):
-        return None
 
 
 def check_memory(rows: int, bytes_each: int, device: torch.device) -> None:
     """Refuse what will not fit, before a system that promises everything ends the process."""
-    free = free_memory(device)
-    if free is not None and rows * bytes_each > free:
+    free = available_memory(device)
+    if rows * bytes_each > free:
         raise UserError(
             f"no memory for the cache of {rows} rows, {bytes_each / 1e6:,.0f} MB each, with "
             f"{free / 1e6:,.0f} MB free: ask for at most {free // bytes_each} samples, or for a "

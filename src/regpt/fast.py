@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regpt.cache import KeyValueCache, LayerCache, PlainDecoder, free_memory
+from regpt.cache import KeyValueCache, LayerCache, PlainDecoder
 from regpt.errors import UserError
 from regpt.graphs import GraphDecoder
 from regpt.lowbit import KINDS, EngineName, Kind, PackedLinear, missing, pack
+from regpt.memory import available_memory
 from regpt.model import GPT, Block
 from regpt.native_model import NativeModel, misshapen, missing_native
 from regpt.runtime import DTYPES
@@ -186,7 +187,7 @@ def faster_packing(model: GPT, kind: Kind) -> PackedModel | NativeModel:
         native = NativeModel(model, kind)
         one = speed_of(native)
         size = sum(parameter.numel() * parameter.itemsize for parameter in model.parameters())
-        if other is None and (free_memory(model.device) or 0) > 2 * size:
+        if other is None and available_memory(model.device) > 2 * size:
             other = speed_of(PackedModel(model, kind))
     if other is not None and other.of(1) < one.of(1):
         return PackedModel(model, kind)

@@ -15,9 +15,10 @@ from regpt.cli import main
 from regpt.doctor import examine
 from regpt.doctor import memory as arithmetic
 from regpt.doctor.examination import Disk, check_disk, count_disk
-from regpt.doctor.memory import container_memory, count_memory
+from regpt.doctor.memory import count_memory
 from regpt.kept import keep_copies
 from regpt.loss import next_token_loss
+from regpt.memory import container_memory
 from regpt.runtime import find_runtime
 from regpt.train.config import OptimizerConfig, RunConfig
 
@@ -134,7 +135,8 @@ def test_a_container_limits_the_memory(tmp_path: Path) -> None:
     (tmp_path / "memory.current").write_text("100\n")
     assert container_memory(tmp_path) > 1 << 60
     (tmp_path / "memory.max").write_text("5000\n")
-    assert container_memory(tmp_path) == 4900
+    (tmp_path / "memory.stat").write_text("anon 60\ninactive_file 30\nactive_file 10\n")
+    assert container_memory(tmp_path) == 4930, "what files fill is given up"
 
 
 def test_a_run_that_is_fit(text_file: Path, tmp_path: Path) -> None:

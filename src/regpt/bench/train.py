@@ -21,8 +21,8 @@ from regpt.bench.machine import Machine
 from regpt.bench.rounds import Job, Measured, measure
 from regpt.bench.rows import Baseline, Column, Observer, Row, memory_against, speedups
 from regpt.bench.workers import System
-from regpt.doctor.memory import available_memory
 from regpt.errors import UserError
+from regpt.memory import available_memory
 from regpt.model import GPTConfig
 
 FORMULA = "FLOP per token = 6 N + 12 L H Q T (N all parameters, attention unmasked)"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from regpt.doctor.diagnosis import Check, check_first_loss, diagnose
-from regpt.doctor.memory import HEADROOM, Memory, available_memory, count_memory
+from regpt.doctor.memory import HEADROOM, Memory, count_memory
 from regpt.doctor.speed import (
     PATIENCE_SECONDS,
     Speed,
@@ -17,6 +17,7 @@ from regpt.doctor.speed import (
     time_steps,
 )
 from regpt.errors import UserError
+from regpt.memory import available_memory
 from regpt.parallel import World
 from regpt.runtime import Runtime, find_runtime, peak_memory
 from regpt.train.config import RunConfig
