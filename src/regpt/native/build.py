@@ -18,7 +18,7 @@ from pathlib import Path
 from regpt.atomic import new_file
 from regpt.errors import UserError
 
-UNITS = ("decode.c", "adamw.c", "words.c", "draw.c", "training.c", "muon.c")
+UNITS = ("decode.c", "pack.c", "adamw.c", "words.c", "draw.c", "training.c", "muon.c")
 SOURCES = (*UNITS, "products.h", "largest.h", "head.h", "vectors.h")
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
 COMPILERS = ("cc", "gcc", "clang")
