@@ -1,7 +1,7 @@
 // int8 panels for decode.c, and which kinds of weights this build multiplies.
 #include <omp.h>
 
-#include "products.h"
+#include "vectors.h"
 
 // int8 panels of a float32 matrix (outputs, inputs): what `Panels` does with torch, quicker.
 void regpt_pack_int8(const float *weight, int64_t outputs, int64_t inputs, char *out, float *scale,

@@ -3,7 +3,6 @@
 #include "vectors.h"
 
 enum {
-    PANEL = 64,
     GROUP = 6,     // tokens that share a pass: 24 of 32 registers hold their sums
     PIECE = 128,   // steps of a panel: 32 KB
     TOGETHER = 48, // tokens whose sums and activations stay in the first cache beside it

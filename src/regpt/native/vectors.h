@@ -6,7 +6,7 @@
 #include <string.h>
 
 enum { FP32, BF16, INT8 };
-enum { LANES = 16 };
+enum { LANES = 16, PANEL = 64 };  // numbers of a register; outputs of a panel of weights
 
 static inline __m512 exponential(__m512 z)
 {
@@ -62,7 +62,7 @@ static inline __m256i to_bf16(__m512 x)  // to the nearest, ties to even
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16));
 }
 
-static void layer_norm(const float *x, const float *weight, const float *bias, int64_t n,
+static inline void layer_norm(const float *x, const float *weight, const float *bias, int64_t n,
                        float epsilon, float *out)
 {
     __m512 sum = _mm512_setzero_ps(), square = _mm512_setzero_ps();
@@ -81,7 +81,7 @@ static void layer_norm(const float *x, const float *weight, const float *bias, i
 }
 
 // One token's activations in the form the weights are multiplied with.
-static void pack(int64_t kind, const float *x, int64_t n, char *out, float *range)
+static inline void pack(int64_t kind, const float *x, int64_t n, char *out, float *range)
 {
     if (kind == FP32) {
         memcpy(out, x, n * sizeof(float));
