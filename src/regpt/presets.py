@@ -71,7 +71,6 @@ def gpt2_124m() -> RunConfig:
         sample_every=250,
         save_every=1000,
         validation_tokens=VALIDATION_TOKENS,
-        compile=True,
         model=GPTConfig(),
         optimizer=OptimizerConfig(betas=(0.9, 0.95), weight_decay=0.1, clip=1.0),
         schedule=ScheduleConfig(name="cosine", warmup_steps=GPT3_WARMUP_STEPS, floor=0.1),

@@ -10,6 +10,7 @@ import torch
 from runs import TINY, losses, tiny
 
 from regpt import GPT, UserError, find_runtime
+from regpt.train.compiling import compiles, decide
 from regpt.train.config import OptimizerConfig, ScheduleConfig
 from regpt.train.events import Finished, Sampled, Started, Stepped, Validated
 from regpt.train.loop import train
@@ -144,3 +145,13 @@ def test_attention_is_chosen(
 ) -> None:
     runtime = find_runtime("cpu", dtype=dtype)
     assert takes_blocks(tiny(text_file, tmp_path, **changes), runtime) == blocks
+
+
+def test_a_run_compiles_where_it_pays(text_file: Path, tmp_path: Path) -> None:
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    short, long = (tiny(text_file, tmp_path, steps=steps) for steps in (499, 500))
+    assert [compiles(short, gpu), compiles(long, gpu), compiles(long, cpu)] == [False, True, False]
+    assert decide(short, gpu)[1] == "499 steps are over before it has paid (from 500 on)"
+    for asked in (True, False):
+        assert compiles(replace(long, compile=asked), cpu) == asked
+        assert compiles(replace(short, compile=asked), gpu) == asked

@@ -99,6 +99,8 @@ class Display:
             self.line(f"hellaswag  {count:,} of {total:,} examples, the lecture's scoring, fp32")
         processes = f", {event.processes} processes" if event.processes > 1 else ""
         self.line(f"on         {event.place}{processes}")
+        compiled, reason = event.compiling
+        self.line(f"compiled   {'yes' if compiled else 'no'}: {reason}")
 
     def step(self, event: Stepped) -> None:
         assert self.config is not None

@@ -13,6 +13,7 @@ import torch
 
 from regpt.data.loader import IGNORE_INDEX, Batch
 from regpt.runtime import peak_memory
+from regpt.train.compiling import compiles
 from regpt.train.state import TrainState
 from regpt.train.step import StepResult, compute_gradients
 
@@ -82,7 +83,7 @@ def time_steps(state: TrainState, *, rows: int) -> Speed:
     seconds = time.perf_counter() - clock
     rows = max(1, min(rows, int(PATIENCE_SECONDS / seconds)))
     batch = some_rows(state, rows)
-    if state.config.compile:
+    if compiles(state.config, state.runtime.device):
         gradients_of(state, batch)
     results, gradient, update = [], [], []
     state.optimizer.set_factor(1.0 / max(state.config.schedule.warmup_steps, 1))

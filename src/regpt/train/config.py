@@ -145,8 +145,8 @@ class RunConfig:
     """plain: the model's own; blocks: out of batched products; auto: blocks on a CPU in bf16."""
     keep_copies: bool = True
     """On a CPU in bf16: matrices keep bfloat16 copies and gradients, instead of casts each step."""
-    compile: bool = False
-    """torch.compile each block, in place."""
+    compile: bool | None = None
+    """torch.compile each block, in place; None: on a GPU, in runs long enough for it to pay."""
     compact_vocabulary: bool = False
     """One embedding row for all tokens that do not occur in the text: exact, and faster."""
     zero_projections: bool = False

@@ -26,6 +26,8 @@ class Started:
     first_step: int
     """Steps done before: 0, or where a resumed run goes on."""
     processes: int
+    compiling: tuple[bool, str] = (False, "")
+    """Whether the blocks are compiled, and why."""
     hellaswag: tuple[int, int] = (0, 0)
     """Examples that are scored during training, of how many."""
 

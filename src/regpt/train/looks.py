@@ -22,6 +22,7 @@ from regpt.generate import complete
 from regpt.parallel import World
 from regpt.sampling import SamplingParams
 from regpt.tokenizer import get_tokenizer
+from regpt.train.compiling import compiles
 from regpt.train.config import RunConfig
 from regpt.train.directory import RunDirectory
 from regpt.train.events import Answered, Observer, Sample, Sampled, Validated
@@ -88,9 +89,9 @@ def find_file(named: str, world: World) -> Path:
 
 
 @contextlib.contextmanager
-def as_written(config: RunConfig) -> Iterator[None]:
+def as_written(state: TrainState) -> Iterator[None]:
     """Within, compiled blocks run uncompiled."""
-    if not config.compile:
+    if not compiles(state.config, state.runtime.device):
         yield
         return
     with torch.compiler.set_stance("force_eager"):
@@ -141,7 +142,7 @@ def write_hellaswag(
     runtime = replace(state.runtime, dtype=torch.float32)
     model = state.whole_model()
     reader = model if state.config.shard else choose_reader(model, runtime)[0]
-    with as_written(state.config):
+    with as_written(state):
         answers = swag.answer_all(
             reader,
             examples,
@@ -176,7 +177,7 @@ def write_samples(state: TrainState, directory: RunDirectory, observe: Observer)
         ids = tokenizer.encode(prompt)[: max(positions // 2, 1)]
         length = min(max(config.sample_tokens, len(ids)), positions)
         params = SamplingParams(max_length=length, num_samples=SAMPLES)
-        with state.runtime.autocast(), as_written(config):
+        with state.runtime.autocast(), as_written(state):
             texts = [tokenizer.decode(row) for row in complete(model, ids, params)]
         samples.append(Sample(prompt=prompt, texts=texts))
     if state.world.is_first:

@@ -15,6 +15,7 @@ from regpt.data.loader import Batch
 from regpt.parallel import open_world
 from regpt.runtime import find_runtime, peak_memory
 from regpt.train.checkpoint import CheckpointWriter
+from regpt.train.compiling import decide
 from regpt.train.config import RunConfig
 from regpt.train.directory import RunDirectory
 from regpt.train.events import (
@@ -190,6 +191,7 @@ def describe(state: TrainState, directory: RunDirectory, looks: Looks) -> Starte
         sequences=data.loader.plan.sequences,
         first_step=state.step,
         processes=state.world.size,
+        compiling=decide(state.config, state.runtime.device),
         hellaswag=(len(looks.examples), looks.examples_in_all),
     )
 

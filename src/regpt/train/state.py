@@ -24,6 +24,7 @@ from regpt.parallel import (
 )
 from regpt.runtime import Runtime
 from regpt.train.checkpoint import Checkpoint, Snapshot, without_padding
+from regpt.train.compiling import compiles
 from regpt.train.config import RunConfig
 from regpt.train.host_memory import HostMemory, aligned_size
 from regpt.train.optimizer import Optimizer
@@ -94,7 +95,7 @@ def build(config: RunConfig, runtime: Runtime, world: World) -> TrainState:
             fuse_blocks(model)
     if config.checkpoint_activations:
         checkpoint_activations(model)
-    if config.compile:
+    if compiles(config, runtime.device):
         for block in model.h:
             block.compile()
     summing = world
@@ -117,14 +118,16 @@ def takes_blocks(config: RunConfig, runtime: Runtime) -> bool:
     """Whether attention goes by blocks: measured faster on a CPU in bf16, not in fp32."""
     if config.attention == "auto":
         cpu = runtime.device.type == "cpu"
-        return cpu and runtime.dtype == torch.bfloat16 and not config.compile
+        low = runtime.dtype == torch.bfloat16
+        return cpu and low and not compiles(config, runtime.device)
     return config.attention == "blocks"
 
 
 def takes_copies(config: RunConfig, runtime: Runtime, world: World) -> bool:
     """Whether matrices keep bfloat16 copies: on one CPU, in bf16."""
     cpu = runtime.device.type == "cpu" and runtime.dtype == torch.bfloat16
-    return config.keep_copies and cpu and world.size == 1 and not config.compile
+    alone = cpu and world.size == 1
+    return config.keep_copies and alone and not compiles(config, runtime.device)
 
 
 @torch.no_grad()
