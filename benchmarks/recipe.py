@@ -3,8 +3,8 @@
     python benchmarks/recipe.py --data pydocs --data tinyshakespeare.txt --steps 100
 
 Every variant trains from the same seeds on the same windows, for fewer steps than the preset, and
-is validated once, at its end. Prints a table for every text (validation loss in nats per token, each
-seed, their mean, and the mean's difference from the whole recipe), and one JSON line.
+is validated once, at its end. Prints a table for every text (validation loss in nats per token of
+each seed, their mean, and the mean's difference from the whole recipe), and one JSON line.
 """
 
 import argparse
