@@ -32,13 +32,21 @@ def test_a_stream_is_the_first_sample(directory: Path, capsys: pytest.CaptureFix
     assert printed(capsys, *arguments, "--stream") == whole.removeprefix("> ")
 
 
-@pytest.mark.parametrize("engine", ["plain", "fast"])
-def test_engines_write_the_same(
-    directory: Path, capsys: pytest.CaptureFixture[str], engine: str
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--engine", "plain"),
+        ("--engine", "fast"),
+        ("--speculate", "off"),
+        ("--speculate", "lookup"),
+    ],
+)
+def test_engines_and_guesses_change_no_text(
+    directory: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, str]
 ) -> None:
     arguments = ["Hello there", "--model", directory, "--device", "cpu"]
     expected = printed(capsys, *arguments)
-    assert printed(capsys, *arguments, "--engine", engine) == expected
+    assert printed(capsys, *arguments, *flags) == expected
 
 
 def test_a_stop_string_ends_the_text(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,15 +174,6 @@ def test_logprobs_are_the_models(directory: Path, capsys: pytest.CaptureFixture[
             )
             best = logprobs[place - 1].topk(3)
             assert [one["token"] for one in told["top"]] == best.indices.tolist()
-
-
-@pytest.mark.parametrize("how", ["off", "lookup"])
-def test_guessing_ahead_changes_no_text(
-    directory: Path, capsys: pytest.CaptureFixture[str], how: str
-) -> None:
-    arguments = ["Hello there", "--model", directory, "--device", "cpu"]
-    expected = printed(capsys, *arguments)
-    assert printed(capsys, *arguments, "--speculate", how) == expected
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ from regpt.errors import UserError
 from regpt.lowbit import TOLERANCE, EngineName, Kind
 from regpt.model import GPT, Block, GPTConfig
 from regpt.native.build import load_library
-from regpt.native.layout import CBlock, CCall, CLinear, CModel
+from regpt.native.layout import BF16, FP32, INT8, CBlock, CCall, CLinear, CModel
 
-KIND_NUMBERS: dict[Kind, int] = {"fp32": 0, "bf16": 1, "int8": 2}
+KIND_NUMBERS: dict[Kind, int] = {"fp32": FP32, "bf16": BF16, "int8": INT8}
 GROUPED: dict[Kind, int] = {"fp32": 1, "bf16": 2, "int8": 4}
 """Inputs that one 32-bit step holds."""
 PANEL = 64
@@ -109,7 +109,7 @@ class NativeModel:
             self._place(model.ln_f.weight),
             self._place(model.ln_f.bias),
             ctypes.addressof(self._blocks),
-            *self._head(model.wte.weight.detach()[: config.vocab_size]),
+            *self._head(model.wte.weight.detach()[: config.vocab_size].float()),
         )
         self._tokens = self._longest = 0  # what the buffers have room for
         self._screened = self._overflowed = 0  # tokens
@@ -119,7 +119,7 @@ class NativeModel:
         self.screens = False
         if self.kind != "fp32":
             return self._panels(weight, None), None, None
-        self.screens = bool(self.library.regpt_supports(KIND_NUMBERS["bf16"]))
+        self.screens = bool(self.library.regpt_supports(BF16))
         if not self.screens:
             return CLinear(None, None, None, None, weight.shape[1], weight.shape[0]), None, None
         cheap = Panels(weight, None, "bf16")

@@ -83,7 +83,6 @@ SIGNATURES = {
     "regpt_adamw": (COUNT, *[POINTER] * 6, COUNT),
     "regpt_squares": (COUNT, POINTER, COUNT),
     "regpt_muon": (COUNT, POINTER, POINTER, COUNT, COUNT, COUNT),
-    "regpt_muon_is_supported": (),
     "regpt_words": (POINTER, COUNT, POINTER),
     "regpt_draw": (POINTER,),
     "regpt_norm": (COUNT, COUNT, *[POINTER] * 5, NUMBER, POINTER, POINTER, COUNT),
@@ -99,7 +98,6 @@ SIGNATURES = {
 RESULTS = {
     "regpt_supports": ctypes.c_int,
     "regpt_squares": ctypes.c_double,
-    "regpt_muon_is_supported": ctypes.c_int,
 }
 """What the functions return that return anything."""
 

@@ -2,6 +2,9 @@
 
 import ctypes
 
+FP32, BF16, INT8 = range(3)
+"""The kinds of weights, as vectors.h numbers them."""
+
 
 class CLinear(ctypes.Structure):
     """`Linear` of decode.c."""

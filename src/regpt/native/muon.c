@@ -31,15 +31,6 @@ typedef struct {
     float *sums;                   // A in float32
 } Space;
 
-int regpt_muon_is_supported(void)
-{
-#ifdef __AVX512BF16__
-    return 1;
-#else
-    return 0;
-#endif
-}
-
 typedef uint32_t __attribute__((may_alias)) Pair;  // two neighbours in a row of bfloat16
 
 // s[m][i] += over k: left[m, k] times 16 columns i of a panel, two rows of it at a time.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from regpt.native.build import load_library, missing
+from regpt.native.layout import BF16
 
 SIDE = 32
 """Sides of a matrix are multiples of this."""
@@ -51,7 +52,7 @@ class Step:
 
 def can_step() -> bool:
     """Whether the kernel is there, and this processor multiplies bfloat16."""
-    return missing() is None and bool(load_library().regpt_muon_is_supported())
+    return missing() is None and bool(load_library().regpt_supports(BF16))
 
 
 def fits(weight: Tensor, gradient: Tensor) -> bool:

@@ -56,7 +56,7 @@ void regpt_norm(int64_t rows, int64_t n, const float *x, const uint16_t *delta, 
             __m512 d = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(from + i), middle), factor);
             store_bf16(out + row * n + i, _mm512_fmadd_ps(d, _mm512_loadu_ps(weight + i), _mm512_loadu_ps(bias + i)));
         }
-        if (stats) stats[2 * row] = mean, stats[2 * row + 1] = inverse;
+        stats[2 * row] = mean, stats[2 * row + 1] = inverse;
     }
 }
 
