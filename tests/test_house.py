@@ -17,6 +17,7 @@ FLOORS = [
     "errors",
     "allocator",
     "atomic",
+    "cache_folder",
     "philox",
     "native",
     "noise",
@@ -68,7 +69,7 @@ ROOMS = {
     "report",
     "bench",
 }
-DATA_MAY_USE = {"errors", "atomic", "tokenizer", "runtime", "data"}
+DATA_MAY_USE = {"errors", "atomic", "cache_folder", "tokenizer", "runtime", "data"}
 PARITY_MAY_NOT_USE = {"data", "evaluate"}
 ROOF = {"presets", "commands", "cli"}
 

@@ -18,6 +18,7 @@ SHAPE = GPTConfig(block_size=16, vocab_size=97, n_layer=1, n_head=2, n_embd=32)
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "cache").mkdir()
     monkeypatch.setattr(speeds, "cache_folder", lambda: tmp_path / "cache")
     return tmp_path / "cache"
 

@@ -8,6 +8,7 @@ decodes (`fast.py`) and how far a draft guesses ahead (`guessers.py`): what is f
 written. Another processor, torch or kernel is measured anew; deleting `speed-*.json` does it, too.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -22,10 +23,11 @@ from torch import Tensor
 
 from regpt.atomic import replace_files
 from regpt.cache import KeyValueCache
+from regpt.cache_folder import cache_folder
 from regpt.errors import UserError
 from regpt.lowbit import EngineName, Kind
 from regpt.model import GPT
-from regpt.native.build import cache_folder, load_library, missing, processor
+from regpt.native.build import load_library, missing, processor
 
 COUNTS = (1, 5, 40)
 """Tokens read at once: one row, the lecture's five rows, and guesses of five rows being checked."""
@@ -132,9 +134,6 @@ def speed_of(packed: Packed) -> Speed:
     name, held = key_of(packed.model, packed.engine, packed.kind)
     table = {str(count): second for count, second in zip(COUNTS, speed.seconds, strict=True)}
     text = json.dumps(held | {"seconds": table}, indent=2) + "\n"
-    try:
-        cache_folder().mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(UserError):  # a cache that cannot be written to: measured again
         replace_files(cache_folder(), {name: text.encode()})
-    except (UserError, OSError):
-        pass  # a home that cannot be written to: measured again next time
     return speed

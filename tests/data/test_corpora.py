@@ -337,28 +337,6 @@ def test_a_cache_that_cannot_be_written_is_named(server, tmp_path, monkeypatch):
     assert list((tmp_path / "full").iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("platform", "variable", "value", "expected"),
-    [
-        ("linux", "XDG_CACHE_HOME", None, "home/.cache/regpt"),
-        ("linux", "XDG_CACHE_HOME", "", "home/.cache/regpt"),
-        ("linux", "XDG_CACHE_HOME", "relative", "home/.cache/regpt"),
-        ("linux", "XDG_CACHE_HOME", "xdg", "xdg/regpt"),
-        ("darwin", "XDG_CACHE_HOME", None, "home/Library/Caches/regpt"),
-        ("win32", "LOCALAPPDATA", None, "home/AppData/Local/regpt/cache"),
-        ("win32", "LOCALAPPDATA", "local", "local/regpt/cache"),
-    ],
-)
-def test_cache_folder(tmp_path, monkeypatch, platform, variable, value, expected):
-    monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
-    monkeypatch.setattr(corpora.sys, "platform", platform)
-    monkeypatch.delenv(variable, raising=False)
-    if value is not None:
-        absolute = str(tmp_path / value)
-        monkeypatch.setenv(variable, value if value in ("", "relative") else absolute)
-    assert corpora.find_cache_folder() == tmp_path / expected
-
-
 def test_the_pinned_address_is_https():
     assert corpora.SHAKESPEARE_URL.startswith("https://")
 

@@ -21,7 +21,6 @@ import codecs
 import contextlib
 import hashlib
 import inspect
-import os
 import sys
 import sysconfig
 import urllib.request
@@ -38,6 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regpt.atomic import replace_files
+from regpt.cache_folder import cache_folder
 from regpt.errors import UserError
 from regpt.tokenizer import Tokenizer
 
@@ -177,7 +177,7 @@ def read_file(path: Path) -> str:
 
 def read_shakespeare(cache_dir: Path | None = None, progress: Progress | None = None) -> str:
     """Tiny Shakespeare from the cache folder, downloaded into it first where need be."""
-    folder = find_cache_folder() if cache_dir is None else cache_dir
+    folder = cache_folder() if cache_dir is None else cache_dir
     path = folder / "tinyshakespeare.txt"
     with contextlib.suppress(OSError):  # absent, damaged, or not readable: writing will tell why
         return verify(path.read_bytes())
@@ -200,20 +200,6 @@ def verify(data: bytes) -> str:
     if digest != SHAKESPEARE_DIGEST:
         raise OSError(f"wrong content, sha256 {digest}, expected {SHAKESPEARE_DIGEST}")
     return data.decode("utf-8")
-
-
-def find_cache_folder() -> Path:
-    """Our folder in the user's caches; the one place that reads XDG_CACHE_HOME, LOCALAPPDATA."""
-    try:
-        home = Path.home()
-    except RuntimeError:
-        raise UserError("no home folder to cache shakespeare in: set HOME") from None
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "regpt/cache"
-    if sys.platform == "darwin":
-        return home / "Library" / "Caches" / "regpt"
-    given = Path(os.environ.get("XDG_CACHE_HOME", ""))  # to be ignored if relative, says XDG
-    return (given if given.is_absolute() else home / ".cache") / "regpt"
 
 
 def download(url: str, *, limit: int, progress: Progress | None = None) -> bytes:

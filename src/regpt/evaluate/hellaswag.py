@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from regpt.atomic import replace_files
-from regpt.data.corpora import download, explain, find_cache_folder
+from regpt.cache_folder import cache_folder
+from regpt.data.corpora import download, explain
 from regpt.errors import UserError
 from regpt.evaluate.continuations import (
     Continuation,
@@ -141,7 +142,7 @@ def spread(examples: Sequence[Example], count: int) -> list[Example]:
 
 def fetch(cache_dir: Path | None = None) -> Path:
     """The published 10,042 examples: downloaded once, verified at every reading."""
-    folder = find_cache_folder() if cache_dir is None else cache_dir
+    folder = cache_folder() if cache_dir is None else cache_dir
     path = folder / NAME
     if path.is_file() and blob_name(path.read_bytes()) == BLOB:
         return path

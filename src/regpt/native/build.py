@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from regpt.atomic import new_file
+from regpt.cache_folder import cache_folder, private_folder, require_own
 from regpt.errors import UserError
 
 UNITS = ("decode.c", "pack.c", "adamw.c", "words.c", "draw.c", "training.c", "muon.c")
@@ -37,16 +38,11 @@ def processor() -> tuple[str, set[str]]:
     return name, set(facts.get("flags", "").split())
 
 
-def cache_folder() -> Path:
-    """Where compiled kernels are kept."""
-    return Path.home() / ".cache" / "regpt"
-
-
 def compile_into(folder: Path) -> Path:
     """The compiled library; compiled now if it is not there.
 
     Raises:
-        UserError: there is no compiler, it fails, or the folder cannot be written.
+        UserError: there is no compiler, it fails, or the folder cannot be written or is shared.
     """
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
@@ -59,8 +55,9 @@ def compile_into(folder: Path) -> Path:
         *((here / source).read_bytes() for source in SOURCES),
     ]
     digest = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
-    path = folder / f"decode-{digest}.so"
+    path = private_folder(folder) / f"decode-{digest}.so"
     if path.exists():
+        require_own(path)
         return path
     with new_file(path) as hidden:
         units = [str(here / unit) for unit in UNITS]
@@ -138,7 +135,7 @@ def open_library() -> ctypes.CDLL:
     absent = [ability for ability in NEEDED if ability not in processor()[1]]
     if absent:
         raise UserError(f"this processor lacks {', '.join(absent)}")
-    path = compile_into(cache_folder())
+    path = compile_into(cache_folder() / "kernels")
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
