@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import BinaryIO
 import pytest
 
 from regpt import UserError
-from regpt.atomic import is_leftover, new_directory, replace_files
+from regpt.atomic import is_leftover, new_directory, new_file, replace_files
 
 
 @contextlib.contextmanager
@@ -191,6 +192,30 @@ def test_a_directory_that_appeared_meanwhile_is_kept(tmp_path: Path) -> None:
         race()
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
     assert contents(tmp_path / "new") == {"theirs": b""}
+
+
+def test_a_living_writers_file_is_left_alone(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from regpt.atomic import new_file\n"
+        "with new_file(Path(sys.argv[1])) as hidden:\n"
+        "    hidden.write_text('theirs'); print('writing', flush=True); sys.stdin.readline()\n"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "a")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "writing\n"
+        replace_files(tmp_path, {"a": b"ours"})
+        with new_file(tmp_path / "a") as hidden:
+            hidden.write_text("ours again")
+        assert contents(tmp_path)["a"] == b"ours again"
+        other.communicate("go on\n")
+    assert other.returncode == 0
+    assert contents(tmp_path) == {"a": b"theirs"}
 
 
 def test_what_a_killed_writer_left_is_removed_by_the_next_and_nothing_else(tmp_path: Path) -> None:

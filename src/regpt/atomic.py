@@ -10,7 +10,8 @@ A run can be killed, a disk can fill up, at any byte. So nothing is ever written
 
 What the operating system refuses (full disk, no permission) becomes one line for a person. A kill
 that cannot be caught leaves at most a hidden `.NAME.xxxxxxxx.tmp`, which nothing ever reads and
-which the next writer of NAME removes. A place has one writer at a time.
+which the next writer of NAME removes. A living writer's hidden file is safe from it: who writes
+into a directory holds a shared lock on it, and only who can have it alone cleans up there.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -29,6 +31,8 @@ Content = bytes | Callable[[BinaryIO], None]
 """What a file shall hold: its bytes, or a function that writes them to an open file."""
 
 _HIDDEN = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.tmp")
+ABANDONED_SECONDS = 86_400.0
+
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -57,8 +61,7 @@ def replace_files(directory: Path, contents: Mapping[str, Content]) -> None:
     Raises `UserError` if the system refuses; then every file is as it was before.
     """
     beside = {name: _hidden(directory / name) for name in contents}
-    with writing_to(directory):
-        _remove_leftovers(directory, contents.keys())
+    with writing_to(directory), _one_of_the_writers(directory, contents.keys()):
         try:
             for name, content in contents.items():
                 _write(beside[name], content)
@@ -80,22 +83,23 @@ def new_directory(directory: Path) -> Iterator[Path]:
     """
     hidden = _hidden(directory)
     made = [parent for parent in directory.parents if not parent.exists()]
-    with writing_to(directory):
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(directory.parent, {directory.name})
-        hidden.mkdir()
-    try:
-        yield hidden
+    with contextlib.ExitStack() as writers:
         with writing_to(directory):
-            _sync_directory(hidden)
-            os.rename(hidden, directory)
-            _sync_directory(directory.parent)
-    except BaseException:
-        shutil.rmtree(hidden, ignore_errors=True)
-        for parent in made:
-            with contextlib.suppress(OSError):
-                parent.rmdir()
-        raise
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            writers.enter_context(_one_of_the_writers(directory.parent, {directory.name}))
+            hidden.mkdir()
+        try:
+            yield hidden
+            with writing_to(directory):
+                _sync_directory(hidden)
+                os.rename(hidden, directory)
+                _sync_directory(directory.parent)
+        except BaseException:
+            shutil.rmtree(hidden, ignore_errors=True)
+            for parent in made:
+                with contextlib.suppress(OSError):
+                    parent.rmdir()
+            raise
 
 
 @contextlib.contextmanager
@@ -105,9 +109,9 @@ def new_file(path: Path) -> Iterator[Path]:
     A file that is there is replaced; parents are made. Raises `UserError` if the system refuses.
     """
     hidden = _hidden(path)
-    with writing_to(path):
+    with writing_to(path), contextlib.ExitStack() as writers:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path.parent, {path.name})
+        writers.enter_context(_one_of_the_writers(path.parent, {path.name}))
         try:
             yield hidden
             with hidden.open("rb+") as file:
@@ -129,11 +133,42 @@ def _hidden(path: Path) -> Path:
     return path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
 
 
-def _remove_leftovers(directory: Path, names: Collection[str]) -> None:
+@contextlib.contextmanager
+def _one_of_the_writers(directory: Path, names: Collection[str]) -> Iterator[None]:
+    """Remove what killed writers left, if nobody is writing in the directory; then be a writer.
+
+    The system takes the lock back however its holder ends. Where there are no locks (Windows, some
+    network file systems) a file that nobody touched for `ABANDONED_SECONDS` counts as left.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        _remove_leftovers(directory, names, older=ABANDONED_SECONDS)
+        yield
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove_leftovers(directory, names)
+        except BlockingIOError:
+            pass  # somebody writes
+        except OSError:
+            _remove_leftovers(directory, names, older=ABANDONED_SECONDS)
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_leftovers(directory: Path, names: Collection[str], *, older: float = 0.0) -> None:
     """Remove what earlier writers of these names left behind, as far as the system lets us."""
     for path in directory.iterdir():
         found = _HIDDEN.fullmatch(path.name)
         if found is None or found["name"] not in names:
+            continue
+        if older and time.time() - path.lstat().st_mtime < older:
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
