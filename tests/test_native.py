@@ -1,5 +1,9 @@
 """The C kernel against itself, to the last bit, in any company; its panels, build and refusals."""
 
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -110,7 +114,7 @@ def test_what_is_missing_is_said_in_one_line(
     monkeypatch.setattr("shutil.which", lambda name: str(broken))
     with pytest.raises(UserError, match=r"cannot compile the kernel \(decode.c:1: no such header"):
         build.compile_into(tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".decode.so.lock"]
     file = tmp_path / "file"
     file.write_text("")
     with pytest.raises(UserError, match="file"):
@@ -118,6 +122,52 @@ def test_what_is_missing_is_said_in_one_line(
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(UserError, match="no C compiler"):
         build.compile_into(tmp_path / "cache")
+
+
+COMPILER = """#!/bin/sh
+echo compiled >> "$(dirname "$0")/log"
+sleep 0.5
+while [ "$1" != -o ]; do shift; done
+echo library > "$2"
+"""
+
+
+def test_several_processes_compile_once(tmp_path: Path) -> None:
+    compiler = tmp_path / "cc"
+    compiler.write_text(COMPILER)
+    compiler.chmod(0o755)
+    code = (
+        "import sys; from pathlib import Path; from regpt.native import build\n"
+        "build.shutil.which = lambda name: sys.argv[1]\n"
+        "print(build.compile_into(Path(sys.argv[2])).read_text(), end='')\n"
+    )
+    command = [sys.executable, "-c", code, str(compiler), str(tmp_path / "kernels")]
+    several = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    assert [process.communicate()[0] for process in several] == ["library\n"] * 4
+    assert (tmp_path / "log").read_text() == "compiled\n"
+
+
+def test_libraries_long_unused_go_when_a_new_one_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = tmp_path / "cc"
+    compiler.write_text(COMPILER)
+    compiler.chmod(0o755)
+    monkeypatch.setattr("shutil.which", lambda name: str(compiler))
+    folder = tmp_path / "cache" / "kernels"
+    folder.mkdir(parents=True, mode=0o700)
+    old, recent, first = folder / "decode-1.so", folder / "decode-2.so", tmp_path / "cache"
+    for path in (old, recent, first / "decode-3.so"):
+        path.touch()
+    for path, days in ((old, 31), (recent, 29), (first / "decode-3.so", 31)):
+        os.utime(path, (time.time() - days * 86_400,) * 2)
+    new = build.compile_into(folder)
+    left = {path.name for path in folder.iterdir()} - {".decode.so.lock"}
+    assert left == {recent.name, new.name}
+    assert not (first / "decode-3.so").exists()
+    os.utime(new, (0, 0))
+    build.compile_into(folder)
+    assert time.time() - new.stat().st_mtime < 60  # loading is use
 
 
 def test_wrong_numbers_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:

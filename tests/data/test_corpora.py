@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -44,6 +45,11 @@ def complaint(sources: list[str | Path], **options: object) -> str:
         load_corpus(sources, **options)
     assert len(str(caught.value).splitlines()) == 1
     return str(caught.value)
+
+
+def kept(folder: Path) -> list[str]:
+    """What lies in a folder, but for locks, which stay."""
+    return [path.name for path in folder.iterdir() if path.suffix != ".lock"]
 
 
 # ── the value ──
@@ -207,6 +213,7 @@ class Server(ThreadingHTTPServer):
     status = 200
     length: int | None = None  # what it claims; -1 for saying nothing
     hold = False
+    delay = 0.0
     requests = 0
 
     def __init__(self) -> None:
@@ -225,6 +232,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.hold:
             self.server.released.wait()
             return
+        time.sleep(self.server.delay)
         self.send_response(self.server.status)
         if self.server.length != -1:
             length = self.server.length or len(self.server.body)
@@ -261,12 +269,27 @@ def test_shakespeare_is_downloaded_once(server, tmp_path):
         )
         assert (corpus.name, corpus.documents) == ("shakespeare", (VERSE,))
     assert server.requests == 1
-    assert [path.name for path in cache.iterdir()] == ["tinyshakespeare.txt"]
+    assert kept(cache) == ["tinyshakespeare.txt"]
     done = [report[0] for report in seen]
     assert len(done) > 1
     assert done == sorted(set(done))
     assert seen[-1] == (len(VERSE), len(VERSE))
     assert {report[1] for report in seen} == {len(VERSE)}
+
+
+def test_several_processes_download_once(server, tmp_path):
+    server.delay = 1.0
+    code = (
+        "import sys; from pathlib import Path; from regpt.data import corpora\n"
+        "corpora.SHAKESPEARE_URL, corpora.SHAKESPEARE_DIGEST = sys.argv[1:3]\n"
+        "corpora.SHAKESPEARE_BYTES = int(sys.argv[3])\n"
+        "print(len(corpora.read_shakespeare(Path(sys.argv[4]))))\n"
+    )
+    pinned = (corpora.SHAKESPEARE_URL, corpora.SHAKESPEARE_DIGEST, str(corpora.SHAKESPEARE_BYTES))
+    command = [sys.executable, "-c", code, *pinned, str(tmp_path / "cache")]
+    several = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    assert [process.communicate()[0] for process in several] == [f"{len(VERSE)}\n"] * 4
+    assert server.requests == 1
 
 
 def test_a_damaged_copy_is_downloaded_again(server, tmp_path):
@@ -304,7 +327,7 @@ def test_a_failed_download_leaves_nothing(server, tmp_path, monkeypatch, answer,
     assert reason in message
     assert "--data FILE" in message
     assert max(most) <= len(VERSE) + 2**16, "read on and on"
-    assert list(tmp_path.iterdir()) == []
+    assert kept(tmp_path) == []
 
 
 def test_no_network_and_interruption_leave_nothing(server, tmp_path, monkeypatch):
@@ -319,7 +342,7 @@ def test_no_network_and_interruption_leave_nothing(server, tmp_path, monkeypatch
             load_corpus(["shakespeare"], cache_dir=tmp_path)
     monkeypatch.setattr(corpora, "SHAKESPEARE_URL", "http://127.0.0.1:1/input.txt")
     assert "--data FILE" in complaint(["shakespeare"], cache_dir=tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert kept(tmp_path) == []
 
 
 def test_a_cache_that_cannot_be_written_is_named(server, tmp_path, monkeypatch):
@@ -334,7 +357,7 @@ def test_a_cache_that_cannot_be_written_is_named(server, tmp_path, monkeypatch):
     message = complaint(["shakespeare"], cache_dir=tmp_path / "full")
     assert "no space left" in message
     assert "--data FILE" in message
-    assert list((tmp_path / "full").iterdir()) == []
+    assert kept(tmp_path / "full") == []
 
 
 def test_the_pinned_address_is_https():

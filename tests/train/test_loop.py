@@ -12,7 +12,7 @@ from runs import TINY, losses, tiny
 from regpt import GPT, UserError, find_runtime
 from regpt.train.compiling import compiles, decide
 from regpt.train.config import OptimizerConfig, ScheduleConfig
-from regpt.train.events import Finished, Sampled, Started, Stepped, Validated
+from regpt.train.events import Event, Finished, Noted, Sampled, Started, Stepped, Validated
 from regpt.train.loop import train
 from regpt.train.state import takes_blocks
 
@@ -48,6 +48,16 @@ def test_a_run_leaves_a_model_and_its_record(text_file: Path, tmp_path: Path) ->
     kinds = [type(event) for event in seen]
     assert kinds == [Started, Sampled, *[Stepped] * 4, Validated, *[Stepped] * 2, Validated,
                      Sampled, Finished]  # fmt: skip
+
+
+def test_missing_kernels_are_said_once(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Event] = []
+    monkeypatch.setattr("regpt.train.loop.refused", lambda: "no C compiler")
+    train(tiny(text_file, tmp_path / "run", dtype="bf16"), seen.append)
+    notes = [event.text for event in seen if isinstance(event, Noted)]
+    assert notes == ["no C compiler; training through torch's operators, which is slower"]
 
 
 def test_same_seed_same_losses(text_file: Path, tmp_path: Path) -> None:

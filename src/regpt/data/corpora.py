@@ -37,7 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regpt.atomic import replace_files
-from regpt.cache_folder import cache_folder
+from regpt.cache_folder import alone_with, cache_folder
 from regpt.errors import UserError
 from regpt.tokenizer import Tokenizer
 
@@ -182,10 +182,12 @@ def read_shakespeare(cache_dir: Path | None = None, progress: Progress | None = 
     with contextlib.suppress(OSError):  # absent, damaged, or not readable: writing will tell why
         return verify(path.read_bytes())
     try:
-        data = download(SHAKESPEARE_URL, limit=SHAKESPEARE_BYTES, progress=progress)
-        text = verify(data)
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_files(folder, {path.name: data})
+        with alone_with(path):
+            with contextlib.suppress(OSError):  # another process has fetched it meanwhile
+                return verify(path.read_bytes())
+            data = download(SHAKESPEARE_URL, limit=SHAKESPEARE_BYTES, progress=progress)
+            text = verify(data)
+            replace_files(folder, {path.name: data})
     except (OSError, HTTPException, UserError) as error:
         raise UserError(
             f"cannot download shakespeare from {SHAKESPEARE_URL} to {str(path)!r}:"

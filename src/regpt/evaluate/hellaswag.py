@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from regpt.atomic import replace_files
-from regpt.cache_folder import cache_folder
+from regpt.cache_folder import alone_with, cache_folder
 from regpt.data.corpora import download, explain
 from regpt.errors import UserError
 from regpt.evaluate.continuations import (
@@ -144,20 +144,27 @@ def fetch(cache_dir: Path | None = None) -> Path:
     """The published 10,042 examples: downloaded once, verified at every reading."""
     folder = cache_folder() if cache_dir is None else cache_dir
     path = folder / NAME
-    if path.is_file() and blob_name(path.read_bytes()) == BLOB:
+    if is_fetched(path):
         return path
     try:
-        data = download(URL, limit=LIMIT)
-        if blob_name(data) != BLOB:
-            raise OSError(f"wrong content, git blob {blob_name(data)}, expected {BLOB}")
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_files(folder, {NAME: data})
+        with alone_with(path):
+            if is_fetched(path):  # by another process, meanwhile
+                return path
+            data = download(URL, limit=LIMIT)
+            if blob_name(data) != BLOB:
+                raise OSError(f"wrong content, git blob {blob_name(data)}, expected {BLOB}")
+            replace_files(folder, {NAME: data})
     except (OSError, HTTPException, UserError) as error:
         raise UserError(
             f"cannot download HellaSwag from {URL} to {str(path)!r}: {explain(error)}; give a copy "
             "with --hellaswag FILE"
         ) from None
     return path
+
+
+def is_fetched(path: Path) -> bool:
+    """Whether the examples lie there, undamaged."""
+    return path.is_file() and blob_name(path.read_bytes()) == BLOB
 
 
 def blob_name(data: bytes) -> str:

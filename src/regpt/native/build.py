@@ -7,16 +7,19 @@ runtime that torch has loaded, so both share one pool of threads. Whatever is mi
 AVX-512, a place to write) is told in one line, and everything goes on through torch's operators.
 """
 
+import contextlib
 import ctypes
 import hashlib
+import os
 import platform
 import shutil
 import subprocess
+import time
 from functools import lru_cache
 from pathlib import Path
 
 from regpt.atomic import new_file
-from regpt.cache_folder import cache_folder, private_folder, require_own
+from regpt.cache_folder import alone_with, cache_folder, private_folder, require_own
 from regpt.errors import UserError
 
 UNITS = ("decode.c", "pack.c", "adamw.c", "words.c", "draw.c", "training.c", "muon.c")
@@ -25,6 +28,8 @@ FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-f
 COMPILERS = ("cc", "gcc", "clang")
 NEEDED = ("avx512f", "avx512bw", "avx512vl", "avx512dq")
 PATIENCE_SECONDS = 120.0
+UNUSED_SECONDS = 30 * 86_400.0
+"""After so long without use, a library of another version goes when a new one is made."""
 
 
 def processor() -> tuple[str, set[str]]:
@@ -56,9 +61,23 @@ def compile_into(folder: Path) -> Path:
     ]
     digest = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
     path = private_folder(folder) / f"decode-{digest}.so"
-    if path.exists():
-        require_own(path)
-        return path
+    with contextlib.suppress(OSError):  # when it was last used
+        os.utime(path)
+    if not path.exists():
+        try:
+            with alone_with(folder / "decode.so"):
+                if not path.exists():  # no other process has compiled it meanwhile
+                    compile_to(path, compiler)
+                    remove_old(folder)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be made ({error})") from None
+    require_own(path)
+    return path
+
+
+def compile_to(path: Path, compiler: str) -> None:
+    """Make the library. Raises UserError if the compiler fails or the folder takes no file."""
+    here = Path(__file__).parent
     with new_file(path) as hidden:
         units = [str(here / unit) for unit in UNITS]
         command = [compiler, *FLAGS, *units, "-o", str(hidden), "-lm"]
@@ -69,7 +88,18 @@ def compile_into(folder: Path) -> Path:
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[0]
             raise UserError(f"{compiler} cannot compile the kernel ({last})")
-    return path
+
+
+def remove_old(folder: Path) -> None:
+    """Remove libraries of other versions that nobody has loaded for `UNUSED_SECONDS`.
+
+    The caller holds the folder's lock, so none is being made. Those of the first versions lie one
+    folder higher. A process that still runs one keeps it.
+    """
+    for path in (*folder.glob("decode-*.so"), *folder.parent.glob("decode-*.so")):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > UNUSED_SECONDS:
+                path.unlink()
 
 
 POINTER, COUNT, NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
@@ -115,6 +145,11 @@ def missing() -> str | None:
     """Why there are no kernels on this machine, in one line; None where there are, compiled."""
     found = found_library()
     return found if isinstance(found, str) else None
+
+
+def refused() -> str | None:
+    """`missing`, if anybody has asked in this process; compiles nothing."""
+    return missing() if found_library.cache_info().currsize else None
 
 
 @lru_cache(maxsize=1)

@@ -12,6 +12,7 @@ from dataclasses import asdict
 import torch
 
 from regpt.data.loader import Batch
+from regpt.native.build import refused
 from regpt.parallel import open_world
 from regpt.runtime import find_runtime, peak_memory
 from regpt.train.checkpoint import CheckpointWriter
@@ -22,6 +23,7 @@ from regpt.train.events import (
     Event,
     Finished,
     Interrupted,
+    Noted,
     Observer,
     Saved,
     Started,
@@ -38,6 +40,7 @@ from regpt.train.state import (
     build,
     snapshot_bytes,
     take_snapshot,
+    takes_copies,
 )
 from regpt.train.step import StepResult, compute_gradients
 from regpt.train.tensorboard import TensorBoard
@@ -147,6 +150,8 @@ def run_steps(
         else:
             handle_incident(state, directory, batch, result, fault, observe)
         record(state, directory, result, batch, clock, observe)
+        if state.step == begun + 1:
+            note_missing_kernels(state, observe)
         if config.save_every and world.is_first and state.step == begun + 1:
             writer.make_room(snapshot_bytes(state))
         tokens_before = state.tokens - batch.num_targets
@@ -157,6 +162,13 @@ def run_steps(
         if stopping:
             return False
     return True
+
+
+def note_missing_kernels(state: TrainState, observe: Observer) -> None:
+    """Say why the C kernels are not used, where the step asked for them."""
+    reason = refused() if takes_copies(state.config, state.runtime, state.world) else None
+    if reason is not None:
+        observe(Noted(text=f"{reason}; training through torch's operators, which is slower"))
 
 
 def compute(state: TrainState, batch: Batch) -> StepResult:
