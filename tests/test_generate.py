@@ -112,6 +112,17 @@ def test_impossible_lengths_are_refused(model: GPT, max_length: int, message: st
         complete(model, PROMPT, SamplingParams(max_length=max_length))
 
 
+@pytest.mark.parametrize("token", [-1, 97])
+def test_ids_outside_the_vocabulary_are_refused_in_one_line(token: int) -> None:
+    model = GPT(GPTConfig(block_size=8, vocab_size=97, n_layer=1, n_head=1, n_embd=16))
+    params = SamplingParams(max_length=6, num_samples=1)
+    message = f"token {token} of the prompt is outside the model's vocabulary of 97"
+    with pytest.raises(UserError, match=message):
+        complete(model, [1, token, 2], params)
+    with pytest.raises(UserError, match=message):
+        next(generate(model, torch.tensor([[1, token]]), params))
+
+
 def test_a_prompt_outside_the_vocabulary_is_refused() -> None:
     small = GPT(GPTConfig(block_size=8, vocab_size=100, n_layer=1, n_head=1, n_embd=8))
     with pytest.raises(UserError, match="token 314 of the prompt"):

@@ -67,11 +67,11 @@ def check_lengths(prompts: Sequence[Sequence[int]], params: SamplingParams, mode
             f"max_length {params.max_length} is below the prompt's {longest} tokens: "
             "it counts the prompt too, so ask for more"
         )
-    largest = max(max(prompt) for prompt in prompts)
-    if largest >= model.config.vocab_size:
+    smallest, largest = min(map(min, prompts)), max(map(max, prompts))
+    if smallest < 0 or largest >= model.config.vocab_size:
         raise UserError(
-            f"token {largest} of the prompt is outside the model's vocabulary of "
-            f"{model.config.vocab_size}"
+            f"token {smallest if smallest < 0 else largest} of the prompt is outside the model's "
+            f"vocabulary of {model.config.vocab_size}"
         )
 
 

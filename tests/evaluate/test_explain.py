@@ -1,5 +1,6 @@
 """Probabilities, ranks and attention as the model really has them."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,5 +96,9 @@ def test_bad_input(model: GPT, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "--layer 2: the model has layers 0 to 1" in refused("a", "--layer", "2")
     assert "--head 3: the model has heads 0 to 2" in refused("a", "--head", "3")
     assert "--top must be from 1" in refused("a", "--top", "0")
+    for token in (-1, 50257):
+        for look in (explain_text, partial(attention_maps, layer=0)):
+            with pytest.raises(UserError, match=f"token {token} of the text is outside"):
+                look(model, [1, token])
     with pytest.raises(UserError, match="outside the model's vocabulary"):
         explain_text(GPT(GPTConfig(block_size=8, vocab_size=9, n_layer=1, n_head=1, n_embd=8)), [1])

@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from runs import TINY, losses, tiny
@@ -109,6 +110,22 @@ def test_a_text_too_short_for_a_batch_makes_no_directory(tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"5 tokens.*4 x 16 needs 65"):
         train(tiny(text, tmp_path / "run", validation_fraction=0.0))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_ids_beyond_the_models_vocabulary_are_one_line(
+    text_file: Path, tmp_path: Path, folder: bool
+) -> None:
+    small = replace(TINY, vocab_size=300)
+    data = text_file
+    if folder:
+        data = tmp_path / "shards"
+        data.mkdir()
+        np.save(data / "some_train_000000.npy", np.arange(600, dtype=np.uint16))
+    config = tiny(data, tmp_path / "run", model=small, validation_fraction=0.0, prompts=())
+    with pytest.raises(UserError, match="vocabulary") as raised:
+        train(config)
+    assert len(str(raised.value).splitlines()) == 1
 
 
 def test_a_validation_part_too_short_makes_no_directory(text_file: Path, tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ class ArrayDataset:
         if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab_size:
             raise UserError(
                 f"token ids run from {tokens.min()} to {tokens.max()}, the vocabulary from 0 to "
-                f"{vocab_size - 1}: encode the text with this tokenizer"
+                f"{vocab_size - 1}: give a model of a larger vocabulary, or a text of its tokenizer"
             )
         self.tokens = tokens
         self.vocab_size = vocab_size

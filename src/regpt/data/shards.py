@@ -236,7 +236,8 @@ class ShardDataset:
         if low < 0 or high >= self.vocab_size:
             raise UserError(
                 f"shard {shard.path} holds token id {low if low < 0 else high}, the vocabulary has "
-                f"0 to {self.vocab_size - 1}: it is damaged or of another tokenizer"
+                f"0 to {self.vocab_size - 1}: it is damaged, of another tokenizer, or for "
+                "a model of a larger vocabulary"
             )
         return piece
 

@@ -63,6 +63,8 @@ def attention_maps(model: GPT, ids: list[int], *, layer: int) -> Tensor:
     matrices are used on its own input; the other layers run as always.
     """
     check_length(model, ids)
+    idx = torch.tensor([[END_OF_TEXT_ID, *ids]])
+    check_ids(model, idx)
     layers = len(model.h)
     if not 0 <= layer < layers:
         raise UserError(f"--layer {layer}: the model has layers 0 to {layers - 1}")
@@ -74,7 +76,7 @@ def attention_maps(model: GPT, ids: list[int], *, layer: int) -> Tensor:
     )
     try:
         with evaluating(model):
-            model.hidden(torch.tensor([[END_OF_TEXT_ID, *ids]], device=model.device))
+            model.hidden(idx.to(model.device))
             q, k, _ = F.linear(inputs[0], block.attn.c_attn.weight, block.attn.c_attn.bias).chunk(
                 3, dim=-1
             )

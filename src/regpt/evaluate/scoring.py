@@ -37,12 +37,17 @@ def evaluating(model: Reader) -> Iterator[None]:
 
 
 def check_ids(model: Reader, idx: Tensor) -> None:
-    """Refuse tokens the model has no embedding for, before an index fails on a device."""
-    largest = int(idx.max()) if idx.numel() else 0
-    if largest >= model.config.vocab_size:
+    """Refuse tokens the model has no embedding for, before an index fails on a device.
+
+    -100 passes: the target that is not scored.
+    """
+    if not idx.numel():
+        return
+    smallest, largest = (int(bound) for bound in idx.where(idx != IGNORE_INDEX, 0).aminmax())
+    if smallest < 0 or largest >= model.config.vocab_size:
         raise UserError(
-            f"token {largest} of the text is outside the model's vocabulary of "
-            f"{model.config.vocab_size}: evaluate with a text of its own tokenizer"
+            f"token {smallest if smallest < 0 else largest} of the text is outside the model's "
+            f"vocabulary of {model.config.vocab_size}: evaluate with a text of its own tokenizer"
         )
 
 

@@ -14,7 +14,7 @@ from regpt.data.manifest import Manifest
 from regpt.data.shards import ShardDataset, find_shards
 from regpt.errors import UserError
 from regpt.parallel import World
-from regpt.tokenizer import get_tokenizer
+from regpt.tokenizer import VOCAB_SIZE, get_tokenizer
 from regpt.train.config import RunConfig
 from regpt.vocabulary import CompactVocabulary
 
@@ -100,11 +100,18 @@ def read_folder(config: RunConfig) -> Read:
     """Both splits of a folder of shards; one without validation shards has no validation."""
     folder = config.data[0]
     training = ShardDataset.open(folder)
+    training.vocab_size = known_tokens(config)
     fingerprint, held_out = training.fingerprint, None
     if config.validation_tokens is not None or holds_validation(Path(folder)):
         held_out = ShardDataset.open(folder, split="val")
+        held_out.vocab_size = known_tokens(config)
         fingerprint = f"{fingerprint} {held_out.fingerprint}"
     return training, held_out, {"sources": folder, "fingerprint": fingerprint}
+
+
+def known_tokens(config: RunConfig) -> int:
+    """Token ids below this are the tokenizer's and have a row in the model."""
+    return min(VOCAB_SIZE, config.model.vocab_size)
 
 
 def holds_validation(folder: Path) -> bool:
@@ -127,14 +134,14 @@ def read_texts(config: RunConfig) -> Read:
 
 def split(corpus: Corpus, config: RunConfig) -> tuple[ArrayDataset, ArrayDataset | None]:
     """Training and validation tokens of a text."""
-    tokenizer = get_tokenizer()
+    tokenizer, vocab_size = get_tokenizer(), known_tokens(config)
     if not config.validation_fraction:
-        return ArrayDataset(corpus.tokens(tokenizer)), None
+        return ArrayDataset(corpus.tokens(tokenizer), vocab_size=vocab_size), None
     training, rest = corpus.split(config.validation_fraction)
-    held_out = ArrayDataset(rest.tokens(tokenizer))
+    held_out = ArrayDataset(rest.tokens(tokenizer), vocab_size=vocab_size)
     if len(held_out) < 2:
         raise UserError(
             f"the validation text, the last {config.validation_fraction:g} of {corpus.name}, "
             f"has {len(held_out)} tokens, but 2 are needed: give more text"
         )
-    return ArrayDataset(training.tokens(tokenizer)), held_out
+    return ArrayDataset(training.tokens(tokenizer), vocab_size=vocab_size), held_out
