@@ -15,7 +15,7 @@ from regpt.cache import KeyValueCache
 from regpt.fast import PackedDecoder, PackedModel, choose_decoder
 from regpt.generate import generate
 from regpt.lowbit import Kind
-from regpt.native import build
+from regpt.native import build, muon, training
 from regpt.native_model import NativeModel, Panels, misshapen, missing_native
 from test_model import sharpen
 
@@ -168,6 +168,60 @@ def test_libraries_long_unused_go_when_a_new_one_is_made(
     os.utime(new, (0, 0))
     build.compile_into(folder)
     assert time.time() - new.stat().st_mtime < 60  # loading is use
+
+
+MORE_THAN_THERE_IS = 1 << 42  # threads, each with a buffer
+
+
+def test_no_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    if (reason := build.missing()) is not None:
+        pytest.skip(reason)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: MORE_THAN_THERE_IS)
+    x = torch.zeros(4, 32)
+    low = x.bfloat16()
+    calls = [
+        lambda: training.norm_backward(low, x, torch.ones(4, 2), torch.ones(32), x, into=x),
+        lambda: training.gelu_backward(low, low.clone()),
+        lambda: training.rounded_and_summed(x),
+        lambda: training.row_sum(low),
+        lambda: cross_entropy(low, torch.zeros(4, dtype=torch.int64)),
+    ]
+    square = torch.zeros(32, 32)
+    step = muon.Step(weight=square, gradient=square, average=square)
+    if muon.can_step():
+        calls.append(
+            lambda: muon.step(
+                [step],
+                [(1.0, 0.0, 0.0)],
+                scale=1.0,
+                momentum=0.9,
+                nesterov=True,
+                rate=0.1,
+                weight_decay=0.0,
+                epsilon=1e-7,
+            )
+        )
+    for call in calls:
+        with pytest.raises(UserError, match="not enough memory for regpt_"):
+            call()
+
+
+def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The kernel's, into the gradient."""
+    columns = logits.shape[1]
+    return training.loss(logits, targets, columns, ignored=-100, more=0.0, gradient=True)
+
+
+@pytest.mark.parametrize("token", [-1, 97, 1 << 40])
+@torch.no_grad()
+def test_ids_outside_the_vocabulary_never_reach_memory(token: int) -> None:
+    usable(NativeModel, "fp32")
+    with pytest.raises(UserError, match="outside the model's vocabulary"):
+        cross_entropy(torch.zeros(3, 97).bfloat16(), torch.tensor([1, token, -100]))
+    shape = GPTConfig(block_size=8, vocab_size=97, n_layer=1, n_head=1, n_embd=16)
+    native = NativeModel(GPT(shape), "fp32")
+    with pytest.raises(UserError, match="outside the model's vocabulary"):
+        native.all_logits(torch.tensor([[1, token]]), KeyValueCache(shape, rows=1, length=8))
 
 
 def test_wrong_numbers_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:

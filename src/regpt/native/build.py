@@ -17,6 +17,7 @@ import subprocess
 import time
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from regpt.atomic import new_file
 from regpt.cache_folder import alone_with, cache_folder, private_folder, require_own
@@ -126,7 +127,22 @@ RESULTS = {
     "regpt_supports": ctypes.c_int,
     "regpt_squares": ctypes.c_double,
 }
-"""What the functions return that return anything."""
+"""What the functions return that return numbers."""
+CAN_FAIL = {
+    *("regpt_decode", "regpt_muon", "regpt_norm_backward", "regpt_gelu_backward"),
+    *("regpt_row_sums", "regpt_loss"),
+}
+"""Those that return how it went, as vectors.h numbers it."""
+DONE, NO_MEMORY, OUTSIDE = range(3)
+
+
+def raise_failure(result: int, function: Any, arguments: tuple[Any, ...]) -> int:
+    """Turn what a function of the library could not do into one line."""
+    if result == NO_MEMORY:
+        raise UserError(f"not enough memory for {function.__name__}: use a smaller batch")
+    if result == OUTSIDE:
+        raise UserError("a token id is outside the model's vocabulary: check the ids given")
+    return result
 
 
 def load_library() -> ctypes.CDLL:
@@ -178,4 +194,6 @@ def open_library() -> ctypes.CDLL:
     for name, arguments in SIGNATURES.items():
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, RESULTS.get(name)
+        if name in CAN_FAIL:
+            function.restype, function.errcheck = ctypes.c_int, raise_failure
     return library

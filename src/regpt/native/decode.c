@@ -266,12 +266,15 @@ static void work(const Model *model, const Call *call, int thread)
 }
 
 // Append the tokens to the cache; logits of those that are wanted.
-void regpt_decode(const Model *model, const Call *call)
+int regpt_decode(const Model *model, const Call *call)
 {
+    for (int64_t i = 0; i < call->tokens; i++)
+        if (call->ids[i] < 0 || call->ids[i] >= model->head.outputs) return OUTSIDE;
 #pragma omp parallel num_threads((int)call->threads)
     {
         Call mine = *call;
         mine.threads = omp_get_num_threads();  // the system may grant fewer
         work(model, &mine, omp_get_thread_num());
     }
+    return DONE;
 }

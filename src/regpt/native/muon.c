@@ -216,10 +216,11 @@ static void step(const Matrix *matrix, const MuonRule *rule, Space *space)
 }
 
 // Sides are multiples of 32; `most` numbers and `least` short side bound every matrix.
-void regpt_muon(int64_t count, const Matrix *matrices, const MuonRule *rule, int64_t most, int64_t least, int64_t threads)
+int regpt_muon(int64_t count, const Matrix *matrices, const MuonRule *rule, int64_t most, int64_t least, int64_t threads)
 {
     int64_t bytes = 6 * most + 8 * least * least;
     char *memory = aligned_alloc(64, threads * bytes);
+    if (!memory) return NO_MEMORY;
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
     for (int64_t i = 0; i < count; i++) {
         char *mine = memory + omp_get_thread_num() * bytes;
@@ -229,4 +230,5 @@ void regpt_muon(int64_t count, const Matrix *matrices, const MuonRule *rule, int
         step(matrices + i, rule, &space);
     }
     free(memory);
+    return DONE;
 }

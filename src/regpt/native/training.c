@@ -76,11 +76,12 @@ void regpt_norm_again(int64_t rows, int64_t n, const float *x, const float *stat
 
 // LayerNorm's gradient, added to what came past it: dx = past + dLN(dy) (dx may be past). sums: 3 x n, the
 // gradients of weight and bias, and the sum of dx over rows; low: dx in bfloat16, or none.
-void regpt_norm_backward(int64_t rows, int64_t n, const uint16_t *dy, const float *x, const float *stats,
+int regpt_norm_backward(int64_t rows, int64_t n, const uint16_t *dy, const float *x, const float *stats,
                          const float *weight, const float *past, float *dx, uint16_t *low, float *sums,
                          int64_t threads)
 {
     float *parts = calloc(threads * 3 * n, sizeof(float));
+    if (!parts) return NO_MEMORY;
 #pragma omp parallel num_threads(threads)
     {
         int64_t first, last;
@@ -114,6 +115,7 @@ void regpt_norm_backward(int64_t rows, int64_t n, const uint16_t *dy, const floa
     }
     add_shares(parts, threads, 3 * n, 3 * n, sums);
     free(parts);
+    return DONE;
 }
 
 // to = x + delta, of n numbers.
@@ -131,10 +133,11 @@ void regpt_gelu(int64_t n, const uint16_t *x, uint16_t *out, int64_t threads)
 }
 
 // The gradient at GELU's input, in place of that at its output, its sum over rows, and GELU's values again.
-void regpt_gelu_backward(int64_t rows, int64_t n, const uint16_t *x, uint16_t *d, uint16_t *out, float *sums,
+int regpt_gelu_backward(int64_t rows, int64_t n, const uint16_t *x, uint16_t *d, uint16_t *out, float *sums,
                          int64_t threads)
 {
     float *parts = calloc(threads * n, sizeof(float));
+    if (!parts) return NO_MEMORY;
     const __m512 one = _mm512_set1_ps(1.0f), twice = _mm512_set1_ps(1.5957691216f);
 #pragma omp parallel num_threads(threads)
     {
@@ -158,12 +161,14 @@ void regpt_gelu_backward(int64_t rows, int64_t n, const uint16_t *x, uint16_t *d
     }
     add_shares(parts, threads, n, n, sums);
     free(parts);
+    return DONE;
 }
 
 // Sums over rows of float32 x, which is also written in bfloat16 to low; or of low, where x is none.
-void regpt_row_sums(int64_t rows, int64_t n, const float *x, uint16_t *low, float *sums, int64_t threads)
+int regpt_row_sums(int64_t rows, int64_t n, const float *x, uint16_t *low, float *sums, int64_t threads)
 {
     float *parts = calloc(threads * n, sizeof(float));
+    if (!parts) return NO_MEMORY;
 #pragma omp parallel num_threads(threads)
     {
         int64_t first, last;
@@ -178,16 +183,20 @@ void regpt_row_sums(int64_t rows, int64_t n, const float *x, uint16_t *low, floa
     }
     add_shares(parts, threads, n, n, sums);
     free(parts);
+    return DONE;
 }
 
 // Rows of logits, `stride` apart, to the gradient of their summed cross-entropy, in place; nats of each row. A row
 // whose target is `ignored` has none. `more` is added to the last of the `n` logits. Columns beyond n become 0.
-void regpt_loss(int64_t rows, int64_t n, int64_t stride, uint16_t *logits, const int64_t *targets, int64_t ignored,
+int regpt_loss(int64_t rows, int64_t n, int64_t stride, uint16_t *logits, const int64_t *targets, int64_t ignored,
                 float more, float *nats, int64_t with_gradient, int64_t threads)
 {
     int64_t whole = n / LANES * LANES, padded = (n + LANES - 1) / LANES * LANES;
     __mmask16 rest = (1u << (n - whole)) - 1;
+    for (int64_t row = 0; row < rows; row++)
+        if (targets[row] != ignored && (targets[row] < 0 || targets[row] >= n)) return OUTSIDE;
     float *buffers = aligned_alloc(64, threads * padded * sizeof(float));
+    if (!buffers) return NO_MEMORY;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t row = 0; row < rows; row++) {
         uint16_t *z = logits + row * stride;
@@ -240,4 +249,5 @@ void regpt_loss(int64_t rows, int64_t n, int64_t stride, uint16_t *logits, const
         memset(z + n, 0, (stride - n) * sizeof(uint16_t));
     }
     free(buffers);
+    return DONE;
 }

@@ -6,6 +6,7 @@
 #include <string.h>
 
 enum { FP32, BF16, INT8 };
+enum { DONE, NO_MEMORY, OUTSIDE };  // what a call returns; OUTSIDE: a token id is not in the vocabulary
 enum { LANES = 16, PANEL = 64 };  // numbers of a register; outputs of a panel of weights
 
 static inline __m512 exponential(__m512 z)
