@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,27 @@ def test_threads_do_not_change_a_bit(model: GPT) -> None:
     native.threads = 3
     native._tokens = native._longest = 0
     assert torch.equal(native.all_logits(idx, KeyValueCache(SHAPE, rows=1, length=9)), expected)
+
+
+@pytest.mark.parametrize("kind", lowbit.KINDS)
+@torch.no_grad()
+def test_two_threads_share_a_model(model: GPT, kind: Kind) -> None:
+    usable(NativeModel, kind)
+    native = NativeModel(model, kind)
+    rows = [torch.tensor(texts(length, length)) for length in (30, 7)]
+
+    def decode(idx: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            cache = KeyValueCache(SHAPE, rows=2, length=40, dtype=native.cache_dtype)
+            steps = [native.logits(idx, cache)]
+            steps += [native.logits(idx[:, :1], cache) for _ in range(5)]
+            return torch.stack(steps)
+
+    expected = [decode(idx) for idx in rows]
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(20):
+            found = list(pool.map(decode, rows))
+            assert all(map(torch.equal, found, expected))
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ token's numbers do not depend, to the last bit, on the rows and tokens computed 
 """
 
 import ctypes
+import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import cast
@@ -69,7 +70,10 @@ class Panels:
 
 
 class NativeModel:
-    """A GPT's matrices in panels; any number of decoders share it."""
+    """A GPT's matrices in panels; any number of decoders and threads share it, one call at a time.
+
+    A call has all cores, and its buffers are the model's: a second thread waits for the first.
+    """
 
     engine: EngineName = "native"
 
@@ -111,6 +115,7 @@ class NativeModel:
             ctypes.addressof(self._blocks),
             *self._head(model.wte.weight.detach()[: config.vocab_size].float()),
         )
+        self._lock = threading.Lock()  # ctypes lets other threads run meanwhile
         self._tokens = self._longest = 0  # what the buffers have room for
         self._screened = self._overflowed = 0  # tokens
 
@@ -214,8 +219,7 @@ class NativeModel:
         rows = torch.arange(B).repeat_interleave(T)
         places = torch.tensor(wanted, dtype=torch.int64)
         logits = torch.empty(len(wanted), self.vocab_size)
-        self._make_room(tokens, cache.capacity)
-        kept, buffers = cache.tensor, self._buffers
+        kept = cache.tensor
         assert kept.stride(4) == kept.shape[5]
         assert kept.stride(5) == 1
         call = CCall(
@@ -233,16 +237,18 @@ class NativeModel:
             places.data_ptr(),
             logits.data_ptr(),
             self.vocab_size,
-            *(buffers[name].data_ptr() for name in ("x", "q", "y", "h")),
-            *(buffers[name].data_ptr() for name in ("packed", "ranges", "scores")),
-            self._longest,
-            self.threads,
+            threads=self.threads,
         )
-        counts = self._screen(call, len(wanted), top_k)
-        self.library.regpt_decode(ctypes.byref(self.structure), ctypes.byref(call))
-        if counts is not None:
-            self._screened += len(wanted)
-            self._overflowed += int((counts < 0).sum())
+        with self._lock:
+            self._make_room(tokens, cache.capacity)
+            for name in ("x", "q", "y", "h", "packed", "ranges", "scores"):
+                setattr(call, name, self._buffers[name].data_ptr())
+            call.scores_stride = self._longest
+            counts = self._screen(call, len(wanted), top_k)
+            self.library.regpt_decode(ctypes.byref(self.structure), ctypes.byref(call))
+            if counts is not None:
+                self._screened += len(wanted)
+                self._overflowed += int((counts < 0).sum())
         return logits
 
     def _screen(self, call: CCall, tokens: int, top_k: int | None) -> Tensor | None:
