@@ -1,12 +1,13 @@
-"""Keep freed memory: the C allocator's settings for a process that trains on the CPU.
+"""Keep freed memory: the C allocator's settings for a process that works on the CPU.
 
 By default glibc gives every large block back to the kernel when it is freed, and takes fresh pages,
 each zeroed on first touch, when the next one is asked for. A training step frees and asks for the
 same hundreds of megabytes each time, and a quarter of its time goes into page faults. Told to keep
 its pages, the process runs the same arithmetic on memory it already has.
 
-Applied by the command line before torch is loaded, to this process only; other C libraries have no
-`mallopt`, and there nothing happens. `REGPT_KEEP_PAGES=0` switches it off.
+The command line applies it to every command, before torch is loaded; a program that imports regpt
+keeps its own settings. Other C libraries have no `mallopt`, and there nothing happens.
+`REGPT_KEEP_PAGES=0` switches it off.
 """
 
 import ctypes
