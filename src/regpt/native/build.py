@@ -4,8 +4,8 @@ Nothing is shipped as a binary: the `.c` files beside this one become one librar
 found (cc, gcc or clang), for exactly this processor, in the user's cache, under a name made of
 their text, the compiler and the processor; from then on it is only loaded. Compiled by gcc it uses
 the OpenMP runtime that torch's wheels for Linux bring, so both share one pool of threads; another
-compiler's runtime has a pool of its own. Whatever is missing (a compiler, AVX-512, a place to write)
-is told in one line, and everything goes on through torch's operators.
+compiler's runtime has a pool of its own. Whatever is missing (a compiler, AVX-512, a place to
+write) is told in one line, and everything goes on through torch's operators.
 """
 
 import contextlib
