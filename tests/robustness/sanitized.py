@@ -172,7 +172,7 @@ KERNELS: dict[Callable[[], int], int] = {
     draw: 150,
     step: 120,
     orthogonal: 40,
-    between: 100,
+    between: 130,
     cross_entropy: 260,
 }
 """Times each is called, or so; each call is of one or several kernels."""
