@@ -2,11 +2,12 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from runs import tiny
+from runs import losses, tiny
 
 from regpt import UserError
 from regpt.parallel import World
@@ -49,6 +50,22 @@ def test_a_spike_is_measured_in_standard_deviations(text_file: Path, tmp_path: P
     state = state_of(text_file, tmp_path)
     state.recent_losses = [3.0, 3.2] * (SPIKE_WINDOW // 2)
     assert what_is_wrong(state, result(99.0)) is None, "off by default"
+
+
+def test_a_skipped_spike_does_not_widen_what_spikes_are_measured_by(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("incident", "state"):
+        monkeypatch.setattr(f"regpt.train.{module}.SPIKE_WINDOW", 3)
+    # every step is a spike once three losses are known, so steps 4 to 6 are skipped
+    config = tiny(text_file, tmp_path / "run", spike_score=-99.0, skip_bad_steps=3, save_every=5)
+    state = train(config)
+    assert state.bad_steps == 3
+    assert len(state.recent_losses) == 3
+    assert state.recent_losses == losses(tmp_path / "run")[:3]
+    resumed = train(replace(config, steps=7, skip_bad_steps=4), resume=True)
+    assert resumed.bad_steps == 4
+    assert resumed.recent_losses == state.recent_losses
 
 
 def test_the_report_says_where(text_file: Path, tmp_path: Path) -> None:

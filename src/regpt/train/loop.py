@@ -4,7 +4,6 @@
 loop serves one process and many: the first prints and writes, all compute.
 """
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -35,7 +34,6 @@ from regpt.train.picture import draw_loss
 from regpt.train.resume import go_back, look_at, open_directory
 from regpt.train.schedule import factor
 from regpt.train.state import (
-    SPIKE_WINDOW,
     TrainState,
     build,
     snapshot_bytes,
@@ -147,6 +145,7 @@ def run_steps(
         fault = what_is_wrong(state, result)
         if fault is None:
             state.optimizer.step()
+            state.remember_loss(result.loss)
         else:
             handle_incident(state, directory, batch, result, fault, observe)
         record(state, directory, result, batch, clock, observe)
@@ -231,8 +230,6 @@ def record(
     """Count the step and write its line; `clock` is when it began."""
     state.step += 1
     state.tokens += batch.num_targets
-    if math.isfinite(result.loss):
-        state.recent_losses = [*state.recent_losses, result.loss][-SPIKE_WINDOW:]
     event = Stepped(
         step=state.step,
         loss=result.loss,

@@ -25,14 +25,7 @@ from regpt.train.directory import RunDirectory
 from regpt.train.incident import incident_path, what_is_wrong
 from regpt.train.layers import Layer, first_gradient_not_finite, first_not_finite, watching
 from regpt.train.loop import compute
-from regpt.train.state import (
-    SPIKE_WINDOW,
-    TrainState,
-    build,
-    check_facts,
-    load_model,
-    restore,
-)
+from regpt.train.state import TrainState, build, check_facts, load_model, restore
 
 Note = Callable[[str], None]
 
@@ -148,8 +141,7 @@ def advance(state: TrainState) -> None:
     result = compute(state, batch_of(state))
     if what_is_wrong(state, result) is None:
         state.optimizer.step()
-    if math.isfinite(result.loss):
-        state.recent_losses = [*state.recent_losses, result.loss][-SPIKE_WINDOW:]
+        state.remember_loss(result.loss)
     state.step += 1
 
 

@@ -57,7 +57,7 @@ class TrainState:
     val_step: int | None = None
     """and after which step it was measured."""
     recent_losses: list[float] = field(default_factory=list)
-    """The last losses, newest last."""
+    """The last losses of steps that were applied, newest last."""
     bad_steps: int = 0
     """Steps skipped so far."""
 
@@ -65,6 +65,10 @@ class TrainState:
     def multiplicity(self) -> int:
         """Tokens that the embedding's last row stands for."""
         return 1 if self.vocabulary is None else self.vocabulary.shared
+
+    def remember_loss(self, loss: float) -> None:
+        """Take the loss of a step that was applied among those that a spike is measured against."""
+        self.recent_losses = [*self.recent_losses, loss][-SPIKE_WINDOW:]
 
     def whole_model(self) -> GPT:
         """The model over the whole vocabulary."""
