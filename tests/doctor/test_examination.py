@@ -21,6 +21,7 @@ from regpt.loss import next_token_loss
 from regpt.memory import container_memory
 from regpt.runtime import find_runtime
 from regpt.train.config import OptimizerConfig, RunConfig
+from regpt.train.incident import KEPT_MODELS
 
 RUNTIME = find_runtime("cpu", dtype="fp32")
 LEARNS = ["--lr", "1e-2", "--optimizer.clip", "None"]
@@ -192,9 +193,18 @@ def test_the_disk_is_looked_at_where_the_run_will_write(tmp_path: Path) -> None:
     assert disk.place == tmp_path
     assert disk.checkpoints == 3 + 1 + 1
     assert count_disk(RunConfig(out=str(tmp_path)), memory).checkpoints == 1
-    full = check_disk(Disk(place=tmp_path, checkpoints=2, needed=1000, free=999))
+    full = check_disk(Disk(place=tmp_path, checkpoints=2, bad_steps=0, needed=1000, free=999))
     assert not full.passed
     assert "choose another --out, or a smaller --keep" in full.text
+
+
+def test_the_weights_of_skipped_steps_are_counted(tmp_path: Path) -> None:
+    memory = count_memory(RunConfig(), RUNTIME, processes=1, available=0)
+    plain = count_disk(RunConfig(out=str(tmp_path)), memory)
+    for allowed, kept in ((1, 1), (KEPT_MODELS, KEPT_MODELS), (1000, KEPT_MODELS)):
+        disk = count_disk(RunConfig(out=str(tmp_path), skip_bad_steps=allowed), memory)
+        assert disk.needed == plain.needed + kept * memory.parameters_whole
+    assert f"the weights of {KEPT_MODELS} bad steps and the model" in check_disk(disk).text
 
 
 SHAPE = [

@@ -13,8 +13,9 @@ from regpt import UserError
 from regpt.parallel import World
 from regpt.runtime import find_runtime
 from regpt.train.config import OptimizerConfig
-from regpt.train.incident import what_is_wrong
+from regpt.train.incident import KEPT_MODELS, what_is_wrong
 from regpt.train.loop import train
+from regpt.train.replay import replay
 from regpt.train.state import SPIKE_WINDOW, TrainState, build
 from regpt.train.step import StepResult
 
@@ -66,6 +67,26 @@ def test_a_skipped_spike_does_not_widen_what_spikes_are_measured_by(
     resumed = train(replace(config, steps=7, skip_bad_steps=4), resume=True)
     assert resumed.bad_steps == 4
     assert resumed.recent_losses == state.recent_losses
+
+
+def test_the_weights_of_the_newest_bad_steps_only_are_kept(text_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    config = tiny(
+        text_file, out, steps=12, lr=1e20, skip_bad_steps=5, optimizer=OptimizerConfig(clip=None)
+    )
+    with pytest.raises(UserError, match="was not applied"):
+        train(config)
+    incidents = sorted((out / "incidents").iterdir())
+    assert len(incidents) == 6
+    with_model = [path for path in incidents if (path / "model").exists()]
+    assert with_model == incidents[-KEPT_MODELS:]
+    for path in incidents:
+        assert {"report.json", "batch.txt"} <= {file.name for file in path.iterdir()}
+        assert not list(path.glob(".*"))
+    weightless = int(incidents[0].name[5:])
+    again = replay(out, weightless, device=None, note=lambda text: None)
+    assert again.source.startswith("the beginning")
+    assert not again.is_finite
 
 
 def test_the_report_says_where(text_file: Path, tmp_path: Path) -> None:

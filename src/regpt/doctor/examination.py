@@ -22,6 +22,7 @@ from regpt.parallel import World
 from regpt.runtime import Runtime, find_runtime, peak_memory
 from regpt.train.config import RunConfig
 from regpt.train.directory import free_name
+from regpt.train.incident import KEPT_MODELS
 from regpt.train.state import TrainState, build
 
 
@@ -32,6 +33,8 @@ class Disk:
     place: Path
     checkpoints: int
     """Most that stand at once: those kept, the best, and one being written."""
+    bad_steps: int
+    """Most skipped steps whose weights are kept as evidence."""
     needed: int
     """Bytes, the final model included."""
     free: int
@@ -224,20 +227,24 @@ def count_disk(config: RunConfig, memory: Memory) -> Disk:
     if config.save_every is not None:
         saves = math.ceil(config.steps / config.save_every)
         checkpoints = min(saves, config.keep + 1) + (config.eval_every is not None)
-    needed = checkpoints * memory.checkpoint + memory.parameters_whole
+    # the step that ends a run leaves its weights as well, but then there is no final model
+    bad_steps = min(config.skip_bad_steps, KEPT_MODELS)
+    needed = checkpoints * memory.checkpoint + (1 + bad_steps) * memory.parameters_whole
     return Disk(
         place=place,
         checkpoints=checkpoints,
+        bad_steps=bad_steps,
         needed=needed,
         free=shutil.disk_usage(place).free,
     )
 
 
 def check_disk(disk: Disk) -> Check:
-    """Is there room for the checkpoints?"""
+    """Is there room for the checkpoints and the weights of skipped steps?"""
     noun = "checkpoint" if disk.checkpoints == 1 else "checkpoints"
+    evidence = f", the weights of {disk.bad_steps} bad steps" if disk.bad_steps else ""
     text = (
-        f"{gigabytes(disk.needed)} for {disk.checkpoints} {noun} at once and the model, "
+        f"{gigabytes(disk.needed)} for {disk.checkpoints} {noun} at once{evidence} and the model, "
         f"{gigabytes(disk.free)} free at {disk.place}"
     )
     passed = disk.needed <= disk.free

@@ -6,10 +6,11 @@ makes the step an incident. RUN/incidents/step-N/ then holds
     report.json    step, loss, gradient norm, what is wrong; activations per layer, and the first
                    layer that is not finite; weights and gradients per parameter
     batch.txt      the texts of the batch
-    model/         the weights that met it, a model directory
+    model/         the weights that met it, a model directory; of the newest KEPT_MODELS only
 
 and training stops, naming the place; or goes on without the step, up to `skip_bad_steps` times.
-`regpt replay RUN --step N` computes such a step again in float32.
+`regpt replay RUN --step N` computes such a step again in float32; one without weights, from the
+checkpoint before it.
 """
 
 import json
@@ -22,18 +23,21 @@ from typing import Any
 import torch
 
 from regpt import weights
-from regpt.atomic import new_directory, replace_files
+from regpt.atomic import new_directory, replace_files, writing_to
 from regpt.data.loader import Batch, describe_batch
 from regpt.errors import UserError
 from regpt.model import GPT
 from regpt.parallel import full
 from regpt.tokenizer import get_tokenizer
-from regpt.train.checkpoint import without_padding
+from regpt.train.checkpoint import remove, without_padding
 from regpt.train.directory import RunDirectory, finite
 from regpt.train.events import Noted, Observer
 from regpt.train.layers import Layer, first_not_finite, over_processes, watching
 from regpt.train.state import SPIKE_WINDOW, TrainState
 from regpt.train.step import StepResult
+
+KEPT_MODELS = 3
+"""Bad steps whose weights stand on the disk at once."""
 
 
 def what_is_wrong(state: TrainState, result: StepResult) -> str | None:
@@ -88,6 +92,14 @@ def incident_path(directory: RunDirectory, step: int) -> Path:
     return directory.incidents / f"step-{step:08d}"
 
 
+def make_room(directory: RunDirectory) -> None:
+    """Remove the weights of the oldest bad steps, so that one more may be kept."""
+    models = sorted(directory.incidents.glob("step-*/model"))
+    with writing_to(directory.incidents):
+        for model in models[: max(len(models) - (KEPT_MODELS - 1), 0)]:
+            remove(model)
+
+
 def write_incident(
     state: TrainState, directory: RunDirectory, batch: Batch, result: StepResult, fault: str
 ) -> str:
@@ -108,6 +120,7 @@ def write_incident(
     step = 0 if state.config.overfit else state.step
     texts = describe_batch(state.data.loader, step, get_tokenizer())
     if state.world.is_first and not path.exists():
+        make_room(directory)
         with new_directory(path) as hidden:
             shape = state.config.model
             weights.write_model(
