@@ -1,5 +1,7 @@
 """Cached decoding is uncached decoding; a row does not know its neighbours."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,10 +9,11 @@ from hypothesis import strategies as st
 
 from packings import texts
 from regpt import GPT, GPTConfig, SamplingParams, UserError
-from regpt.cache import KeyValueCache, PlainDecoder
+from regpt.cache import KeyValueCache, PlainDecoder, check_memory
 from regpt.fast import PackedDecoder, PackedModel
 from regpt.generate import generate, generate_steps
 from regpt.lowbit import missing
+from regpt.memory import available_memory
 from regpt.sampling import sample
 from test_model import in_transformers, sharpen
 
@@ -171,6 +174,24 @@ def test_a_full_cache_says_so() -> None:
     cache = KeyValueCache(CONFIG, rows=1, length=4)
     with pytest.raises(UserError, match="5 tokens do not fit in a cache of 4"):
         cache.positions(5)
+
+
+def test_what_torch_keeps_of_a_gpu_unused_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As while training: the device is full, but of memory that torch has freed."""
+    gpu = torch.device("cuda", 1)
+    asked = []
+
+    def answer(value: object) -> Callable[[torch.device], object]:
+        return lambda device: asked.append(device) or value
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", answer((1_000, 80_000)))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", answer(70_000))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", answer(20_000))
+    assert available_memory(gpu) == 51_000
+    assert asked == [gpu] * 3
+    check_memory(51, 1_000, gpu)
+    with pytest.raises(UserError, match="ask for at most 51 samples"):
+        check_memory(52, 1_000, gpu)
 
 
 def test_a_batch_too_large_for_the_memory_is_told_its_limit(

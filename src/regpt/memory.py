@@ -9,7 +9,8 @@ import torch
 def available_memory(device: torch.device) -> int:
     """Free bytes of a device; of the machine for a CPU, or of the container we are in."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused  # what torch keeps is for its next ask
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
     return min(machine_memory(), container_memory())
