@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from regpt.data import assemble, documents
 from regpt.data.documents import find_safe_cut
-from regpt.data.encode import cut_pieces
+from regpt.data.encode import cut_pieces, encode_pieces
 from regpt.data.manifest import Manifest
 from regpt.data.prepare import prepare
 from regpt.data.shards import ShardDataset
@@ -163,16 +163,50 @@ def test_a_safe_cut_changes_no_token(text, start):
     assert parts == tokenizer.encode(text)
 
 
-@pytest.mark.parametrize("text", ["word " * 60_000, " " * 1_200_000 + "x", "x" * 200_000])
-def test_pieces_are_short_and_lose_nothing(text):
-    """A million spaces before a letter make tiktoken itself panic."""
+@pytest.mark.parametrize(
+    ("text", "longest"),
+    [
+        ("word " * 60_000, 1 << 16),
+        ("word " * 20_000 + "\n" * 300_000 + "word\n\n\n" * 30_000, 300_008),
+        ("終" * 100_001 + " x" * 40_000 + "-" * 100_000, 100_002),
+        ("x" * 200_000, 200_000),
+        (" " * 1_200_000 + "x", documents.LONGEST_STRETCH),  # tiktoken itself fails on the whole
+        ("ab" * 600_000, documents.LONGEST_STRETCH),
+    ],
+)
+def test_pieces_have_the_tokens_of_the_whole(text, longest):
     pieces = list(cut_pieces(text))
     assert "".join(pieces) == text
-    assert max(map(len, pieces)) <= 1 << 16
+    assert max(map(len, pieces)) <= longest
     ids = [i for piece in pieces for i in get_tokenizer().encode(piece)]
     assert get_tokenizer().decode(ids) == text
-    if text.startswith("word"):
+    if longest < documents.LONGEST_STRETCH:
         assert ids == get_tokenizer().encode(text)
+
+
+PATHOLOGICAL = st.lists(
+    st.tuples(
+        st.sampled_from([" ", "\n", "\r\n", "\t", "a", "'s", "é", "終", "\u3000", "-", "7", "🙂"]),
+        st.integers(1, 40),
+    ),
+    max_size=12,
+).map(lambda runs: "".join(unit * count for unit, count in runs))
+
+
+@exact
+@given(PATHOLOGICAL, st.integers(2, 30), st.integers(4, 40))
+def test_reading_and_cutting_anywhere_change_no_token(tmp_path_factory, text, piece, block):
+    """Long runs of one thing, and characters of several bytes, at the places of both cuts."""
+    path = tmp_path_factory.getbasetemp() / "runs.txt"
+    path.write_bytes(text.encode())
+    with pytest.MonkeyPatch.context() as patch, path.open("rb") as file:
+        patch.setattr("regpt.data.documents.BLOCK_BYTES", block)
+        patch.setattr("regpt.data.encode.PIECE_CHARACTERS", piece)
+        size = path.stat().st_size
+        texts = [part for part, _ in documents.read_pieces(file, 0, size, path=path)]
+        pieces = [ids for part in texts for ids in encode_pieces(part, get_tokenizer())]
+    assert "".join(texts) == text
+    assert [i for ids in pieces for i in ids] == get_tokenizer().encode(text)
 
 
 @pytest.mark.parametrize("block_bytes", [1 << 20, 1000, 61])

@@ -10,7 +10,8 @@ Only reading happens here, in one process; blocks travel to the processes that p
 (encode.py). Memory is bounded by the block, or by the longest line. A `.txt` of any size is one
 document, so it is cut where the tokens cannot notice: before a whitespace character that something
 else follows. GPT-2's pattern never lets a piece run across such a place, and cuts the whitespace
-before it in the same way whether or not the text goes on.
+before it in the same way whether or not the text goes on. A stretch without such a place (a page of
+empty lines, a genome) stays whole up to a million characters; only a longer one is cut anywhere.
 
 Every block carries the `Place` after it, three integers from which reading can go on.
 """
@@ -19,6 +20,7 @@ import codecs
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from regpt.data.manifest import Split
@@ -31,19 +33,28 @@ if TYPE_CHECKING:
 BLOCK_BYTES = 1 << 20
 BOOK_BYTES = 1 << 16
 """A .txt of this size is divided between training and validation; a shorter one is one block."""
+LONGEST_STRETCH = 1 << 20
+"""Characters without a safe place to cut that are kept together."""
 PARQUET_ROWS = 64
 assert BOOK_BYTES <= BLOCK_BYTES
 BYTE_ORDER_MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"
 
 # Unicode's White_Space, which is what \s means to the tokenizer. Python's \s has four more.
 WHITESPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-LAST_SAFE_CUT = re.compile(rf"(?s:.+)(?=[{WHITESPACE}][^{WHITESPACE}])")
+SAFE_CUT = re.compile(rf"(?=[{WHITESPACE}][^{WHITESPACE}])")
+LAST_SAFE_CUT = re.compile(rf"(?s:.+){SAFE_CUT.pattern}")
 
 
 def find_safe_cut(text: str, start: int, stop: int) -> int | None:
     """The last place in start+1 .. stop-2 where cutting `text` changes no token; None if none."""
     found = LAST_SAFE_CUT.match(text, start, stop)
     return found.end() if found else None
+
+
+def find_next_safe_cut(text: str, start: int, stop: int) -> int | None:
+    """The first place in start .. stop-2 where cutting `text` changes no token; None if none."""
+    found = SAFE_CUT.search(text, start, stop)
+    return found.start() if found else None
 
 
 @dataclass(frozen=True)
@@ -131,31 +142,47 @@ def _read_text(source: Source, place: Place, *, val_every: int) -> Iterator[Bloc
             parts = [(0, border, "train"), (border, source.bytes, "val")]
         for start, stop, split in parts:
             offset = max(start, place.offset)
-            while offset < stop:
-                text = _read_piece(file, offset, stop=stop, source=source)
-                begins, end = offset == start, offset + len(text.encode())
+            for text, end in read_pieces(file, offset, stop, path=source.path):
+                begins = offset == start
                 if offset == 0:
                     text = text.removeprefix(BYTE_ORDER_MARK)
                 yield Block(source, text, 0, begins, split, Place(place.source, end), end)
                 offset = end
 
 
-def _read_piece(file: IO[bytes], offset: int, *, stop: int, source: Source) -> str:
-    """About a megabyte of text from `offset` on, cut safely; all up to `stop` if that is less."""
+def read_pieces(
+    file: IO[bytes], offset: int, stop: int, *, path: Path
+) -> Iterator[tuple[str, int]]:
+    """The text between two bytes in pieces of about a megabyte, each with the offset of its end.
+
+    The pieces' tokens, one after the other, are those of the whole.
+    """
+    while offset < stop:
+        text = _read_piece(file, offset, stop, size=BLOCK_BYTES, path=path)
+        offset += len(text.encode())
+        yield text, offset
+
+
+def _read_piece(file: IO[bytes], offset: int, stop: int, *, size: int, path: Path) -> str:
+    """About `size` bytes of text from `offset` on, cut safely; all up to `stop` if that is less."""
     file.seek(offset)
-    data = file.read(min(BLOCK_BYTES, stop - offset))
+    data = file.read(min(size, stop - offset))
     is_last = offset + len(data) == stop
-    if not is_last and len(data) < BLOCK_BYTES:
-        raise UserError(f"{source.path} became shorter while it was read: prepare it again")
+    if not is_last and len(data) < size:
+        raise UserError(f"{path} became shorter while it was read: start again")
     try:
         text = codecs.getincrementaldecoder("utf-8")().decode(data, final=is_last)
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{source.path} is not UTF-8: byte 0x{data[error.start]:02x} at offset "
+            f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at offset "
             f"{offset + error.start}; convert it first"
         ) from None
-    # With no safe place in a megabyte, the cut is where the reading stopped.
-    return text if is_last else text[: find_safe_cut(text, 0, len(text))]
+    if is_last:
+        return text
+    cut = find_safe_cut(text, 0, len(text))
+    if cut is None and len(text) < LONGEST_STRETCH:
+        return _read_piece(file, offset, stop, size=2 * size, path=path)
+    return text[:cut]
 
 
 # ---- .jsonl ----

@@ -9,9 +9,10 @@ order, number of processes or restart changes that, and two copies of a document
 both sides.
 
 tiktoken, up to some version, is quadratic in the length of a string without whitespace, and panics
-on a million spaces. Text is therefore given to it in pieces of at most 65,536 characters, cut where
-no token changes (documents.py); only a stretch of that length without one such place, which is no
-text anybody wrote, is cut anywhere.
+on a million spaces before a letter. Text is therefore given to it in pieces of about 65,536
+characters, cut where no token changes (documents.py): what is encoded here in pieces, for training,
+evaluation and shards, has the tokens of the whole text. Only a stretch of a million characters
+without one such place, which is no text anybody wrote, is cut anywhere.
 """
 
 import hashlib
@@ -21,7 +22,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from regpt.data.documents import BOOK_BYTES, Block, find_safe_cut
+from regpt.data.documents import (
+    BOOK_BYTES,
+    LONGEST_STRETCH,
+    Block,
+    find_next_safe_cut,
+    find_safe_cut,
+)
 from regpt.data.manifest import Split
 from regpt.errors import UserError
 from regpt.tokenizer import Tokenizer
@@ -76,7 +83,7 @@ def encode_block(
         if block.begins_document:
             tokens[split].append(end_of_text)
             encoded[split].documents += 1
-        tokens[split] += map(tokenizer.encode_array, cut_pieces(text))
+        tokens[split] += encode_pieces(text, tokenizer)
         encoded[split].text_bytes += len(text_bytes)
     for split, pieces in tokens.items():
         if pieces:
@@ -84,15 +91,26 @@ def encode_block(
     return encoded
 
 
+def encode_pieces(text: str, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+    """The ids of a text, uint32 (n,) each, piece by piece."""
+    return map(tokenizer.encode_array, cut_pieces(text))
+
+
 def cut_pieces(text: str) -> Iterator[str]:
     """The text in pieces that are quick to encode and have, together, the same tokens."""
     start = 0
-    while len(text) - start > PIECE_CHARACTERS:
-        limit = start + PIECE_CHARACTERS
-        stop = find_safe_cut(text, start, limit) or limit
+    while start < len(text):
+        limit, longest = start + PIECE_CHARACTERS, start + LONGEST_STRETCH
+        if limit >= len(text):
+            stop = len(text)
+        else:
+            stop = (
+                find_safe_cut(text, start, limit)
+                or find_next_safe_cut(text, limit - 1, longest)
+                or longest
+            )
         yield text[start:stop]
         start = stop
-    yield text[start:]
 
 
 def read_texts(block: Block, text_field: str) -> Iterator[str]:
