@@ -36,8 +36,9 @@ class CompactVocabulary:
     @classmethod
     def of(cls, tokens: np.ndarray, vocab_size: int) -> "CompactVocabulary":
         """The tokens that occur in an array of ids."""
-        counts = np.bincount(tokens, minlength=vocab_size)
-        return cls(torch.from_numpy(np.flatnonzero(counts)), vocab_size)
+        occurs = np.zeros(vocab_size, dtype=bool)
+        occurs[tokens] = True
+        return cls(torch.from_numpy(np.flatnonzero(occurs)), vocab_size)
 
     @property
     def shared(self) -> int:

@@ -19,9 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regpt.data import corpora
-from regpt.data.corpora import Corpus, load_corpus
+from regpt.data.corpora import load_corpus
+from regpt.data.corpus import Corpus
 from regpt.errors import UserError
-from regpt.tokenizer import get_tokenizer
+from regpt.tokenizer import Tokenizer, get_tokenizer
 
 SHAKESPEARE = Path(__file__).parents[3] / "shared" / "data" / "tinyshakespeare.txt"
 VERSE = "First Citizen:\nBefore we proceed any further, hear me speak.\n" * 4000
@@ -35,8 +36,8 @@ class ByteTokenizer:
     vocab_size = 257
     eot = 256
 
-    def encode(self, text: str) -> list[int]:
-        return list(text.encode())
+    def encode_array(self, text: str) -> np.ndarray:
+        return np.frombuffer(text.encode(), dtype=np.uint8)
 
 
 def complaint(sources: list[str | Path], **options: object) -> str:
@@ -158,6 +159,80 @@ def test_files_are_read_to_the_letter(tmp_path):
     assert load_corpus(str(tmp_path / "b.txt")).documents == corpus.documents[1:]
 
 
+@exact
+@given(
+    st.lists(st.text("a1 \n'é終🙂\u3000", min_size=1, max_size=60), min_size=1, max_size=3),
+    st.integers(0, 99),
+    st.integers(4, 20),
+    st.booleans(),
+)
+def test_a_file_is_what_its_text_is(tmp_path_factory, texts, percent, block, marked):
+    """Read in pieces of a few bytes: the same sizes, digest, parts and tokens."""
+    paths = [tmp_path_factory.getbasetemp() / f"{number}.txt" for number in range(len(texts))]
+    for path, text in zip(paths, texts, strict=True):
+        path.write_bytes(b"\xef\xbb\xbf" * marked + text.encode())
+    tokenizer, whole = get_tokenizer(), Corpus("whole", tuple(texts))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("regpt.data.corpus.BLOCK_BYTES", block)
+        patch.setattr("regpt.data.documents.BLOCK_BYTES", block)
+        patch.setattr("regpt.data.encode.PIECE_CHARACTERS", 4)
+        corpus = load_corpus(paths)
+        assert corpus.num_characters == whole.num_characters
+        assert corpus.num_bytes == whole.num_bytes
+        assert corpus.fingerprint == whole.fingerprint
+        pairs = zip(corpus.split(percent / 100), whole.split(percent / 100), strict=True)
+        for part, expected in pairs:
+            assert part.documents == expected.documents
+            assert part.num_characters == expected.num_characters
+            assert part.fingerprint == expected.fingerprint
+            ids = [i for text in expected.documents for i in [*tokenizer.encode(text), 50256]]
+            assert part.tokens(tokenizer).tolist() == ids[:-1]
+
+
+def test_a_large_file_is_never_held_whole(tmp_path, monkeypatch):
+    path = tmp_path / "large.txt"
+    path.write_text("a line of a large text\n" * 150_000)  # 3.5 MB
+    seen: list[int] = []
+
+    def encode(self: Tokenizer, text: str) -> np.ndarray:
+        seen.append(len(text))
+        return np.zeros(1, dtype=np.uint32)
+
+    monkeypatch.setattr(Tokenizer, "encode_array", encode)
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail("read whole"))
+    done: list[tuple[int, int | None]] = []
+    corpus = load_corpus([path])
+    assert len(corpus.tokens(get_tokenizer(), progress=lambda *report: done.append(report))) > 1
+    assert max(seen) <= 1 << 16
+    assert sum(seen) == path.stat().st_size
+    assert [report[0] for report in done] == sorted({report[0] for report in done})
+    assert len(done) > 3
+    assert done[-1] == (path.stat().st_size, path.stat().st_size)
+
+
+def test_a_file_that_changes_meanwhile_is_refused(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("before")
+    corpus = load_corpus([path])
+    path.write_text("after all")
+    with pytest.raises(UserError, match=r"text.txt' changed while it was read: start again"):
+        corpus.tokens(get_tokenizer())
+    path.unlink()
+    with pytest.raises(UserError, match=r"text.txt' cannot be read: No such file"):
+        corpus.tokens(get_tokenizer())
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_read_once(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    writer = threading.Thread(target=path.write_bytes, args=("\ufeffnaïve\n".encode(),))
+    writer.start()
+    corpus = load_corpus([path])
+    writer.join()
+    assert corpus.documents == ("naïve\n",) == corpus.documents
+
+
 def test_a_file_may_have_the_name_of_a_text(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("pydocs").write_text("mine", encoding="utf-8")
@@ -195,10 +270,10 @@ def test_sources_that_are_not_there(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("text", encoding="utf-8")
     assert "cannot be read" in complaint([tmp_path / "file" / "below"])
 
-    def refuse(path: Path) -> bytes:
+    def refuse(path: Path, mode: str) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     assert "cannot be read: Permission denied" in complaint([tmp_path / "file"])
 
 

@@ -1,6 +1,7 @@
 """Texts to learn from: two that have a name, and any UTF-8 files.
 
-A `Corpus` is a name and documents in order; it splits itself and turns itself into tokens.
+A `Corpus` (corpus.py) is a name and documents in order; it splits itself and turns itself into
+tokens.
 
 - `pydocs`: the topics of Python's own manual and the docstrings of the standard library, read from
   the running interpreter, so that there is English to train on with no network and no file. The
@@ -17,31 +18,23 @@ A `Corpus` is a name and documents in order; it splits itself and turns itself i
 """
 
 import ast
-import codecs
 import contextlib
 import hashlib
 import inspect
+import io
 import sys
 import sysconfig
 import urllib.request
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
-from functools import cached_property
+from collections.abc import Iterator, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 
-import numpy as np
-from numpy.typing import NDArray
-
 from regpt.atomic import replace_files
 from regpt.cache_folder import alone_with, cache_folder
+from regpt.data.corpus import Corpus, Document, Progress, TextFile, count_characters, ignore
 from regpt.errors import UserError
-from regpt.tokenizer import Tokenizer
-
-Progress = Callable[[int, int | None], None]  # bytes so far; and in all, if the server says it
 
 CORPORA = {
     "pydocs": "Python's manual topics and the standard library's docstrings, on every machine",
@@ -64,73 +57,16 @@ DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 STATEMENTS = (ast.stmt, ast.ExceptHandler, ast.match_case)
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """Documents in order, and what they are called."""
-
-    name: str
-    documents: tuple[str, ...]
-
-    @property
-    def num_characters(self) -> int:
-        """Unicode characters of all documents."""
-        return sum(len(document) for document in self.documents)
-
-    @cached_property
-    def num_bytes(self) -> int:
-        """Bytes of all documents in UTF-8, the denominator of bits per byte."""
-        return sum(len(document.encode()) for document in self.documents)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """sha256 of the documents, each after its length, so that no two divisions agree."""
-        digest = hashlib.sha256()
-        for document in self.documents:
-            data = document.encode()
-            digest.update(len(data).to_bytes(8, "little") + data)
-        return digest.hexdigest()
-
-    def split(self, validation_fraction: float) -> tuple["Corpus", "Corpus"]:
-        """The first part, and the last `validation_fraction` of the characters.
-
-        The text is cut as a whole, at int((1 - f) * characters) with f taken as the decimal number
-        it was written as; a document across the border is cut in two. Both parts keep the name.
-        """
-        if not 0 <= validation_fraction < 1:
-            raise UserError(f"validation fraction {validation_fraction}: give 0 or more, below 1")
-        # In floating point, (1 - 0.9) * 10 is a little less than 1: the cut would be off by one.
-        cut = int((1 - Fraction(str(validation_fraction))) * self.num_characters)
-        first: list[str] = []
-        last: list[str] = []
-        for document in self.documents:
-            first += filter(None, [document[:cut]])
-            last += filter(None, [document[cut:]])
-            cut = max(0, cut - len(document))
-        return Corpus(self.name, tuple(first)), Corpus(self.name, tuple(last))
-
-    def tokens(self, tokenizer: Tokenizer) -> NDArray[np.uint16]:
-        """All documents as one array (num_tokens,), `tokenizer.eot` between two documents.
-
-        A single document therefore has none: tiny Shakespeare is the lecture's 338,025 tokens.
-        Text that looks like a special token is encoded as the plain text it is.
-        """
-        if tokenizer.vocab_size > 1 << 16:
-            raise UserError(f"vocabulary of {tokenizer.vocab_size}: tokens are uint16, <= 65536")
-        parts: list[NDArray[np.uint16]] = []
-        for document in self.documents:
-            if parts:
-                parts.append(np.array([tokenizer.eot], dtype=np.uint16))
-            parts.append(np.array(tokenizer.encode(document), dtype=np.uint16))
-        return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint16)
-
-
 def load_corpus(
     sources: Sequence[str | Path],
     *,
     cache_dir: Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress = ignore,
 ) -> Corpus:
-    """One name from CORPORA, or files; `cache_dir` and `progress` are for what is downloaded."""
+    """One name from CORPORA, or files.
+
+    `cache_dir` is for what is downloaded; `progress` hears of a download, and of files read over.
+    """
     if isinstance(sources, str | Path):  # a str is a Sequence[str], so no type checker objects
         sources = [sources]
     if not sources:
@@ -145,42 +81,42 @@ def load_corpus(
     if named == ["shakespeare"]:
         return Corpus("shakespeare", (read_shakespeare(cache_dir, progress),))
     paths = [Path(source) for source in sources]
-    return Corpus(", ".join(path.name for path in paths), tuple(map(read_file, paths)))
+    name = ", ".join(path.name for path in paths)
+    return Corpus(name, tuple(read_file(path, progress) for path in paths))
 
 
-def read_file(path: Path) -> str:
-    """The text of one UTF-8 file: every character as it stands, but for a byte order mark."""
+def read_file(path: Path, progress: Progress = ignore) -> Document:
+    """One UTF-8 file, read over once: every character as it stands, but for a byte order mark.
+
+    What is not on a disk, as a pipe, can be read only once: it is held in memory.
+    """
     shown = repr(str(path))
     try:
         if path.is_dir():
             raise UserError(f"data {shown} is a folder; name the files in it")
-        data = path.read_bytes()
+        if path.is_file():
+            text = TextFile.check(path, progress)
+        else:
+            data = path.read_bytes()
+            start, _ = count_characters(io.BytesIO(data), path, lambda n: progress(n, len(data)))
+            text = data[start:].decode()
     except FileNotFoundError:
         names = ", ".join(CORPORA)
         raise UserError(f"data {shown}: no such file, and no named text ({names})") from None
     except OSError as error:
         raise UserError(f"data file {shown} cannot be read: {explain(error)}") from None
-    try:
-        text = data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
-    except UnicodeDecodeError as error:
-        offset = error.start + len(data) - len(error.object)
-        line = data.count(b"\n", 0, offset) + 1
-        guess = " and looks like UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
-        raise UserError(
-            f"data file {shown} is not UTF-8{guess}: byte 0x{data[offset]:02x} at offset {offset},"
-            f" line {line}; convert it to UTF-8 first"
-        ) from None
-    if not text:
+    if not len(text):
         raise UserError(f"data file {shown} is empty; give a file with text in it")
     return text
 
 
-def read_shakespeare(cache_dir: Path | None = None, progress: Progress | None = None) -> str:
+def read_shakespeare(cache_dir: Path | None = None, progress: Progress = ignore) -> str:
     """Tiny Shakespeare from the cache folder, downloaded into it first where need be."""
     folder = cache_folder() if cache_dir is None else cache_dir
     path = folder / "tinyshakespeare.txt"
     with contextlib.suppress(OSError):  # absent, damaged, or not readable: writing will tell why
         return verify(path.read_bytes())
+    progress(0, SHAKESPEARE_BYTES)
     try:
         with alone_with(path):
             with contextlib.suppress(OSError):  # another process has fetched it meanwhile
@@ -204,7 +140,7 @@ def verify(data: bytes) -> str:
     return data.decode("utf-8")
 
 
-def download(url: str, *, limit: int, progress: Progress | None = None) -> bytes:
+def download(url: str, *, limit: int, progress: Progress = ignore) -> bytes:
     """The bytes behind `url`, at most about `limit` of them; OSError when the connection ends."""
     request = urllib.request.Request(url, headers={"User-Agent": "regpt"})
     try:
@@ -218,8 +154,7 @@ def download(url: str, *, limit: int, progress: Progress | None = None) -> bytes
         data = bytearray()
         while len(data) <= limit and (chunk := response.read(1 << 16)):
             data += chunk
-            if progress is not None:
-                progress(len(data), total)
+            progress(len(data), total)
     if total is not None and len(data) < min(total, limit):  # http.client does not complain
         raise ConnectionError(f"the connection ended after {len(data)} of {total} bytes")
     return bytes(data)

@@ -43,6 +43,9 @@ IGNORE_INDEX = -100
 PADDING_ID = 0
 """What stands in x where the target is ignored: any valid id does, nothing looks at it."""
 
+CHUNK = 1 << 20
+"""Tokens read at once from a text that may be larger than the memory."""
+
 Order = Literal["sequential", "shuffled", "shifted"]
 
 
@@ -75,7 +78,10 @@ class ArrayDataset:
             )
         self.tokens = tokens
         self.vocab_size = vocab_size
-        self.fingerprint = hashlib.sha256(tokens.astype("<u4").tobytes()).hexdigest()
+        digest = hashlib.sha256()
+        for start in range(0, len(tokens), CHUNK):
+            digest.update(tokens[start : start + CHUNK].astype("<u4").tobytes())
+        self.fingerprint = digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self.tokens)

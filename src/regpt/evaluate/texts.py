@@ -12,7 +12,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from regpt.data.corpora import Corpus, load_corpus
+from regpt.data.corpora import load_corpus
+from regpt.data.corpus import Corpus
 from regpt.data.loader import ArrayDataset, Dataset
 from regpt.data.manifest import NAME as MANIFEST
 from regpt.data.shards import SUFFIXES, ShardDataset

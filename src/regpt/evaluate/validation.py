@@ -13,11 +13,11 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from regpt.data.loader import Dataset
+from regpt.data.loader import CHUNK, Dataset
 from regpt.errors import UserError
 from regpt.evaluate.reader import Reader
 from regpt.evaluate.scoring import check_ids, evaluating, target_nats
-from regpt.evaluate.windows import CHUNK, cut_windows
+from regpt.evaluate.windows import cut_windows
 from regpt.parallel import World
 from regpt.runtime import Runtime
 from regpt.tokenizer import VOCAB_SIZE, get_tokenizer

@@ -21,12 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regpt.data.loader import IGNORE_INDEX, PADDING_ID, Dataset
+from regpt.data.loader import CHUNK, IGNORE_INDEX, PADDING_ID, Dataset
 from regpt.errors import UserError
 from regpt.tokenizer import END_OF_TEXT_ID
-
-CHUNK = 1 << 20
-"""Tokens read at once from a text that may be larger than the memory."""
 
 
 @dataclass(frozen=True)

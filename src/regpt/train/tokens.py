@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regpt.data.corpora import Corpus, load_corpus
+from regpt.data.corpora import load_corpus
+from regpt.data.corpus import Corpus
 from regpt.data.loader import IGNORE_INDEX, ArrayDataset, BatchPlan, Dataset, Loader
 from regpt.data.manifest import Manifest
 from regpt.data.shards import ShardDataset, find_shards
