@@ -22,6 +22,7 @@ from regpt.data import corpora
 from regpt.data.corpora import load_corpus
 from regpt.data.corpus import Corpus
 from regpt.errors import UserError
+from regpt.report import references
 from regpt.tokenizer import Tokenizer, get_tokenizer
 
 SHAKESPEARE = Path(__file__).parents[3] / "shared" / "data" / "tinyshakespeare.txt"
@@ -144,6 +145,11 @@ def test_tiny_shakespeare_is_the_lectures():
     assert (first.num_characters, last.num_characters) == (1_003_854, 111_540)
     tokens = corpus.tokens(get_tokenizer())
     assert tokens.shape == (338_025,)
+    held_out = last.tokens(get_tokenizer())
+    assert (corpus.fingerprint, len(held_out)) == (
+        references.SHAKESPEARE.fingerprint,
+        references.SHAKESPEARE.validation_tokens,
+    )
     assert tokens[:6].tolist() == [5962, 22307, 25, 198, 8421, 356]
 
 

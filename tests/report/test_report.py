@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from regpt.cli import main
+from regpt.presets import PRESETS
 from regpt.report.chart import Curve, draw_chart, short, thin, ticks
 from regpt.report.history import read_history, read_samples
-from regpt.report.references import REFERENCES, find_references
+from regpt.report.references import EDU, REFERENCES, SHAKESPEARE, find_references
 from regpt.train.config import RunConfig
 from regpt.train.directory import read_metrics
 from test_cli import fails
@@ -25,12 +26,19 @@ HOSTILE = "</script><script>alert(1)</script> & <img src=x onerror=alert(2)> \"'
 
 
 def make_run(
-    path: Path, *, steps: int = 40, data: str = "tinyshakespeare.txt", **settings: Any
+    path: Path,
+    *,
+    steps: int = 40,
+    fingerprint: str | None = SHAKESPEARE.fingerprint,
+    validation_tokens: int | None = SHAKESPEARE.validation_tokens,
+    preset: str = "quickstart",
+    **settings: Any,
 ) -> Path:
     """A run's directory as training leaves it, without the model."""
     path.mkdir(parents=True)
-    config = RunConfig(steps=steps, validation_fraction=0.1, preset="quickstart", **settings)
-    facts = {"sources": data, "fingerprint": "ab", "validation_tokens": 7}
+    config = RunConfig(steps=steps, validation_fraction=0.1, preset=preset, **settings)
+    facts = {"sources": ", ".join(config.data), "fingerprint": fingerprint,
+             "validation_tokens": validation_tokens}  # fmt: skip
     record = {"config": config.to_json(), "data": facts, "runtime": "cpu", "versions": {}}
     (path / "run.json").write_text(json.dumps(record))
     lines: list[dict[str, Any]] = [{"step": 0, "samples": {PROMPT: ["one\ntwo", HOSTILE]}}]
@@ -194,20 +202,34 @@ def test_samples_are_read_as_they_were_written(tmp_path: Path) -> None:
 
 
 def test_references_belong_to_their_text(tmp_path: Path) -> None:
-    def found(data: str, unit: Any) -> set[float]:
-        run = read_history(make_run(tmp_path / data.replace("/", "-"), data=data))
+    runs = 0
+
+    def found(unit: Any, **made: Any) -> set[float]:
+        nonlocal runs
+        runs += 1
+        run = read_history(make_run(tmp_path / f"run-{runs}", **made))
         return {reference.value for reference in find_references([run], unit)}
 
-    assert found("fineweb-edu", "val_loss") == {3.2924, 3.397}
-    assert found("data/fineweb", "val_loss") == {3.28, 3.2722}
-    assert found("other.txt", "val_loss") == set()
-    assert found("shakespeare", "val_nats_per_character") == {1.886, 1.4697}
-    other_split = make_run(tmp_path / "split", data="shakespeare")
-    record = json.loads((other_split / "run.json").read_text())
-    record["config"]["validation_fraction"] = 0.2
-    (other_split / "run.json").write_text(json.dumps(record))
-    assert find_references([read_history(other_split)], "val_nats_per_character") == []
+    edu = ("data/fineweb-edu",)
+    assert found("val_loss", preset="gpt2-124m", data=edu, fingerprint="ab") == {3.2924, 3.397}
+    assert found("val_nats_per_character", data=("a.txt",)) == {1.886, 1.4697}
+    assert found("val_nats_per_character", validation_tokens=7) == set(), "another part of it"
+    assert found("val_nats_per_character", fingerprint="ab") == set()
+    reading_it = {name for name, make in PRESETS.items() if make().data == EDU.data}
+    assert reading_it == set(EDU.presets)
     assert all(reference.source and reference.text.name for reference in REFERENCES)
+
+
+@pytest.mark.parametrize(
+    "data",
+    ["reduced.txt", "/home/edu/corpus", "fineweb-edu", "data/fineweb", "my-shakespeare/input.txt"],
+)
+@pytest.mark.parametrize("preset", ["quickstart", "gpt2-124m"])
+def test_a_name_in_a_path_is_no_corpus(tmp_path: Path, data: str, preset: str) -> None:
+    run = make_run(tmp_path / "run", data=(data,), fingerprint="ab", preset=preset)
+    history = read_history(run)
+    assert find_references([history], "val_loss") == []
+    assert find_references([history], "val_nats_per_character") == []
 
 
 def test_charts_of_odd_curves() -> None:

@@ -1,7 +1,8 @@
 """Published figures of GPT-2, each with the text it was measured on and where it stands.
 
 A loss belongs to its text: FineWeb and FineWeb-Edu differ by as much as two model sizes. So a line
-is drawn only into the curves of runs on the same text, and the page names the text beside it.
+is drawn only into the curves of runs that are known to be on the same text, by what the text is or
+by a preset that names it, and never by what a file or a folder happens to be called.
 """
 
 from collections.abc import Sequence
@@ -15,27 +16,31 @@ Unit = Literal["val_loss", "val_nats_per_character", "hellaswag_acc_norm"]
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """What a figure was measured on, and how a run on the same text is recognised."""
+    """What a figure was measured on, and how a run on the same text is recognised.
+
+    One with neither fingerprint nor presets does not depend on what a run was trained on.
+    """
 
     name: str
-    words: tuple[str, ...]
-    """Runs whose data has all of these in its name are on that text."""
-    absent: tuple[str, ...] = ()
-    """And none of these."""
-    fraction: float | None = None
-    """The share of the text that was held out, if that decides what is scored."""
+    fingerprint: str | None = None
+    """Of the whole corpus, as run.json has it;"""
+    validation_tokens: int | None = None
+    """and how many of its tokens the figure was measured on."""
+    presets: tuple[str, ...] = ()
+    """Presets whose data this is, as long as they read what they name:"""
+    data: tuple[str, ...] = ()
+    """this."""
 
     def fits(self, run: History) -> bool:
         """Whether the run was validated on this text."""
-        data = run.record.get("data", {})
-        settings = run.settings
-        names = " ".join(map(str, [data.get("sources", ""), *settings.get("data", [])])).lower()
-        fraction = settings.get("validation_fraction")
-        return (
-            all(word in names for word in self.words)
-            and not any(word in names for word in self.absent)
-            and (self.fraction is None or fraction == self.fraction)
-        )
+        facts, settings = run.record.get("data", {}), run.settings
+        if self.fingerprint is not None:
+            found = (facts.get("fingerprint"), facts.get("validation_tokens"))
+            return found == (self.fingerprint, self.validation_tokens)
+        if self.presets:
+            reads = tuple(settings.get("data", ()))
+            return settings.get("preset") in self.presets and reads == self.data
+        return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +54,17 @@ class Reference:
     source: str
 
 
-EDU = Text(name="FineWeb-Edu 10B sample, validation shard", words=("edu",))
-FINEWEB = Text(name="FineWeb 10B sample, validation tokens", words=("fineweb",), absent=("edu",))
+EDU = Text(
+    name="FineWeb-Edu 10B sample, validation shard",
+    presets=("gpt2-124m", "gpt2-124m-fast", "gpt2-medium", "gpt2-large", "gpt2-xl"),
+    data=("data/fineweb-edu",),
+)
 SHAKESPEARE = Text(
-    name="tiny Shakespeare, last 10%, a model of characters", words=("shakespeare",), fraction=0.1
+    name="tiny Shakespeare, last 10%, a model of characters",
+    fingerprint="b20eb1dc66ddb45eb245b57c9e4aeda4707095cdc78ddcbe7519b25b912c16a3",
+    validation_tokens=36_059,
 )
-HELLASWAG = Text(
-    name="HellaSwag validation, all 10,042 examples, acc_norm by the lecture's rules", words=()
-)
+HELLASWAG = Text(name="HellaSwag validation, all 10,042 examples, acc_norm by the lecture's rules")
 
 REFERENCES = (
     Reference(
@@ -72,20 +80,6 @@ REFERENCES = (
         value=3.397,
         text=EDU,
         source="debtirthasaha.github.io, GPT-2 124M rerun, 2026",
-    ),
-    Reference(
-        name="speedrun bar, 124M",
-        unit="val_loss",
-        value=3.28,
-        text=FINEWEB,
-        source="modded-nanogpt, README",
-    ),
-    Reference(
-        name="llm.c 124M, 10B tokens",
-        unit="val_loss",
-        value=3.2722,
-        text=FINEWEB,
-        source="modded-nanogpt, records/track_1_short/2024-10-13_llmc",
     ),
     Reference(
         name="nanoGPT, CPU (measured for this project)",
