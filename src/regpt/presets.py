@@ -24,6 +24,7 @@ def quickstart() -> RunConfig:
         lr=5e-3,
         order="shifted",
         validation_fraction=0.1,
+        quick_eval_every=50,
         model=GPTConfig(block_size=64, n_layer=4, n_head=4, n_embd=256),
         compact_vocabulary=True,
         zero_projections=True,

@@ -12,13 +12,17 @@ from torch._dynamo.utils import counters
 
 from evaluate.choices import write_examples
 from regpt import GPT, UserError, find_runtime
+from regpt.data.loader import ArrayDataset
 from regpt.evaluate import hellaswag as swag
+from regpt.evaluate.validation import validate
+from regpt.evaluate.windows import cut_windows
 from regpt.parallel import World
-from regpt.train.events import Answered, Event, Noted, Sampled, Validated
+from regpt.train.events import Answered, Event, Noted, Sampled, Validated, ValidatedQuickly
 from regpt.train.loop import train
 
 EVERYTHING = {
-    "eval_every": 2, "sample_every": 2, "hellaswag_every": 2, "hellaswag_examples": 2,
+    "eval_every": 2, "quick_eval_every": 2, "sample_every": 2,
+    "hellaswag_every": 2, "hellaswag_examples": 2,
     "prompts": ("the cat", "a dog"), "sample_tokens": 6,
 }  # fmt: skip
 
@@ -61,7 +65,8 @@ def test_training_does_not_notice(
     expected = [2, 2] if compiled else [0, 0]  # one to train, one to validate
     assert graphs == expected
     kinds = [type(event) for event in seen]
-    assert [kinds.count(kind) for kind in (Validated, Answered, Sampled)] == [3, 3, 4]
+    looks = (Validated, ValidatedQuickly, Answered, Sampled)
+    assert [kinds.count(kind) for kind in looks] == [3, 3, 3, 4]
 
 
 def test_figures_are_those_of_the_saved_model(
@@ -86,6 +91,41 @@ def test_figures_are_those_of_the_saved_model(
     }  # fmt: skip
     (event,) = [event for event in seen if isinstance(event, Answered)]
     assert (event.acc_norm, event.examples) == (norm, 5)
+
+
+def test_a_quick_validation_scores_windows_from_all_over(
+    text_file: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("regpt.train.looks.QUICK_TOKENS", 5 * 16)
+    out = tmp_path / "run"
+    state = train(tiny(text_file, out, quick_eval_every=2, steps=4))
+    runtime = find_runtime("cpu", dtype="fp32")
+    held_out = state.data.validation
+    assert held_out is not None
+    starts = [int(start) for start in cut_windows(held_out, block_size=16).spread(5).starts]
+    tokens = len(held_out) // 5
+    assert [start // tokens for start in starts] == [0, 1, 2, 3, 4], "one of each fifth"
+    nats = [
+        validate(GPT.from_pretrained(out), ArrayDataset(held_out.read(start, start + 17)), runtime,
+                 block_size=16).loss
+        for start in starts
+    ]  # fmt: skip
+    first, last = lines(out, "quick_val_loss")
+    assert (first["step"], last["step"], last["quick_val_tokens"]) == (2, 4, 80)
+    assert last["quick_val_loss"] == pytest.approx(sum(nats) / 5, rel=1e-6)
+    assert [line["step"] for line in lines(out, "val_loss")] == [4], "the whole text at the end"
+
+
+def test_a_text_shorter_than_a_quick_validation_is_scored_whole(
+    text_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    train(tiny(text_file, out, quick_eval_every=6, validation_tokens=100))
+    (quick,), (whole,) = lines(out, "quick_val_loss"), lines(out, "val_loss")
+    assert quick["quick_val_tokens"] == whole["val_tokens"] == 99
+    assert quick["quick_val_loss"] == pytest.approx(whole["val_loss"])
+    train(tiny(text_file, tmp_path / "none", quick_eval_every=2, validation_fraction=0.0))
+    assert lines(tmp_path / "none", "quick_val_loss") == []
 
 
 def test_schedules_in_steps_and_tokens(text_file: Path, examples: Path, tmp_path: Path) -> None:
@@ -122,7 +162,8 @@ def test_a_resumed_run_looks_once(text_file: Path, examples: Path, tmp_path: Pat
     config = tiny(text_file, out, hellaswag=str(examples), save_every=4, **EVERYTHING)
     train(config)
     before = (out / "samples.txt").read_text(encoding="utf-8")
-    expected = {key: lines(out, key) for key in ("val_loss", "hellaswag_acc", "samples")}
+    keys = ("val_loss", "quick_val_loss", "hellaswag_acc", "samples")
+    expected = {key: lines(out, key) for key in keys}
     (out / "checkpoints" / "step-00000006").rename(out / "moved")
     forget_the_end(out)
     train(config, resume=True)

@@ -5,16 +5,20 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
 from runs import TINY, losses, tiny
 
 from regpt import GPT, UserError, find_runtime
+from regpt.presets import quickstart
 from regpt.train.compiling import compiles, decide
 from regpt.train.config import OptimizerConfig, ScheduleConfig
 from regpt.train.events import Event, Finished, Noted, Sampled, Started, Stepped, Validated
+from regpt.train.interval import Interval
 from regpt.train.loop import train
+from regpt.train.picture import draw_loss
 from regpt.train.state import takes_blocks
 
 
@@ -74,6 +78,24 @@ def test_validation_and_samples_do_not_disturb_training(text_file: Path, tmp_pat
     train(tiny(text_file, tmp_path / "quiet", model=model))
     train(tiny(text_file, tmp_path / "busy", model=model, eval_every=1))
     assert losses(tmp_path / "quiet") == losses(tmp_path / "busy")
+
+
+def test_the_picture_shows_where_guessing_stands(tmp_path: Path) -> None:
+    metrics = [{"step": step, "loss": 11.0 - step} for step in range(1, 5)]
+    metrics += [{"step": 2, "quick_val_loss": 9.5, "quick_val_tokens": 2048}]
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        draw_loss(metrics, tmp_path / "loss.svg", title="t", vocab_size=50257)
+    text = (tmp_path / "loss.svg").read_text(encoding="utf-8")
+    assert "ln 50257, all tokens equally likely: 10.82" in text
+    assert "validation loss, 2,048 of its tokens" in text
+
+
+def test_the_quickstart_has_a_validation_curve() -> None:
+    config = quickstart()
+    every = Interval.parse(config.quick_eval_every or 0, "quick_eval_every")
+    assert not every.in_tokens
+    assert 8 <= config.steps // every.count <= 16
+    assert config.eval_every is None, "the whole text at the end only"
 
 
 def test_overfitting_one_batch_goes_towards_nothing(text_file: Path, tmp_path: Path) -> None:

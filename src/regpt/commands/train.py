@@ -31,6 +31,7 @@ from regpt.train.events import (
     Started,
     Stepped,
     Validated,
+    ValidatedQuickly,
 )
 from regpt.train.loop import train as run
 
@@ -63,6 +64,8 @@ class Display:
                 self.step(event)
             case Validated():
                 self.validated(event)
+            case ValidatedQuickly():
+                self.newest["validation"] = f"val {event.loss:.3f}"
             case Answered():
                 self.answered(event)
             case Sampled():
@@ -122,7 +125,8 @@ class Display:
             if event.step == 1 or event.step % every == 0:
                 self.line(
                     f"step {event.step:>6}/{self.config.steps}  loss {event.loss:.4f}  "
-                    f"{self.speed:,.0f} tokens/s{held}"
+                    + "".join(f"{figure}  " for figure in self.newest.values())
+                    + f"{self.speed:,.0f} tokens/s{held}"
                 )
 
     def validated(self, event: Validated) -> None:

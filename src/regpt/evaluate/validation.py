@@ -17,7 +17,7 @@ from regpt.data.loader import CHUNK, Dataset
 from regpt.errors import UserError
 from regpt.evaluate.reader import Reader
 from regpt.evaluate.scoring import check_ids, evaluating, target_nats
-from regpt.evaluate.windows import cut_windows
+from regpt.evaluate.windows import Windows, cut_windows
 from regpt.parallel import World
 from regpt.runtime import Runtime
 from regpt.tokenizer import VOCAB_SIZE, get_tokenizer
@@ -114,13 +114,36 @@ def validate(
     Raises:
         UserError: fewer than two tokens, an impossible stride, a token outside the vocabulary.
     """
-    world = world or World(device=runtime.device)
     windows = cut_windows(dataset, block_size=block_size, stride=stride, documents=documents)
+    nats = score_windows(
+        model, dataset, windows, runtime, batch_tokens=batch_tokens or BATCH_TOKENS, world=world
+    )
+    num_bytes, num_characters = count_text(dataset, 1)
+    return Validation(
+        nats=nats,
+        tokens=len(dataset) - 1,
+        bytes=num_bytes,
+        characters=num_characters,
+        stride=stride or block_size,
+    )
+
+
+def score_windows(
+    model: Reader,
+    dataset: Dataset,
+    windows: Windows,
+    runtime: Runtime,
+    *,
+    batch_tokens: int,
+    world: World | None = None,
+) -> float:
+    """Summed cross-entropy of the windows' targets, in nats; the arguments are `validate`'s."""
+    world = world or World(device=runtime.device)
     ours = windows.longest_first().take(slice(world.rank, None, world.size))
     total, error = 0.0, None
     try:
         with evaluating(model), runtime.autocast():
-            for batch in ours.batches(batch_tokens or BATCH_TOKENS):
+            for batch in ours.batches(batch_tokens):
                 x, y = batch.read(dataset)
                 check_ids(model, x)
                 check_ids(model, y)
@@ -129,14 +152,7 @@ def validate(
     except UserError as refused:  # a token that only one process reads: all must hear of it
         error = refused
     world.agree(error)
-    num_bytes, num_characters = count_text(dataset, 1)
-    return Validation(
-        nats=sum_over(world, total),
-        tokens=len(dataset) - 1,
-        bytes=num_bytes,
-        characters=num_characters,
-        stride=stride or block_size,
-    )
+    return sum_over(world, total)
 
 
 def sum_over(world: World, number: float) -> float:

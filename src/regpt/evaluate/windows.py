@@ -48,6 +48,16 @@ class Windows:
         """Sorted by length, so that a batch has little padding; equals keep their order."""
         return self.take(np.argsort(self.starts - self.stops, kind="stable"))
 
+    @property
+    def targets(self) -> int:
+        """Tokens scored."""
+        return int((self.stops - self.scored + 1).sum())
+
+    def spread(self, count: int) -> "Windows":
+        """At most so many, evenly spread over the text."""
+        count = min(count, len(self))
+        return self.take((2 * np.arange(count) + 1) * len(self) // (2 * count))
+
     def batches(self, tokens: int) -> Iterator["Windows"]:
         """Groups of about so many tokens read; of windows sorted longest first."""
         first = 0

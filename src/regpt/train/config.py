@@ -108,6 +108,8 @@ class RunConfig:
     """Peak learning rate of AdamW."""
     eval_every: Every | None = None
     """From one validation to the next, in steps (250) or tokens (10M); default: only at the end."""
+    quick_eval_every: Every | None = None
+    """The same, but on 1,024 held-out tokens from all over: a curve for little time."""
     sample_every: Every | None = None
     """The same for samples; default: only before and after training."""
     hellaswag: str | None = None
@@ -185,7 +187,7 @@ class RunConfig:
             raise UserError(
                 f"validation_fraction must be in [0, 1), got {self.validation_fraction}"
             )
-        for name in ("eval_every", "sample_every", "hellaswag_every"):
+        for name in ("eval_every", "quick_eval_every", "sample_every", "hellaswag_every"):
             if getattr(self, name) is not None:
                 Interval.parse(getattr(self, name), name)
         if self.hellaswag_every is not None and self.hellaswag is None:

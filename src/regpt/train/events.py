@@ -56,6 +56,15 @@ class Validated:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ValidatedQuickly:
+    """A few held-out tokens were scored after `step` steps."""
+
+    step: int
+    loss: float
+    """Nats per token."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Answered:
     """HellaSwag was scored after `step` steps, by the lecture's rules."""
 
@@ -114,5 +123,16 @@ class Finished:
     seconds: float
 
 
-Event = Started | Stepped | Validated | Answered | Sampled | Noted | Saved | Interrupted | Finished
+Event = (
+    Started
+    | Stepped
+    | Validated
+    | ValidatedQuickly
+    | Answered
+    | Sampled
+    | Noted
+    | Saved
+    | Interrupted
+    | Finished
+)
 Observer = Callable[[Event], None]

@@ -17,7 +17,8 @@ import torch
 
 from regpt.evaluate import hellaswag as swag
 from regpt.evaluate.reader import choose_reader
-from regpt.evaluate.validation import BATCH_TOKENS, validate
+from regpt.evaluate.validation import BATCH_TOKENS, score_windows, validate
+from regpt.evaluate.windows import cut_windows
 from regpt.generate import complete
 from regpt.parallel import World
 from regpt.sampling import SamplingParams
@@ -25,12 +26,14 @@ from regpt.tokenizer import get_tokenizer
 from regpt.train.compiling import compiles
 from regpt.train.config import RunConfig
 from regpt.train.directory import RunDirectory
-from regpt.train.events import Answered, Observer, Sample, Sampled, Validated
+from regpt.train.events import Answered, Observer, Sample, Sampled, Validated, ValidatedQuickly
 from regpt.train.interval import Every, Interval
 from regpt.train.state import TrainState
 
 DOWNLOAD = "download"
 """Instead of a file: the published one, fetched once."""
+QUICK_TOKENS = 1024
+"""Held-out tokens of a quick validation."""
 SAMPLES = 2
 """Continuations of each prompt."""
 
@@ -60,18 +63,20 @@ class Looks:
         """Whatever is due now that the step is counted; at the end everything is."""
         config = self.config
 
-        def due(every: Every | None, name: str) -> bool:
-            return state.step == config.steps or (
-                every is not None
-                and Interval.parse(every, name).passed(
-                    step=state.step, tokens=state.tokens, tokens_before=tokens_before
-                )
+        def passed(every: Every | None, name: str) -> bool:
+            return every is not None and Interval.parse(every, name).passed(
+                step=state.step, tokens=state.tokens, tokens_before=tokens_before
             )
+
+        def due(every: Every | None, name: str) -> bool:
+            return state.step == config.steps or passed(every, name)
 
         # what a checkpoint holds is validated too: "the best" is then a choice among all of them
         saving = config.save_every is not None and state.step % config.save_every == 0
         if due(config.eval_every, "eval_every") or (saving and config.eval_every is not None):
             write_validation(state, directory, observe)
+        if passed(config.quick_eval_every, "quick_eval_every"):
+            write_quick_validation(state, directory, observe)
         if self.examples and due(config.hellaswag_every, "hellaswag_every"):
             write_hellaswag(state, self.examples, directory, observe)
         if due(config.sample_every, "sample_every"):
@@ -133,6 +138,33 @@ def write_validation(state: TrainState, directory: RunDirectory, observe: Observ
     if state.world.is_first:
         directory.append_metrics(entry)
     observe(Validated(step=state.step, result=result))
+
+
+def write_quick_validation(state: TrainState, directory: RunDirectory, observe: Observer) -> None:
+    """Score the same few windows each time, from all over the validation text; write the line.
+
+    Its name is another than the whole text's, so that neither "the best" nor a comparison of runs
+    takes one figure for the other.
+    """
+    validation = state.data.validation
+    if validation is None:
+        return
+    block_size = state.config.block_size
+    windows = cut_windows(validation, block_size=block_size)
+    windows = windows.spread(max(QUICK_TOKENS // block_size, 1))
+    nats = score_windows(
+        state.whole_model(),
+        validation,
+        windows,
+        state.runtime,
+        batch_tokens=batch_tokens(state.config),
+        world=sharing(state),
+    )
+    loss = nats / windows.targets
+    if state.world.is_first:
+        entry = {"step": state.step, "quick_val_loss": loss, "quick_val_tokens": windows.targets}
+        directory.append_metrics(entry)
+    observe(ValidatedQuickly(step=state.step, loss=loss))
 
 
 def write_hellaswag(

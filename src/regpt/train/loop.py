@@ -263,6 +263,7 @@ def finish(state: TrainState, directory: RunDirectory) -> None:
         whole = state.whole_model()
         directory.write_model(snapshot.model if snapshot else whole.state_dict(), whole.config)
         title = f"{state.config.preset}: {whole.num_parameters() / 1e6:.1f}M parameters"
-        draw_loss(directory.read_metrics(), directory.picture, title=title)
+        metrics, vocab_size = directory.read_metrics(), whole.config.vocab_size
+        draw_loss(metrics, directory.picture, title=title, vocab_size=vocab_size)
         directory.mark_finished(state.step)
     state.world.barrier()

@@ -26,6 +26,7 @@ TAGS = {
     "tokens_per_second": "train/tokens_per_second",
     "tokens": "train/tokens",
     "val_loss": "validation/loss",
+    "quick_val_loss": "validation/quick_loss",
     "val_bits_per_byte": "validation/bits_per_byte",
     "val_nats_per_character": "validation/nats_per_character",
     "hellaswag_acc": "hellaswag/acc",
