@@ -12,7 +12,7 @@ import pytest
 
 from regpt.cli import main
 from regpt.presets import PRESETS
-from regpt.report.chart import Curve, draw_chart, short, thin, ticks
+from regpt.report.chart import TOP, Curve, draw_chart, short, thin, ticks
 from regpt.report.history import read_history, read_samples
 from regpt.report.references import EDU, REFERENCES, SHAKESPEARE, find_references
 from regpt.train.config import RunConfig
@@ -50,6 +50,8 @@ def make_run(
         if step % 20 == 0:
             lines.append({"step": step, "val_loss": 8 - step / 20, "val_bits_per_byte": 3.0,
                           "val_nats_per_character": 2 - step / 100, "val_tokens": 6})  # fmt: skip
+        if step % 10 == 0:
+            lines.append({"step": step, "quick_val_loss": 8.5 - step / 20, "quick_val_tokens": 4})
     lines.append({"step": steps, "samples": {PROMPT: ["last words"]}})
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
@@ -92,8 +94,9 @@ def report(*arguments: object) -> None:
     main(["report", *map(str, arguments)])
 
 
-def test_the_page_of_one_run(tmp_path: Path, capsys: Capture) -> None:
-    run = make_run(tmp_path / "runs" / "small", prompts=(HOSTILE,))
+@pytest.mark.parametrize("data", [("pydocs",), ("./pydocs",)])
+def test_the_page_of_one_run(tmp_path: Path, capsys: Capture, data: tuple[str, ...]) -> None:
+    run = make_run(tmp_path / "runs" / "small", prompts=(HOSTILE,), data=data)
     report(run)
     names = sorted(path.name for path in run.glob("report*"))
     assert names == ["report-loss.png", "report-training.png", "report.html"]
@@ -108,9 +111,14 @@ def test_the_page_of_one_run(tmp_path: Path, capsys: Capture) -> None:
     charts = [json.loads(data) for data in page.scripts if data.startswith("{")]
     drawn = {curve["name"]: curve["points"] for chart in charts for curve in chart["curves"]}
     assert drawn["validation"] == [[20, 7.0], [40, 6.0]]
+    quick = [[10, 8.0], [20, 7.5], [30, 7.0], [40, 6.5]]
+    assert drawn["validation, 4 of its tokens"] == quick
+    note = "36,059 tokens that are not trained on, on the way 4 of them"
+    assert note in text
+    assert ("last tenth are modules" in text) == (data == ("pydocs",))
     assert drawn["learning rate"][0] == [1, 0.001]
     assert drawn["val nats per character"] == [[20, 1.8], [40, 1.6]]
-    assert len(charts) == text.count("<svg") == 5
+    assert len(charts) == text.count("<svg") == 6
     for expected in (
         *(
             "nanoGPT, CPU (measured for this project): 1.886",
@@ -121,6 +129,25 @@ def test_the_page_of_one_run(tmp_path: Path, capsys: Capture) -> None:
     ):
         assert expected in text, expected
     assert (run / names[0]).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_loss_is_drawn_from_its_first_step(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    report(run)
+    text = (run / "report.html").read_text(encoding="utf-8")
+    chart = text.split("<svg", 1)[1].split("</svg>", 1)[0]
+    heights = [
+        float(place.split(",")[1])
+        for line in re.findall(r'<path d="M([\d.,L-]+)" stroke="#', chart)
+        for place in line.split("L")
+    ]
+    assert len(heights) > 80
+    assert min(heights) > TOP, "nothing leaves the frame"
+    (level,) = re.findall(r'y="([\d.]+)" text-anchor="end">(ln 50257[^<]*)<', chart)
+    assert level[1] == "ln 50257, all tokens equally likely: 10.8249"
+    assert TOP < float(level[0]) < min(heights), "the first loss, 9.9, is below what guessing costs"
+    (close,) = re.findall(r'aria-label="Loss, closer"(.*?)</svg>', text, re.DOTALL)
+    assert "ln 50257" not in close
 
 
 def test_the_same_page_every_time(tmp_path: Path) -> None:
@@ -164,14 +191,14 @@ def test_runs_of_other_batches_are_drawn_over_tokens(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("ruin", "kept", "said"),
     [
-        (lambda data: data[:-9], 43, r"1 line dropped that are not whole \(line 44\)"),
-        (lambda data: data.replace(b'{"step": 2,', b'\x00\xff{"', 1), 43, r"\(line 3\)"),
+        (lambda data: data[:-9], 47, r"1 line dropped that are not whole \(line 48\)"),
+        (lambda data: data.replace(b'{"step": 2,', b'\x00\xff{"', 1), 47, r"\(line 3\)"),
         (
             lambda data: b"[1]\n" * 7 + data,
-            44,
+            48,
             r"7 lines dropped .* \(line 1, 2, 3, 4, 5, \.\.\.\)",
         ),
-        (lambda data: data + b"\n\n", 44, None),
+        (lambda data: data + b"\n\n", 48, None),
     ],
     ids=["killed", "damaged", "foreign", "blank"],
 )
@@ -318,6 +345,6 @@ def test_in_a_browser(tmp_path: Path) -> None:
     found = json.loads(attribute[1].replace("&quot;", '"').replace("&amp;", "&"))
     assert found["problems"] == []
     assert found["requests"] == []
-    assert len(found["curves"]) == 9
+    assert len(found["curves"]) == 14
     assert all(width > 100 for width in found["curves"])
     assert "validation 6 (40)" in found["reading"]

@@ -88,6 +88,15 @@ class History:
         values = [value for _, value in self.points(name)]
         return statistics.median(values[1:] or values) if values else None
 
+    def quick_tokens(self) -> int:
+        """Held-out tokens that its quick validations scored."""
+        return int(max((value for _, value in self.points("quick_val_tokens")), default=0))
+
+    def vocab_size(self) -> int | None:
+        """By the shape, if the record has one."""
+        found = self.settings.get("model.vocab_size")
+        return found if isinstance(found, int) and found > 0 else None
+
     def num_parameters(self) -> int | None:
         """By the shape, if the record has one."""
         try:

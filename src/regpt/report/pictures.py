@@ -7,6 +7,7 @@ from regpt.report.chart import COLORS
 from regpt.report.history import History
 from regpt.report.references import find_references
 from regpt.report.run_page import Axis, smoothed
+from regpt.train.picture import level_of_guessing
 
 PANELS = (
     ("learning_rate", "learning rate"),
@@ -27,12 +28,19 @@ def draw_pictures(runs: Sequence[History]) -> dict[str, bytes]:
         validation = axis.points(run, "val_loss")
         train = smoothed(axis.points(run, "loss"))
         axes.plot(*columns(train), color=color, linewidth=1.6, label=f"{run.name}, training")
+        quick = axis.points(run, "quick_val_loss")
+        if quick:
+            label = f"{run.name}, validation, {run.quick_tokens():,} of its tokens"
+            axes.plot(*columns(quick), color=color, linestyle=":", marker=".", label=label)
         if validation:
             axes.plot(*columns(validation), color=color, linestyle=":", marker="o", markersize=4,
                       label=f"{run.name}, validation")  # fmt: skip
-    for reference in find_references(runs, "val_loss"):
-        axes.axhline(reference.value, color="#8a94a0", linestyle="--", linewidth=1)
-        axes.annotate(f"{reference.name}: {reference.value:g}", (0.99, reference.value),
+    sizes = sorted({size for run in runs if (size := run.vocab_size()) is not None})
+    levels = [level_of_guessing(size) for size in sizes]
+    levels += [(found.name, found.value) for found in find_references(runs, "val_loss")]
+    for name, value in levels:
+        axes.axhline(value, color="#8a94a0", linestyle="--", linewidth=1)
+        axes.annotate(f"{name}: {value:.5g}", (0.99, value),
                       xycoords=("axes fraction", "data"), ha="right", va="bottom",
                       fontsize=8, color="#66717f")  # fmt: skip
     axes.set_ylabel("loss (nats per token)")

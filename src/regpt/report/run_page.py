@@ -8,14 +8,19 @@ from regpt.report.chart import COLORS, SCRIPT, Curve, Level, draw_chart, short
 from regpt.report.history import History, Points
 from regpt.report.page import make_page, table, text
 from regpt.report.references import Reference, Unit, find_references
-from regpt.train.picture import smooth
+from regpt.train.picture import level_of_guessing, smooth
 
 NOISE = 0.28
 """How faint single steps are drawn."""
 FIRST = 0.1
-"""The share of a run whose fall from the first loss may run out of the picture's top."""
+"""The share of a run, its fall from the first loss, that the close-up leaves out."""
 FIGURES = ("run", "state", "parameters", "steps", "tokens", "validation loss", "bits per byte",
            "nats per character", "HellaSwag", "tokens/s")  # fmt: skip
+PYDOCS = (
+    "On this text it stays above training mostly because its text is another: the manual's topics "
+    "come first, then the standard library's modules by name, and the last tenth are modules that "
+    "training never meets."
+)
 NOT_COMPARED = {"out", "device", "threads"}
 
 
@@ -86,32 +91,53 @@ def single_steps(name: str, points: Points, color: str) -> Curve:
     return Curve(name=name, points=points, color=color, width=0.8, opacity=NOISE, shapes=False)
 
 
-def loss_chart(runs: Sequence[History], axis: Axis, levels: Sequence[Level]) -> str:
-    """Training loss (single steps faint, smoothed) and validation loss."""
-    curves = []
+def loss_curves(runs: Sequence[History], axis: Axis, *, calm_from: float) -> list[Curve]:
+    """Training loss (single steps faint, smoothed) and validation loss, of all and of a part."""
+    curves: list[Curve] = []
     for index, run in enumerate(runs):
         color = COLORS[index % len(COLORS)]
         train, validation = axis.points(run, "loss"), axis.points(run, "val_loss")
+        quick = axis.points(run, "quick_val_loss")
         prefix = f"{run.name}, " if len(runs) > 1 else ""
         other = color if len(runs) > 1 else COLORS[1]
         if len(runs) == 1:
             curves.append(single_steps("training, each step", train, color))
-        curves.append(
-            Curve(
-                name=f"{prefix}training, smoothed",
-                points=smoothed(train),
-                color=color,
-                calm_from=axis.end * FIRST,
-            )
-        )
-        curves.append(
+        curves += [
+            Curve(name=f"{prefix}training, smoothed", points=smoothed(train), color=color,
+                  calm_from=calm_from),
+            Curve(name=f"{prefix}validation, {run.quick_tokens():,} of its tokens", points=quick,
+                  color=other, dots=True, width=1.2, dash="2 3", calm_from=calm_from),
             Curve(name=f"{prefix}validation", points=validation, color=other, dots=True, width=1.2,
-                  dash="" if len(runs) == 1 else "2 3")
-        )  # fmt: skip
-    return draw_chart(
-        "Loss (nats per token)", curves, x_name=axis.name, levels=levels, until=axis.end,
-        width=1060, height=400,
+                  dash="" if len(runs) == 1 else "5 3", calm_from=calm_from),
+        ]  # fmt: skip
+    return curves
+
+
+def loss_charts(runs: Sequence[History], axis: Axis, levels: Sequence[Level]) -> tuple[str, str]:
+    """The whole curve below what guessing costs; and closer, beside what is published."""
+    sizes = sorted({size for run in runs if (size := run.vocab_size()) is not None})
+    guessing = [Level(name=name, value=value) for name, value in map(level_of_guessing, sizes)]
+    whole = draw_chart(
+        "Loss (nats per token)", loss_curves(runs, axis, calm_from=0.0), x_name=axis.name,
+        levels=guessing, until=axis.end, width=1060, height=400,
     )  # fmt: skip
+    close = draw_chart(
+        "Loss, closer", loss_curves(runs, axis, calm_from=axis.end * FIRST), x_name=axis.name,
+        levels=levels, until=axis.end,
+    )  # fmt: skip
+    return whole, close
+
+
+def validation_note(run: History) -> str:
+    """What the validation curves were measured on."""
+    held_out = run.record.get("data", {}).get("validation_tokens")
+    if not held_out or not (run.points("val_loss") or run.points("quick_val_loss")):
+        return ""
+    note = f"Validation of {run.name}: {held_out:,} tokens that are not trained on"
+    if run.points("quick_val_loss"):
+        note += f", on the way {run.quick_tokens():,} of them, spread over all"
+    reason = PYDOCS if run.settings.get("data") == ["pydocs"] else ""
+    return f"<p>{text(note)}. {text(reason)}</p>"
 
 
 def plain_chart(
@@ -158,7 +184,10 @@ def charts(runs: Sequence[History], axis: Axis) -> tuple[list[str], list[Referen
         unit: [Level(name=reference.name, value=reference.value) for reference in drawn[unit]]
         for unit in units
     }
+    wide, close = loss_charts(runs, axis, levels["val_loss"])
+    notes = "".join(validation_note(run) for run in runs)
     small = [
+        close,
         plain_chart(
             "Validation, nats per character", units[1], runs, axis, levels=levels[units[1]]
         ),
@@ -167,10 +196,9 @@ def charts(runs: Sequence[History], axis: Axis) -> tuple[list[str], list[Referen
         plain_chart("Gradient norm", "grad_norm", runs, axis, noisy=True),
         plain_chart("Tokens per second", "tokens_per_second", runs, axis, noisy=True),
     ]
-    wide = loss_chart(runs, axis, levels["val_loss"])
     body = [
         '<div class="charts">',
-        f'<div class="wide">{wide}</div>' if wide else "",
+        f'<div class="wide">{wide}{notes}</div>' if wide else "",
         *filter(None, small),
         "</div>",
     ]
