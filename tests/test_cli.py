@@ -108,6 +108,24 @@ def test_wrong_input_is_one_line(
     assert message in fails(capsys, *arguments)
 
 
+@pytest.mark.parametrize(
+    ("command", "call"),
+    [
+        ("explain", "regpt explain PROMPT [FLAGS]"),
+        ("sample", "regpt sample [PROMPT] [FLAGS]"),
+        ("export", "regpt export MODEL OUT [FLAGS]"),
+        ("runs", "regpt runs [FOLDER] [FLAGS]"),
+        ("train quickstart", "regpt train quickstart [FLAGS]"),
+        ("bench generate", "regpt bench generate [MODEL] [FLAGS]"),
+    ],
+)
+def test_a_stray_argument_is_told_how_the_command_is_called(
+    capsys: pytest.CaptureFixture[str], command: str, call: str
+) -> None:
+    error = fails(capsys, *command.split(), "one", "two", "some text")
+    assert f"some text: call it as {call} (see regpt {command} --help)" in error
+
+
 def test_wrong_lengths_are_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "below the prompt's 8" in fails(capsys, "sample", "--model", run, "--max-length", 5)
     assert "above the model's block_size 32" in fails(
@@ -160,3 +178,5 @@ def test_the_installed_command_runs() -> None:
 def test_a_framed_message_becomes_a_line() -> None:
     box = "╭─ Error ─╮\n│ wrong   │\n│ thing   │\n│ ─────── │\n│ more    │\n╰─────────╯\n"
     assert first_paragraph(box) == "wrong thing"
+    plain = " Error  \n ------ \n  wrong \n  thing \n  ------\n  more  \n\n"
+    assert first_paragraph(plain) == "wrong thing"

@@ -7,12 +7,13 @@ instant. Whatever a person can mend ends as one line on stderr and exit code 2.
 
 import contextlib
 import functools
+import inspect
 import io
 import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_origin
 
 from regpt import __version__
 from regpt.allocator import keep_pages
@@ -61,17 +62,31 @@ def fail(message: str) -> NoReturn:
 
 
 def first_paragraph(box: str) -> str:
-    """The message in tyro's framed error: the lines before the first rule, unframed."""
+    """The message in tyro's error: the lines before the first rule, without frame and title.
+
+    Where the terminal has no box characters the title stands above a rule of its own.
+    """
     lines = []
-    for line in box.splitlines():
+    for line in box.splitlines()[0 if "╭" in box else 2 :]:
         inside = line.strip().strip("│").strip()
-        if set(inside) <= set("─"):
+        if set(inside) <= set("─-"):
             if lines:
                 break
             continue
         if not line.lstrip().startswith(("╭", "╰")):
             lines.append(inside)
     return " ".join(lines) or box
+
+
+def usage(target: Any, prog: str) -> str:
+    """How a command is called: its name, what stands without a flag, the flags."""
+    words = [prog]
+    for parameter in inspect.signature(target).parameters.values():
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            word = parameter.name.upper()
+            word += " ..." if get_origin(parameter.annotation) is tuple else ""
+            words.append(word if parameter.default is parameter.empty else f"[{word}]")
+    return " ".join([*words, "[FLAGS]"])
 
 
 def parse(target: Any, arguments: Sequence[str], *, prog: str, **options: Any) -> Any:
@@ -85,7 +100,11 @@ def parse(target: Any, arguments: Sequence[str], *, prog: str, **options: Any) -
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        fail(f"{first_paragraph(errors.getvalue())} (see {prog} --help)")
+        message = first_paragraph(errors.getvalue())
+        stray = message.removeprefix("Unrecognized options: ")
+        if stray != message:
+            message = f"{prog} does not take {stray}: call it as {usage(target, prog)}"
+        fail(f"{message} (see {prog} --help)")
 
 
 def run_function(name: str, prog: str | None = None) -> Callable[[Sequence[str]], Any]:
