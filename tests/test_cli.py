@@ -166,6 +166,37 @@ def test_an_output_that_is_taken_or_cannot_be_written(
     assert "cannot write" in fails(capsys, *arguments, "--out", tmp_path / "file" / "run")
 
 
+@pytest.mark.parametrize(
+    ("flags", "prompts"),
+    [
+        (["--resume", "{run}", "--prompts", "x=1"], ("x=1",)),
+        (["--resume={run}", "--prompts", "x=1", "y = 2"], ("x=1", "y = 2")),
+        (["--prompts", "a=b=c", "--resume", "{run}"], ("a=b=c",)),
+        (["quickstart", "--prompts=--resume=x", "--resume", "{run}"], ("--resume=x",)),
+    ],
+)
+def test_a_resume_changes_what_its_flags_say(
+    run: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], prompts: tuple[str, ...]
+) -> None:
+    resumed = []
+    monkeypatch.setattr("regpt.commands.train.train", lambda config, resume: resumed.append(config))
+    main(["train", *(flag.format(run=run) for flag in flags)])
+    (config,) = resumed
+    assert config.prompts == prompts
+    assert config.out == str(run)
+    assert config.steps == 3
+
+
+@pytest.mark.parametrize("flags", [["--resume"], ["--resume", "--steps", "3"]])
+def test_a_resume_without_a_run(capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
+    assert "--resume needs the directory of a run" in fails(capsys, "train", *flags)
+
+
+def test_a_resume_of_another_preset(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    error = fails(capsys, "train", "lecture", "--resume", run)
+    assert "is a run of preset quickstart, not lecture: leave the preset out" in error
+
+
 def test_the_installed_command_runs() -> None:
     environment = {**os.environ, "PYTHONWARNINGS": "error"}
     done = subprocess.run(

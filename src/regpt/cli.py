@@ -5,6 +5,7 @@ its signature into flags and help. Nothing is imported before it is needed, so `
 instant. Whatever a person can mend ends as one line on stderr and exit code 2.
 """
 
+import argparse
 import contextlib
 import functools
 import inspect
@@ -145,8 +146,14 @@ def choose_preset(
 
 def run_train(arguments: Sequence[str]) -> None:
     """`regpt train PRESET [FLAGS]`."""
-    if "--resume" in arguments or any(flag.startswith("--resume=") for flag in arguments):
-        resume_train(arguments)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--resume")
+    try:
+        found, flags = parser.parse_known_args(arguments)
+    except argparse.ArgumentError:
+        fail("--resume needs the directory of a run")
+    if found.resume is not None:
+        resume_train(found.resume, flags)
         return
     more = "  regpt train --resume RUN     go on where the run's newest sound checkpoint stands\n"
     if (chosen := choose_preset("train", arguments, more)) is None:
@@ -189,17 +196,11 @@ def run_bench(arguments: Sequence[str]) -> None:
     run_function(f"bench_{name}", f"regpt bench {name}")(flags)
 
 
-def resume_train(arguments: Sequence[str]) -> None:
+def resume_train(directory: str, flags: list[str]) -> None:
     """`regpt train [PRESET] --resume RUN [FLAGS]`: the flags change the run's own configuration."""
     from regpt.commands.train import saved_config, train
     from regpt.train.config import RunConfig
 
-    flags = [part for flag in arguments for part in flag.split("=", 1)]
-    place = flags.index("--resume")
-    if place + 1 == len(flags) or flags[place + 1].startswith("-"):
-        fail("--resume needs the directory of a run")
-    directory = flags[place + 1]
-    del flags[place : place + 2]
     config = saved_config(directory)
     if flags and not flags[0].startswith("-"):
         name = flags.pop(0)
