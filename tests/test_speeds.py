@@ -11,6 +11,7 @@ from regpt.fast import PackedModel, faster_packing, fastest_kind, pack_model
 from regpt.guessers import DEEPEST, best_depth
 from regpt.lowbit import KINDS, missing
 from regpt.native_model import NativeModel, missing_native
+from regpt.runtime import DTYPES, find_dtype
 from regpt.speeds import COUNTS, Speed, known_speed, measure, speed_of
 
 SHAPE = GPTConfig(block_size=16, vocab_size=97, n_layer=1, n_head=2, n_embd=32)
@@ -98,6 +99,22 @@ def test_auto_is_the_fastest_dtype(folder: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("regpt.fast.speed_of", lambda packed: Speed(times[packed.kind]))
     assert fastest_kind(model, 1) == "int8"
     assert fastest_kind(model, 5) == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "kind"),
+    [("cuda", (9, 0), "bf16"), ("cuda", (7, 5), "fp32"), ("mps", None, "fp32")],
+)
+def test_auto_off_a_cpu_is_what_the_table_says(
+    device: str, capability: tuple[int, int] | None, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = GPT(SHAPE)
+    monkeypatch.setattr(GPT, "device", torch.device(device))
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
+    assert fastest_kind(model, 1) == "fp32", "small models stay exact"
+    monkeypatch.setattr("regpt.fast.is_large", lambda model: True)
+    assert fastest_kind(model, 1) == kind
+    assert DTYPES[kind] == find_dtype("auto", model.device)
 
 
 def test_measuring_leaves_the_model_alone(packed: PackedModel) -> None:

@@ -23,7 +23,7 @@ from regpt.lowbit import KINDS, EngineName, Kind, PackedLinear, missing, pack
 from regpt.memory import available_memory
 from regpt.model import GPT, Block
 from regpt.native_model import NativeModel, misshapen, missing_native
-from regpt.runtime import DTYPES
+from regpt.runtime import DTYPES, gains_from_bf16
 from regpt.speeds import is_large, known_speed, speed_of
 
 Engine = Literal["auto", "plain", "fast"]
@@ -197,10 +197,11 @@ def faster_packing(model: GPT, kind: Kind) -> PackedModel | NativeModel:
 def fastest_kind(model: GPT, rows: int) -> Kind:
     """The dtype that writes so many rows in the least time on this machine, int8 included.
 
-    Small models stay exact: reading their weights is not what a step waits for.
+    Small models stay exact: reading their weights is not what a step waits for. Off a CPU nothing
+    is measured: bf16 where `runtime`'s table has it.
     """
     if model.device.type != "cpu":
-        return "bf16" if is_large(model) else "fp32"
+        return "bf16" if is_large(model) and gains_from_bf16(model.device) else "fp32"
     best: Kind = "fp32"
     least = math.inf
     for kind in KINDS if is_large(model) else ():
