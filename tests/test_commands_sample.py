@@ -71,7 +71,7 @@ def prompts(tmp_path: Path) -> Path:
 def batch(directory: Path, prompts: Path, *more: object) -> list[dict]:
     arguments = ["sample", "--model", directory, "--device", "cpu", "--max-length", 16]
     main([str(word) for word in [*arguments, "--batch", prompts, *more]])
-    out = prompts.with_suffix(".out.jsonl")
+    out = Path(str(more[-1])) if "--output" in more else prompts.with_suffix(".out.jsonl")
     return [json.loads(line) for line in out.read_text().splitlines()]
 
 
@@ -96,6 +96,31 @@ def test_a_killed_batch_goes_on(directory: Path, prompts: Path, kept: int) -> No
     entries = batch(directory, prompts)
     assert len(entries) == 20
     assert {entry["line"]: entry for entry in entries} == whole
+
+
+@pytest.mark.parametrize("how", ["same", "spelled", "soft", "hard", "default"])
+def test_the_prompts_are_not_overwritten(
+    directory: Path, prompts: Path, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    before = prompts.read_bytes()
+    link = prompts.with_name("link.jsonl")
+    if how == "soft":
+        link.symlink_to(prompts)
+    elif how == "hard":
+        link.hardlink_to(prompts)
+    elif how == "default":
+        prompts.with_suffix(".out.jsonl").symlink_to(prompts)
+    spelled = prompts.parent / ".." / prompts.parent.name / prompts.name
+    output = {"same": prompts, "spelled": spelled}.get(how, link)
+    there = sorted(prompts.parent.iterdir())
+    with pytest.raises(SystemExit) as stop:
+        batch(directory, prompts, *(() if how == "default" else ("--output", output)))
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "--output would overwrite the prompts: name another file" in error
+    assert error.count("\n") == 1
+    assert sorted(prompts.parent.iterdir()) == there
+    assert prompts.read_bytes() == before
 
 
 def test_broken_lines_are_named_and_the_others_done(

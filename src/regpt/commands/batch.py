@@ -27,6 +27,16 @@ from regpt.writing import cut_at_stop
 BATCH_ROWS = 8
 
 
+def place_of_output(path: Path, output: str | None) -> Path:
+    """Where the lines go; not over the prompts, by whatever name or link."""
+    place = Path(output) if output else path.with_suffix(".out.jsonl")
+    if place.exists() and place.samefile(path):
+        raise UserError(f"{place}: --output would overwrite the prompts: name another file")
+    if place.is_dir():
+        raise UserError(f"{place} is a directory: name a file for --output")
+    return place
+
+
 def read_prompts(
     path: Path, params: SamplingParams, model: GPT
 ) -> tuple[dict[int, str], list[str]]:
@@ -84,8 +94,8 @@ def write_batch(
             f"--batch with rng {params.rng}: a line's text would depend on its neighbours; use "
             "portable"
         )
-    place = Path(output) if output else path.with_suffix(".out.jsonl")
     prompts, faults = read_prompts(path, params, model)
+    place = place_of_output(path, output)
     done = read_done(place)
     text = "".join(json.dumps(done[number]) + "\n" for number in done)
     replace_files(place.parent, {place.name: text.encode()})
