@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from regpt import GPT, GPTConfig
+from regpt.cache import PlainDecoder
 from regpt.cli import main
+from regpt.graphs import GraphDecoder
 from test_model import sharpen
 
 
@@ -121,6 +123,25 @@ def test_the_prompts_are_not_overwritten(
     assert error.count("\n") == 1
     assert sorted(prompts.parent.iterdir()) == there
     assert prompts.read_bytes() == before
+
+
+def test_a_batch_goes_through_the_decoder_that_was_chosen(
+    directory: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = batch(directory, prompts, "--engine", "plain", "--output", prompts.parent / "plain")
+    steps = []
+
+    class Graph(GraphDecoder):
+        def step(self, tokens: torch.Tensor) -> torch.Tensor:
+            steps.append(len(tokens))
+            return super().step(tokens)
+
+    def as_on_cuda(model: GPT, *, length: int, **other: object) -> tuple[PlainDecoder, None]:
+        return Graph(model, dtype=torch.float32, length=length), None
+
+    monkeypatch.setattr("regpt.commands.batch.choose_decoder", as_on_cuda)
+    assert batch(directory, prompts) == plain
+    assert max(steps) == 8
 
 
 def test_broken_lines_are_named_and_the_others_done(

@@ -17,7 +17,7 @@ from rich.progress import track
 
 from regpt.atomic import replace_files
 from regpt.errors import UserError
-from regpt.fast import Engine, PackedDecoder, choose_decoder
+from regpt.fast import Engine, choose_decoder
 from regpt.generate import Decoder, as_lists, generate_steps, until_end
 from regpt.model import GPT
 from regpt.sampling import SamplingParams
@@ -104,13 +104,11 @@ def write_batch(
     left = sorted((number for number in ids if number not in done), key=lambda n: len(ids[n]))
     batches = [left[first : first + BATCH_ROWS] for first in range(0, len(left), BATCH_ROWS)]
     length = min(params.max_length, model.config.block_size)
-    first, note = choose_decoder(model, engine=engine, dtype=dtype, length=length)
+    decoder, note = choose_decoder(model, engine=engine, dtype=dtype, length=length)
     if note:
         sys.stderr.write(f"regpt: note: {note}\n")
-    packed = first.packed if isinstance(first, PackedDecoder) else None
     with place.open("a", encoding="utf-8") as file:
         for numbers in track(batches, "batches", console=Console(stderr=True)):
-            decoder = PackedDecoder(packed, length=length) if packed else None
             rows = complete_rows(model, [ids[n] for n in numbers], numbers, params, decoder)
             for number, row in zip(numbers, rows, strict=True):
                 row, text = cut_at_stop(row, max(len(ids[number]), 1), tokenizer, stop=stop)
@@ -127,7 +125,7 @@ def complete_rows(
     prompts: list[list[int]],
     numbers: list[int],
     params: SamplingParams,
-    decoder: Decoder | None,
+    decoder: Decoder,
 ) -> list[list[int]]:
     """One continuation of each prompt, prompt included, cut after end-of-text."""
     params = replace(params, num_samples=1)
