@@ -144,6 +144,74 @@ def test_a_batch_goes_through_the_decoder_that_was_chosen(
     assert max(steps) == 8
 
 
+MADE = [
+    (("--seed", 7), "seed 42, not 7"),
+    (("--top-k", 3, "--temperature", 0.5), "top_k 50, not 3; temperature 1.0, not 0.5"),
+    (("--stop", "word"), "stop [], not ['word']"),
+    (("--dtype", "bf16", "--engine", "plain"), "dtype 'fp32', not 'bf16'"),
+    (("--model", "{other}"), "another model"),
+]
+
+
+@pytest.mark.parametrize(("flags", "what"), MADE, ids=[what for _, what in MADE])
+def test_lines_of_another_making_are_not_taken(
+    directory: Path,
+    prompts: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    flags: tuple[object, ...],
+    what: str,
+) -> None:
+    sharpen(GPT(GPTConfig(block_size=40, n_layer=1, n_head=2, n_embd=16)), 0.4).save_pretrained(
+        tmp_path / "other"
+    )
+    batch(directory, prompts)
+    out = prompts.with_suffix(".out.jsonl")
+    before = out.read_bytes()
+    with pytest.raises(SystemExit) as stop:
+        batch(directory, prompts, *(str(flag).format(other=tmp_path / "other") for flag in flags))
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"was made with {what}: go on as it was made, or name another --output" in error
+    assert out.read_bytes() == before
+    out.unlink()
+    batch(directory, prompts)  # once it is moved away, anything goes
+    assert batch(directory, prompts) == [json.loads(line) for line in before.splitlines()]
+
+
+def test_prompts_that_changed_are_named_and_more_of_them_done(
+    directory: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = batch(directory, prompts)
+    text = prompts.read_text()
+    prompts.write_text(text + json.dumps({"prompt": "one more"}) + "\n")
+    assert batch(directory, prompts)[:20] == first
+    assert "has changed, 21 lines after 20; the 20 done are as they were" in capsys.readouterr().err
+    prompts.write_text(text.replace('"word "', '"other "'))
+    before = prompts.with_suffix(".out.jsonl").read_bytes()
+    with pytest.raises(SystemExit) as stop:
+        batch(directory, prompts)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "4 of the 21 lines done differ, line 2 was 'word ', is 'other '" in error
+    assert prompts.with_suffix(".out.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ['{"line": 1, "prompt": "word", "text": ""}\n', "my notes\n"])
+def test_an_output_nobody_knows_is_left_alone(
+    directory: Path, prompts: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    out = prompts.with_suffix(".out.jsonl")
+    out.write_text(content)
+    with pytest.raises(SystemExit) as stop:
+        batch(directory, prompts)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "no prompts.out.jsonl.making.json says what it was made from" in error
+    assert error.count("\n") == 1
+    assert out.read_text() == content
+
+
 def test_broken_lines_are_named_and_the_others_done(
     directory: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,7 +3,8 @@
 Lines go through the model in batches of similar length; each finished batch is appended to the
 output at once. Every line's randomness is its own (the portable stream, by line number), so its
 text depends neither on the batch it fell into nor on where an earlier run was killed. Started
-again, the command reads what is already written, drops a half line, and does the rest.
+again, the command reads what is already written, drops a half line, and does the rest, if all is as
+it was (`making.py`).
 """
 
 import json
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.progress import track
 
 from regpt.atomic import replace_files
+from regpt.commands.making import check_making, describe_making, facts_beside, write_facts
 from regpt.errors import UserError
 from regpt.fast import Engine, choose_decoder
 from regpt.generate import Decoder, as_lists, generate_steps, until_end
@@ -27,28 +29,33 @@ from regpt.writing import cut_at_stop
 BATCH_ROWS = 8
 
 
+def read_file(path: Path) -> bytes:
+    """The bytes of a file of prompts."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}): name a JSONL file") from None
+
+
 def place_of_output(path: Path, output: str | None) -> Path:
     """Where the lines go; not over the prompts, by whatever name or link."""
     place = Path(output) if output else path.with_suffix(".out.jsonl")
-    if place.exists() and place.samefile(path):
-        raise UserError(f"{place}: --output would overwrite the prompts: name another file")
+    for written in (place, facts_beside(place)):
+        if written.exists() and written.samefile(path):
+            raise UserError(f"{place}: --output would overwrite the prompts: name another file")
     if place.is_dir():
         raise UserError(f"{place} is a directory: name a file for --output")
     return place
 
 
 def read_prompts(
-    path: Path, params: SamplingParams, model: GPT
+    path: Path, text: bytes, params: SamplingParams, model: GPT
 ) -> tuple[dict[int, str], list[str]]:
     """Prompts by line number (from 1), and what is wrong with the lines that have none."""
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}): name a JSONL file") from None
     prompts: dict[int, str] = {}
     faults = []
     limit = min(params.max_length, model.config.block_size)
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
         try:
@@ -94,19 +101,24 @@ def write_batch(
             f"--batch with rng {params.rng}: a line's text would depend on its neighbours; use "
             "portable"
         )
-    prompts, faults = read_prompts(path, params, model)
+    text = read_file(path)
     place = place_of_output(path, output)
+    prompts, faults = read_prompts(path, text, params, model)
+    making = describe_making(model, text, params, stop=stop, dtype=dtype)
     done = read_done(place)
-    text = "".join(json.dumps(done[number]) + "\n" for number in done)
-    replace_files(place.parent, {place.name: text.encode()})
-    tokenizer = get_tokenizer()
-    ids = {number: tokenizer.encode(prompt) for number, prompt in prompts.items()}
-    left = sorted((number for number in ids if number not in done), key=lambda n: len(ids[n]))
-    batches = [left[first : first + BATCH_ROWS] for first in range(0, len(left), BATCH_ROWS)]
+    if done or (place.exists() and place.stat().st_size and not facts_beside(place).exists()):
+        check_making(place, making, done, path, prompts)
     length = min(params.max_length, model.config.block_size)
     decoder, note = choose_decoder(model, engine=engine, dtype=dtype, length=length)
     if note:
         sys.stderr.write(f"regpt: note: {note}\n")
+    write_facts(place, making)
+    kept = "".join(json.dumps(done[number]) + "\n" for number in done)
+    replace_files(place.parent, {place.name: kept.encode()})
+    tokenizer = get_tokenizer()
+    ids = {number: tokenizer.encode(prompt) for number, prompt in prompts.items()}
+    left = sorted((number for number in ids if number not in done), key=lambda n: len(ids[n]))
+    batches = [left[first : first + BATCH_ROWS] for first in range(0, len(left), BATCH_ROWS)]
     with place.open("a", encoding="utf-8") as file:
         for numbers in track(batches, "batches", console=Console(stderr=True)):
             rows = complete_rows(model, [ids[n] for n in numbers], numbers, params, decoder)

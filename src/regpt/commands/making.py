@@ -1,0 +1,114 @@
+"""What the output of `regpt sample --batch` was made from: a small JSON file beside it.
+
+The output stays lines and nothing else. `NAME.making.json` is there before the first of them, so a
+kill at any time leaves an output that knows what it is. Lines of another making are never mixed in:
+what differs is named instead. The prompts may grow and undone lines may change, since a line's text
+depends on its own prompt alone; a line that is done must still be the line it was made from.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from regpt.atomic import replace_files
+from regpt.errors import UserError
+from regpt.model import GPT
+from regpt.sampling import SamplingParams
+
+SHOWN = 40
+"""Characters of a prompt in a message."""
+
+
+def facts_beside(output: Path) -> Path:
+    """The file that says what an output was made from."""
+    return output.with_name(f"{output.name}.making.json")
+
+
+def fingerprint(model: GPT) -> str:
+    """sha256 of a model's shape and weights, whatever its name and device."""
+    digest = hashlib.sha256(json.dumps(asdict(model.config), sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def describe_making(
+    model: GPT, prompts: bytes, params: SamplingParams, *, stop: tuple[str, ...], dtype: str
+) -> dict[str, Any]:
+    """Everything that decides the texts; `prompts` is the whole file."""
+    sampling = asdict(params)
+    del sampling["num_samples"]  # every line is continued once
+    return {
+        "model": fingerprint(model),
+        "dtype": dtype,
+        "stop": list(stop),
+        **sampling,
+        "prompts": hashlib.sha256(prompts).hexdigest(),
+        "lines": len(prompts.splitlines()),
+    }
+
+
+def read_facts(output: Path) -> dict[str, Any]:
+    """What the lines of an output were made from; UserError if nobody knows."""
+    place = facts_beside(output)
+    try:
+        found = json.loads(place.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(
+            f"{output} is not empty, and no {place.name} says what it was made from (an older "
+            "regpt wrote none): name another --output, or move it away"
+        )
+    return found
+
+
+def check_making(
+    output: Path,
+    making: Mapping[str, Any],
+    done: Mapping[int, Mapping[str, Any]],
+    path: Path,
+    prompts: Mapping[int, str],
+) -> None:
+    """Refuse lines of another making, or of other prompts than the file at `path` now holds."""
+    before = read_facts(output)
+    if not done:
+        return
+    differs = []
+    for name, value in making.items():
+        if name in ("prompts", "lines") or before.get(name) == value:
+            continue
+        was = before.get(name)
+        differs.append("another model" if name == "model" else f"{name} {was!r}, not {value!r}")
+    ways = f"go on as it was made, or name another --output, or move {output.name} away"
+    if differs:
+        raise UserError(f"{output} was made with {'; '.join(differs)}: {ways}")
+    changed = [line for line in sorted(done) if done[line].get("prompt") != prompts.get(line)]
+    if changed:
+        first = changed[0]
+        was, now = (
+            "no prompt" if text is None else repr(text if len(text) <= SHOWN else text[:SHOWN])
+            for text in (done[first].get("prompt"), prompts.get(first))
+        )
+        raise UserError(
+            f"{path} is not what {output} was made from: {len(changed)} of the {len(done)} lines "
+            f"done differ, line {first} was {was}, is {now}: {ways}"
+        )
+    if before.get("prompts") != making["prompts"]:
+        sys.stderr.write(
+            f"regpt: note: {path} has changed, {making['lines']} lines after "
+            f"{before.get('lines')}; the {len(done)} done are as they were\n"
+        )
+
+
+def write_facts(output: Path, making: Mapping[str, Any]) -> None:
+    """Write what an output is made from, before its first line."""
+    text = json.dumps(making, indent=2) + "\n"
+    replace_files(output.parent, {facts_beside(output).name: text.encode()})
