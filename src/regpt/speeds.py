@@ -25,6 +25,7 @@ from regpt.atomic import replace_files
 from regpt.cache import KeyValueCache
 from regpt.cache_folder import cache_folder
 from regpt.errors import UserError
+from regpt.json_text import read_json
 from regpt.lowbit import EngineName, Kind
 from regpt.model import GPT
 from regpt.native.build import load_library, missing, processor
@@ -117,7 +118,7 @@ def known_speed(model: GPT, engine: EngineName, kind: Kind) -> Speed | None:
     """What was measured before; None if nothing was, or nobody can read it."""
     name, held = key_of(model, engine, kind)
     try:
-        found = json.loads((cache_folder() / name).read_text(encoding="utf-8"))
+        found = read_json(cache_folder() / name)
         seconds = tuple(float(found["seconds"][str(count)]) for count in COUNTS)
     except (OSError, ValueError, KeyError, TypeError):
         return None

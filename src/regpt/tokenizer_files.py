@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from regpt.atomic import Content, replace_files
 from regpt.errors import UserError
+from regpt.json_text import parse_json
 from regpt.tokenizer import END_OF_TEXT, END_OF_TEXT_ID, load_ranks
 
 VOCABULARY_DIGEST = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
@@ -164,13 +165,13 @@ def check_tokenizer(directory: Path) -> None:
     are there. Raises `UserError` naming the file and what differs.
     """
     checks = {
-        "vocab.json": lambda text: _differs_in_vocabulary(json.loads(text)),
+        "vocab.json": lambda text: _differs_in_vocabulary(parse_json(text)),
         "merges.txt": lambda text: _differs_in_merges(
             [line for line in text.splitlines() if line and not line.startswith("#version")]
         ),
-        "tokenizer.json": lambda text: _differs_as_a_whole(json.loads(text)),
-        "tokenizer_config.json": lambda text: _differs_in_settings(json.loads(text)),
-        "added_tokens.json": lambda text: _differs_in_added_tokens(json.loads(text)),
+        "tokenizer.json": lambda text: _differs_as_a_whole(parse_json(text)),
+        "tokenizer_config.json": lambda text: _differs_in_settings(parse_json(text)),
+        "added_tokens.json": lambda text: _differs_in_added_tokens(parse_json(text)),
     }
     found = [name for name in checks if (directory / name).is_file()]
     for name in found:

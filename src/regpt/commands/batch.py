@@ -21,6 +21,7 @@ from regpt.commands.making import check_making, describe_making, facts_beside, w
 from regpt.errors import UserError
 from regpt.fast import Engine, choose_decoder
 from regpt.generate import Decoder, as_lists, generate_steps, until_end
+from regpt.json_text import parse_json
 from regpt.model import GPT
 from regpt.sampling import SamplingParams
 from regpt.tokenizer import get_tokenizer
@@ -59,7 +60,7 @@ def read_prompts(
         if not line.strip():
             continue
         try:
-            prompt = json.loads(line)["prompt"]
+            prompt = parse_json(line)["prompt"]
         except (ValueError, KeyError, TypeError):
             prompt = None
         if not isinstance(prompt, str):
@@ -78,7 +79,7 @@ def read_done(path: Path) -> dict[int, dict[str, Any]]:
     done = {}
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
             done[int(entry["line"])] = entry
         except (ValueError, KeyError, TypeError):
             continue

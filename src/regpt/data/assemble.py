@@ -14,7 +14,6 @@ and goes on. Since tokens follow from the inputs alone, the result is byte for b
 At the end manifest.json takes the place of progress.json.
 """
 
-import json
 import os
 import time
 from collections.abc import Iterable
@@ -44,6 +43,7 @@ from regpt.data.shards import (
     make_header,
 )
 from regpt.errors import UserError
+from regpt.json_text import read_json
 
 COMMIT_SECONDS = 5.0
 PART = ".part"
@@ -213,7 +213,7 @@ def read_state(out: Path, settings: dict[str, object]) -> State | None:
     """The state of a preparation that was interrupted; None if a new one may begin in `out`."""
     path = out / PROGRESS_NAME
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
         before, state = content["settings"], State.from_content(content)
     except FileNotFoundError:
         others = sorted(file.name for file in out.iterdir() if file.suffix in SUFFIXES)

@@ -31,6 +31,7 @@ from regpt.data.documents import (
 )
 from regpt.data.manifest import Split
 from regpt.errors import UserError
+from regpt.json_text import parse_json
 from regpt.tokenizer import Tokenizer
 
 PIECE_CHARACTERS = 1 << 16
@@ -133,7 +134,7 @@ def read_texts(block: Block, text_field: str) -> Iterator[str]:
 
 def _parse_line(line: bytes, text_field: str, *, where: str) -> str:
     try:
-        record = json.loads(line.decode("utf-8"))
+        record = parse_json(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise UserError(
             f"{where} is not UTF-8: byte 0x{line[error.start]:02x} at column {error.start + 1}; "

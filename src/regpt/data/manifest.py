@@ -22,6 +22,7 @@ from typing import Literal
 
 from regpt.atomic import replace_files
 from regpt.errors import UserError
+from regpt.json_text import read_json
 
 NAME = "manifest.json"
 FORMAT = "regpt-shards"
@@ -107,7 +108,7 @@ class Manifest:
         """The manifest of a directory of shards; None if it has none."""
         path = directory / NAME
         try:
-            content = json.loads(path.read_bytes())
+            content = read_json(path)
         except FileNotFoundError:
             return None
         except ValueError as error:

@@ -1,11 +1,11 @@
 """Examples in files of one JSON object per line; whatever is wrong is named by line number."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from regpt.errors import UserError
+from regpt.json_text import parse_json
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def parse_object(line: bytes, path: Path, number: int) -> dict[str, Any]:
     """The object in a line."""
     try:
-        value = json.loads(line)
+        value = parse_json(line)
     except ValueError as error:
         reason = str(error).partition(":")[0]
         raise UserError(f"{path} line {number} is not JSON ({reason}): mend or drop it") from None

@@ -6,7 +6,6 @@ in its own dtype. The batch needs no file: it is a function of (data, seed, step
 written. One process computes the whole global batch; of a run on many, dropout masks differ.
 """
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ import torch
 
 from regpt.data.loader import Batch
 from regpt.errors import UserError
+from regpt.json_text import read_json
 from regpt.parallel import World
 from regpt.runtime import find_runtime
 from regpt.train.checkpoint import load_newest
@@ -150,7 +150,7 @@ def recorded_of(run: RunDirectory, step: int) -> tuple[dict[str, Any] | None, st
     path = incident_path(run, step) / "report.json"
     if path.exists():
         try:
-            report = json.loads(path.read_text(encoding="utf-8"))
+            report = read_json(path)
             return {name: report[name] for name in ("loss", "grad_norm")}, report["fault"]
         except (ValueError, KeyError):
             raise UserError(f"{path} is damaged: remove {path.parent} to replay without") from None

@@ -6,12 +6,12 @@ the forward pass, and everything else. Everything else is refused by name: a set
 heard of may be the one that makes this model another model. A setting that is null is not set.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
 from regpt.errors import UserError
+from regpt.json_text import read_json
 from regpt.tokenizer import END_OF_TEXT_ID, VOCAB_SIZE
 
 FILE_NAME = "config.json"
@@ -110,7 +110,7 @@ def read_config(directory: Path) -> dict[str, int | float]:
 def _read_json(path: Path) -> dict[str, object]:
     """The settings that are set."""
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{path.parent}: no {path.name} in it, so this is not a model directory; give one that "

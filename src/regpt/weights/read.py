@@ -13,7 +13,6 @@ and calls nothing; a file that asks for more is refused. torch maps such a file 
 it is read, its pages, which the system can take back at any time, stand beside the copy.
 """
 
-import json
 import math
 import pickle
 import re
@@ -28,6 +27,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from regpt.errors import UserError
+from regpt.json_text import read_json
 from regpt.weights.names import (
     EMBEDDING,
     HEAD,
@@ -180,7 +180,7 @@ def _find_files(directory: Path) -> tuple[Path, list[Path]]:
 def _read_index(index: Path) -> list[Path]:
     """The shards an index names, all of them there."""
     try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        names = set(read_json(index)["weight_map"].values())
         shards = sorted(index.parent / name for name in names)
         # a shard lies beside its index: a name with a path in it would lead out of the directory
         if not shards or any(Path(name).name != name for name in names):
