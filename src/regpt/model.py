@@ -28,6 +28,8 @@ from torch import Tensor
 from regpt import weights
 from regpt.errors import UserError
 
+MOST_LAYERS, LARGEST_SIZE = 1024, 1 << 24
+
 
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig:
@@ -52,6 +54,9 @@ class GPTConfig:
         for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
             if getattr(self, name) < 1:
                 raise UserError(f"model.{name} must be at least 1, got {getattr(self, name)}")
+            most = MOST_LAYERS if name == "n_layer" else LARGEST_SIZE
+            if getattr(self, name) > most:  # a damaged config.json would be built for hours
+                raise UserError(f"model.{name} must be at most {most}, got {getattr(self, name)}")
         if self.n_embd % self.n_head:
             raise UserError(
                 f"model.n_embd {self.n_embd} is not a multiple of model.n_head {self.n_head}"
