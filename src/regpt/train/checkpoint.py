@@ -19,6 +19,7 @@ passed over for the newest sound one before it, and the caller is told.
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -39,11 +40,14 @@ from torch import Tensor
 from regpt import weights
 from regpt.atomic import new_directory, replace_files, writing_to
 from regpt.errors import UserError
+from regpt.json_text import read_json
 from regpt.train.host_memory import HostMemory
+from regpt.train.saved import Progress, check_types
 
 MANIFEST, LATEST, BEST = "manifest.json", "latest", "best"
 FILES = {"config.json", "model.safetensors", "optimizer.safetensors", "state.json"}
 """What a manifest must name for a checkpoint to be one."""
+NAME = re.compile(r"step-\d+")
 Note = Callable[[str], None]
 
 
@@ -56,8 +60,8 @@ class Snapshot:
     config: Mapping[str, Any]
     """The fields of GPTConfig."""
     optimizer: Mapping[str, Tensor]
-    progress: Mapping[str, Any]
-    """Step, tokens, fingerprints: what state.json says."""
+    progress: Progress
+    """What state.json says."""
     val_loss: float | None
     """Of these very weights; None if they were not validated."""
 
@@ -69,7 +73,7 @@ class Checkpoint:
     path: Path
     step: int
     optimizer: dict[str, Tensor]
-    progress: dict[str, Any]
+    progress: Progress
 
 
 def name_of(step: int) -> str:
@@ -145,7 +149,7 @@ def is_best(folder: Path, val_loss: float | None) -> bool:
     if best is None:
         return True
     try:
-        held = json.loads((folder / best / MANIFEST).read_text(encoding="utf-8"))["val_loss"]
+        held = read_json(folder / best / MANIFEST)["val_loss"]
     except (OSError, ValueError, KeyError, TypeError):
         return True
     return held is None or val_loss < held
@@ -180,7 +184,7 @@ def remove(path: Path) -> None:
 def verify(path: Path) -> str | None:
     """What is wrong with a checkpoint, in words; None if it is sound."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(path / MANIFEST)
         if missing := FILES - set(manifest["sha256"]):
             return f"{MANIFEST} does not name {', '.join(sorted(missing))}"
         for file, expected in manifest["sha256"].items():
@@ -197,7 +201,8 @@ def verify(path: Path) -> str | None:
 
 def load_newest(folder: Path, *, note: Note, at_most: int | None = None) -> Checkpoint | None:
     """The newest sound checkpoint (of step `at_most` or before); tells `note` of others."""
-    names = sorted((path.name for path in folder.glob("step-*")), reverse=True)
+    found = (path.name for path in folder.glob("step-*"))
+    names = sorted((name for name in found if NAME.fullmatch(name)), reverse=True)
     for name in names:
         path = folder / name
         if at_most is not None and int(name.removeprefix("step-")) > at_most:
@@ -212,11 +217,12 @@ def load_newest(folder: Path, *, note: Note, at_most: int | None = None) -> Chec
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint that was verified."""
     try:
-        progress = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        progress = check_types(Progress, read_json(path / "state.json"))
         optimizer = load_file(path / "optimizer.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
+        step = progress["step"]
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read ({error}): remove it and resume again") from None
-    return Checkpoint(path=path, step=progress["step"], optimizer=optimizer, progress=progress)
+    return Checkpoint(path=path, step=step, optimizer=optimizer, progress=progress)
 
 
 def give_way() -> None:

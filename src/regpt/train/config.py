@@ -11,6 +11,7 @@ from regpt.data.loader import Order
 from regpt.errors import UserError
 from regpt.model import GPTConfig
 from regpt.train.interval import Every, Interval
+from regpt.train.saved import check_types
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,17 +230,20 @@ class RunConfig:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "RunConfig":
         """A configuration back from `to_json`'s values; unknown fields are refused by name."""
-        values = dict(values)
         try:
+            values = dict(values)
             values["data"] = tuple(values["data"])
             values["prompts"] = tuple(values["prompts"])
-            values["model"] = GPTConfig(**values["model"])
+            values["model"] = GPTConfig(**check_types(GPTConfig, values["model"]))
             optimizer = dict(values["optimizer"])
             optimizer["betas"] = tuple(optimizer["betas"])
-            values["optimizer"] = OptimizerConfig(**optimizer)
-            values["schedule"] = ScheduleConfig(**values["schedule"])
-            return cls(**values)
-        except (KeyError, TypeError) as error:
+            values["optimizer"] = OptimizerConfig(**check_types(OptimizerConfig, optimizer))
+            schedule = check_types(ScheduleConfig, values["schedule"])
+            values["schedule"] = ScheduleConfig(**schedule)
+            return cls(**check_types(cls, values))
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
             raise UserError(
                 f"the saved configuration does not fit this version ({error}): resume with the "
                 "version named in run.json"

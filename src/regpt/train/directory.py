@@ -28,11 +28,14 @@ from torch import Tensor
 from regpt import weights
 from regpt.atomic import replace_files, writing_to
 from regpt.errors import UserError
+from regpt.json_text import parse_json, read_json
 from regpt.model import GPTConfig
 from regpt.train.config import RunConfig
 from regpt.train.lock import RunLock
 
 NAMED_LINES = 5
+LARGEST_COUNT, LARGEST_NUMBER = 1 << 53, 1e100
+"""Above any step and any figure of a run: a line with more is damaged."""
 VERSIONS = ("regpt", "torch", "numpy", "tiktoken", "safetensors")
 
 
@@ -64,6 +67,18 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def is_sound(entry: dict[str, Any]) -> bool:
+    """Whether a line is one a run writes: a step, numbers or null, and texts by their prompts."""
+    numbers = {name: value for name, value in entry.items() if name != "samples"}
+    if type(entry.get("step")) is not int or not 0 <= entry["step"] < LARGEST_COUNT:
+        return False
+    samples = entry.get("samples", {})
+    return all(
+        value is None or (type(value) in (int, float) and abs(value) < LARGEST_NUMBER)
+        for value in numbers.values()
+    ) and (isinstance(samples, dict) and all(isinstance(text, list) for text in samples.values()))
+
+
 def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """The sound lines, and what was dropped."""
     try:
@@ -77,10 +92,10 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
         except ValueError:  # of which a UnicodeDecodeError is one
             entry = None
-        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+        if isinstance(entry, dict) and is_sound(entry):
             entries.append(entry)
         else:
             dropped.append(number)
@@ -196,13 +211,23 @@ class RunDirectory:
     def read_record(self) -> dict[str, Any]:
         """What `write_record` wrote."""
         try:
-            return json.loads(self.record.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            record = read_json(self.record)
+        except (FileNotFoundError, NotADirectoryError):
             raise UserError(
                 f"{self.path} holds no run (no run.json): name a run's directory"
             ) from None
         except ValueError:
             raise UserError(f"{self.record} is not JSON: restore it from a copy") from None
+        except OSError as error:
+            raise UserError(f"cannot read {self.record}: {error.strerror or error}") from None
+        parts = ("config", "data")
+        if not isinstance(record, dict) or not all(
+            isinstance(record.get(name), dict) for name in parts
+        ):
+            raise UserError(
+                f"{self.record} has no {' and '.join(parts)} of a run: restore it from a copy"
+            )
+        return record
 
     def append_metrics(self, entry: dict[str, Any]) -> None:
         """Add one line to metrics.jsonl."""

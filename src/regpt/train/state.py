@@ -218,6 +218,12 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
             f"{checkpoint.path} has no optimizer state {error}: resume with the run's own "
             "--optimizer.name"
         ) from None
+    except RuntimeError as error:  # torch, of shapes
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{checkpoint.path / 'optimizer.safetensors'} does not fit the model ({reason}): "
+            "remove this checkpoint and resume again"
+        ) from None
     state.step, state.tokens = progress["step"], progress["tokens"]
     state.val_loss, state.bad_steps = progress["val_loss"], progress["bad_steps"]
     state.val_step = progress["val_step"]
