@@ -240,6 +240,16 @@ def leave() -> NoReturn:
     os._exit(0)
 
 
+def explain(error: OSError | MemoryError | RuntimeError) -> str | None:
+    """What the system refused, for a person; None for what only we can mend."""
+    if isinstance(error, OSError):
+        named = "" if error.filename is None else f"{error.filename}: "
+        return f"{named}{error.strerror or error}; choose another place or name"
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return f"not enough memory ({error or 'for what was asked'}): ask for less at a time"
+    return None
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `regpt` command."""
     try:
@@ -251,6 +261,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.stderr.write("\nregpt: interrupted\n")
         raise SystemExit(130) from None
+    except (OSError, MemoryError, RuntimeError) as error:
+        if (message := explain(error)) is None:
+            raise
+        fail(message)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         leave()
 
