@@ -23,6 +23,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from regpt.errors import UserError
 from regpt.runtime import DTYPES
 
 Kind = Literal["fp32", "bf16", "int8"]
@@ -126,7 +127,15 @@ class Int8Linear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(M, K) to (M, N) float32."""
-        y = self.operator_one(x, self.one_row, False) if len(x) == 1 else self.several(x)
+        try:
+            y = self.operator_one(x, self.one_row, False) if len(x) == 1 else self.several(x)
+        except RuntimeError as error:  # torch's own operator refuses them, in words about its range
+            if x.isfinite().all():
+                raise
+            raise UserError(
+                "the model computes numbers that are not finite, which int8 cannot hold: its "
+                "weights are damaged, or take --dtype fp32"
+            ) from error
         return nn.functional.gelu(y, approximate="tanh") if self.gelu else y
 
     def add(self, x: Tensor, residual: Tensor) -> Tensor:

@@ -136,8 +136,9 @@ def write_tensors(file: BinaryIO, *, tensors: Mapping[str, Tensor]) -> None:
 def pointed(folder: Path, pointer: str) -> str | None:
     """The checkpoint name that `latest` or `best` holds, if there is one."""
     try:
-        return (folder / pointer).read_text(encoding="utf-8").strip() or None
-    except FileNotFoundError:
+        text = (folder / pointer).read_text(encoding="utf-8", errors="replace")
+        return text.strip() or None
+    except OSError:  # none, or not to be read: the checkpoints themselves are what counts
         return None
 
 

@@ -25,6 +25,7 @@ from regpt.train.directory import RunDirectory
 from regpt.train.incident import incident_path, what_is_wrong
 from regpt.train.layers import Layer, first_gradient_not_finite, first_not_finite, watching
 from regpt.train.loop import compute
+from regpt.train.saved import Incident, check_types
 from regpt.train.state import TrainState, build, check_facts, load_model, restore
 
 Note = Callable[[str], None]
@@ -150,9 +151,9 @@ def recorded_of(run: RunDirectory, step: int) -> tuple[dict[str, Any] | None, st
     path = incident_path(run, step) / "report.json"
     if path.exists():
         try:
-            report = read_json(path)
+            report = check_types(Incident, read_json(path))
             return {name: report[name] for name in ("loss", "grad_norm")}, report["fault"]
-        except (ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             raise UserError(f"{path} is damaged: remove {path.parent} to replay without") from None
     for entry in run.read_metrics():
         if entry["step"] == step and "loss" in entry:

@@ -22,6 +22,14 @@ class Progress(TypedDict):
     """Fingerprints."""
 
 
+class Incident(TypedDict):
+    """What is read again of an incident's report.json."""
+
+    loss: float | None
+    grad_norm: float | None
+    fault: str
+
+
 def check_types(target: type, values: Any) -> Any:
     """The same values by name, of a dataclass or TypedDict.
 
