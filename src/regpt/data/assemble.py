@@ -32,6 +32,7 @@ from regpt.data.manifest import (
     Split,
     SplitRecord,
     dump_json,
+    read_record,
     rename,
 )
 from regpt.data.shards import (
@@ -43,7 +44,7 @@ from regpt.data.shards import (
     make_header,
 )
 from regpt.errors import UserError
-from regpt.json_text import read_json
+from regpt.json_text import check_types, read_json
 
 COMMIT_SECONDS = 5.0
 PART = ".part"
@@ -71,13 +72,14 @@ class State:
     @classmethod
     def from_content(cls, content: dict) -> "State":
         """Back from JSON. Raises KeyError or TypeError if it is not what `asdict` made."""
-        return cls(
-            place=Place(**content["place"]),
+        values = dict(
+            place=read_record(Place, content["place"]),
             source_bytes=content["source_bytes"],
-            splits={split: SplitRecord(**content["splits"][split]) for split in SPLITS},
-            shards=tuple(ShardRecord(**record) for record in content["shards"]),
+            splits={split: read_record(SplitRecord, content["splits"][split]) for split in SPLITS},
+            shards=tuple(read_record(ShardRecord, record) for record in content["shards"]),
             open_tokens={split: content["open_tokens"][split] for split in SPLITS},
         )
+        return cls(**check_types(cls, values))
 
     def open_name(self, split: Split) -> str:
         """The name the open shard of a split will have."""

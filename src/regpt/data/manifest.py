@@ -18,16 +18,17 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from regpt.atomic import replace_files
 from regpt.errors import UserError
-from regpt.json_text import read_json
+from regpt.json_text import check_types, read_json
 
 NAME = "manifest.json"
 FORMAT = "regpt-shards"
 VERSION = 1
 
+R = TypeVar("R")
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
 
@@ -129,17 +130,25 @@ class Manifest:
 
     @classmethod
     def _from_content(cls, content: dict) -> "Manifest":
-        return cls(
+        values = dict(
             tokenizer_digest=content["tokenizer"]["digest"],
             vocab_size=content["tokenizer"]["vocab_size"],
             end_of_text=content["end_of_text"],
             split_rule=content["split_rule"],
             text_field=content["text_field"],
             shard_tokens=content["shard_tokens"],
-            splits={split: SplitRecord(**content["splits"][split]) for split in SPLITS},
-            shards=tuple(ShardRecord(**shard) for shard in content["shards"]),
-            sources=tuple(SourceRecord(**source) for source in content["sources"]),
+            splits={split: read_record(SplitRecord, content["splits"][split]) for split in SPLITS},
+            shards=tuple(read_record(ShardRecord, shard) for shard in content["shards"]),
+            sources=tuple(read_record(SourceRecord, source) for source in content["sources"]),
         )
+        if any(Path(shard.file).name != shard.file for shard in values["shards"]):
+            raise TypeError("a shard that does not lie beside it")
+        return cls(**check_types(cls, values))
+
+
+def read_record(kind: type[R], values: object) -> R:
+    """A dataclass from JSON. Raises TypeError if the values are not its own."""
+    return kind(**check_types(kind, values))
 
 
 def dump_json(content: Mapping[str, object]) -> str:

@@ -40,9 +40,9 @@ from torch import Tensor
 from regpt import weights
 from regpt.atomic import new_directory, replace_files, writing_to
 from regpt.errors import UserError
-from regpt.json_text import read_json
+from regpt.json_text import check_types, read_json
 from regpt.train.host_memory import HostMemory
-from regpt.train.saved import Progress, check_types
+from regpt.train.saved import Progress
 
 MANIFEST, LATEST, BEST = "manifest.json", "latest", "best"
 FILES = {"config.json", "model.safetensors", "optimizer.safetensors", "state.json"}

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from regpt.data.loader import Order
 from regpt.errors import UserError
+from regpt.json_text import check_types
 from regpt.model import GPTConfig
 from regpt.train.interval import Every, Interval
-from regpt.train.saved import check_types
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ import torch
 
 from regpt.data.loader import Batch
 from regpt.errors import UserError
-from regpt.json_text import read_json
+from regpt.json_text import check_types, read_json
 from regpt.parallel import World
 from regpt.runtime import find_runtime
 from regpt.train.checkpoint import load_newest
@@ -25,7 +25,7 @@ from regpt.train.directory import RunDirectory
 from regpt.train.incident import incident_path, what_is_wrong
 from regpt.train.layers import Layer, first_gradient_not_finite, first_not_finite, watching
 from regpt.train.loop import compute
-from regpt.train.saved import Incident, check_types
+from regpt.train.saved import Incident
 from regpt.train.state import TrainState, build, check_facts, load_model, restore
 
 Note = Callable[[str], None]
