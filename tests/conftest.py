@@ -5,11 +5,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, Phase, settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach the hub
 # The models are tiny: one thread is as fast, and on a loaded machine two wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+
+# `ci` is the default: the same examples every time. `--hypothesis-profile thorough` is for an hour
+# of tests/robustness: other examples each time, 33 times as many.
+settings.register_profile("ci", deadline=None, derandomize=True, database=None)
+settings.register_profile(
+    "thorough",
+    deadline=None,
+    database=None,
+    max_examples=3300,
+    phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=list(HealthCheck),
+)
+settings.load_profile("ci")
 
 REPOSITORY = Path(__file__).parent.parent
 SHAKESPEARE = REPOSITORY.parent / "shared" / "data" / "tinyshakespeare.txt"
