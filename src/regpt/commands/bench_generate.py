@@ -40,6 +40,8 @@ def bench_generate(
         out: Write a results file (Markdown) here.
         json: Print one JSON object, and the table on stderr.
     """
+    if rounds < 1 or not 0 <= seconds < float("inf"):
+        raise UserError(f"rounds must be at least 1 and seconds not negative: {rounds}, {seconds}")
     for name in jobs:
         if name not in generate.JOBS:
             raise UserError(f"unknown job {name!r}: choose among {', '.join(generate.JOBS)}")

@@ -72,8 +72,10 @@ def bench_train(
         json: Print one JSON object, and the table on stderr.
         out: Write the table to this Markdown file.
     """
-    if rounds < 1 or (seconds is not None and not seconds >= 0):
+    if rounds < 1 or (seconds is not None and not 0 <= seconds < float("inf")):
         raise UserError(f"rounds must be at least 1 and seconds not negative: {rounds}, {seconds}")
+    if threads is not None and threads < 1:
+        raise UserError(f"threads must be at least 1, got {threads}")
     if jobs and growth:
         raise UserError("jobs and growth: growth has jobs of its own; leave one out")
     for name in jobs:
