@@ -8,7 +8,7 @@ that is still under way; the write goes on behind the next steps, which it slows
 comparison, the same checkpoint written in the foreground. Prints a table and one JSON line.
 """
 
-from regpt.allocator import keep_pages
+from regpt.system.malloc import keep_pages
 
 keep_pages()  # as the command line does, before torch is loaded
 
@@ -21,11 +21,11 @@ import time  # noqa: E402
 from dataclasses import replace  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-from regpt.presets import lecture  # noqa: E402
-from regpt.train.checkpoint import write_checkpoint  # noqa: E402
-from regpt.train.events import Event, Saved, Stepped  # noqa: E402
-from regpt.train.loop import train  # noqa: E402
-from regpt.train.state import take_snapshot  # noqa: E402
+from regpt.training.checkpoint import write_checkpoint  # noqa: E402
+from regpt.training.events import Event, Saved, Stepped  # noqa: E402
+from regpt.training.loop import train  # noqa: E402
+from regpt.training.presets import lecture  # noqa: E402
+from regpt.training.state import take_snapshot  # noqa: E402
 
 
 def main() -> None:

@@ -22,10 +22,10 @@ import torch
 import torch.nn.functional as F
 
 from regpt import GPT, GPTConfig, get_tokenizer
-from regpt.allocator import keep_pages
-from regpt.cache import KeyValueCache
-from regpt.fast import PackedDecoder, choose_decoder
-from regpt.lowbit import KINDS
+from regpt.core.kv_cache import KeyValueCache
+from regpt.fast.decoding.decoders import PackedDecoder, choose_decoder
+from regpt.fast.decoding.packed_linear import KINDS
+from regpt.system.malloc import keep_pages
 
 POSITIONS = (10, 100, 250, 500, 1000)
 

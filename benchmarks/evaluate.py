@@ -31,14 +31,14 @@ T = 1024
 
 def prepare_ours(directory: str, dtype: str, batch: int) -> Callable[[Any], float]:
     """A function from tokens to their loss."""
-    from regpt.allocator import keep_pages
+    from regpt.system.malloc import keep_pages
 
     keep_pages()
     from regpt import GPT, find_runtime
     from regpt.commands.evaluate import BATCH_TOKENS
-    from regpt.data.loader import ArrayDataset
-    from regpt.evaluate.reader import choose_reader
-    from regpt.evaluate.validation import validate
+    from regpt.core.data import ArrayDataset
+    from regpt.evaluation.reader import choose_reader
+    from regpt.evaluation.validation import validate
 
     runtime = find_runtime("auto", dtype=dtype)
     reader, _ = choose_reader(GPT.from_pretrained(directory).to(runtime.device), runtime)
@@ -122,7 +122,7 @@ def main() -> None:
     import torch
 
     from regpt import GPT, GPTConfig, get_tokenizer
-    from regpt.data.corpora import load_corpus
+    from regpt.datasets.corpora import load_corpus
 
     tokens = load_corpus(["pydocs"]).tokens(get_tokenizer())[: arguments.windows * T + 1]
     torch.manual_seed(0)

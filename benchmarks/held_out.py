@@ -18,19 +18,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from regpt.allocator import keep_pages
+from regpt.system.malloc import keep_pages
 
 keep_pages()  # as the command line does, before torch is loaded
 
-from regpt.data.corpora import Corpus, load_corpus  # noqa: E402
-from regpt.data.loader import ArrayDataset  # noqa: E402
-from regpt.evaluate.validation import validate  # noqa: E402
-from regpt.parallel import World  # noqa: E402
-from regpt.presets import quickstart  # noqa: E402
-from regpt.runtime import find_runtime  # noqa: E402
-from regpt.tokenizer import get_tokenizer  # noqa: E402
-from regpt.train.replay import advance  # noqa: E402
-from regpt.train.state import build  # noqa: E402
+from regpt.core.data import ArrayDataset  # noqa: E402
+from regpt.core.tokenizer import get_tokenizer  # noqa: E402
+from regpt.datasets.corpora import Corpus, load_corpus  # noqa: E402
+from regpt.evaluation.validation import validate  # noqa: E402
+from regpt.system.runtime import find_runtime  # noqa: E402
+from regpt.training.distributed import World  # noqa: E402
+from regpt.training.presets import quickstart  # noqa: E402
+from regpt.training.replay import advance  # noqa: E402
+from regpt.training.state import build  # noqa: E402
 
 EACH = 12
 PIECE = 4_000

@@ -27,11 +27,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from regpt.data.corpora import load_corpus
+from regpt.datasets.corpora import load_corpus
 
 ENCODE = """
 import sys, time, json
-from regpt.tokenizer import get_tokenizer
+from regpt.core.tokenizer import get_tokenizer
 texts = [json.loads(line)["text"] for line in open(sys.argv[1], encoding="utf-8")]
 tokenizer = get_tokenizer()
 clock = time.perf_counter()

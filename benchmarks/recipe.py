@@ -16,14 +16,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from regpt.allocator import keep_pages
+from regpt.system.malloc import keep_pages
 
 keep_pages()  # as the command line does, before torch is loaded
 
-from regpt.presets import quickstart  # noqa: E402
-from regpt.train.config import RunConfig, ScheduleConfig  # noqa: E402
-from regpt.train.events import Event  # noqa: E402
-from regpt.train.loop import train  # noqa: E402
+from regpt.training.config import RunConfig, ScheduleConfig  # noqa: E402
+from regpt.training.events import Event  # noqa: E402
+from regpt.training.loop import train  # noqa: E402
+from regpt.training.presets import quickstart  # noqa: E402
 
 Change = Callable[[RunConfig], RunConfig]
 VARIANTS: dict[str, Change] = {

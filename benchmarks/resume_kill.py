@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from regpt import GPTConfig
-from regpt.train.checkpoint import verify
-from regpt.train.config import OptimizerConfig, RunConfig, ScheduleConfig
-from regpt.train.events import Event, Noted
-from regpt.train.loop import train
+from regpt.training.checkpoint import verify
+from regpt.training.config import OptimizerConfig, RunConfig, ScheduleConfig
+from regpt.training.events import Event, Noted
+from regpt.training.loop import train
 
 STEPS = 30
 SENTENCE = "the cat saw a dog and the dog saw a bird while it rained on old green hills. "
@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["regpt.train.loop", "torch"])
+    context.set_forkserver_preload(["regpt.training.loop", "torch"])
     moments = random.Random(options.seed)
     sys.stdout.write(f"{'run':>4} {'kills':>6} {'in saves':>9} {'losses':>8} {'weights':>8}\n")
     faults, kills, during_saves = 0, 0, 0

@@ -15,8 +15,8 @@ import time
 import torch
 
 from regpt import GPT, GPTConfig, SamplingParams, UserError, complete, find_runtime, get_tokenizer
-from regpt.data.corpora import load_corpus
-from regpt.data.loader import ArrayDataset, BatchPlan, Loader
+from regpt.core.data import ArrayDataset, BatchPlan, Loader
+from regpt.datasets.corpora import load_corpus
 
 PROMPT = "Hello, I'm a language model,"
 SMALL = GPTConfig(block_size=64, n_layer=2, n_head=2, n_embd=32)

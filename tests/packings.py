@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from test_model import sharpen
 
 from regpt import GPT, GPTConfig
-from regpt.fast import PackedModel
-from regpt.lowbit import Kind, missing
-from regpt.native_model import NativeModel, missing_native
-from test_model import sharpen
+from regpt.fast.decoding.decoders import PackedModel
+from regpt.fast.decoding.kernel_model import NativeModel, missing_native
+from regpt.fast.decoding.packed_linear import Kind, missing
 
 SHAPE = GPTConfig(block_size=48, vocab_size=50257, n_layer=2, n_head=4, n_embd=64)
 ERROR: dict[Kind, float] = {"fp32": 1e-5, "bf16": 1e-2, "int8": 3e-2}  # of the logits' norm

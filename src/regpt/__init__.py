@@ -10,12 +10,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from regpt.errors import UserError
-    from regpt.generate import complete
-    from regpt.model import GPT, GPTConfig
-    from regpt.runtime import Runtime, find_runtime
-    from regpt.sampling import SamplingParams, sample
-    from regpt.tokenizer import Tokenizer, get_tokenizer
+    from regpt.core.generate import complete
+    from regpt.core.model import GPT, GPTConfig
+    from regpt.core.sampling import SamplingParams, sample
+    from regpt.core.tokenizer import Tokenizer, get_tokenizer
+    from regpt.system.errors import UserError
+    from regpt.system.runtime import Runtime, find_runtime
 
 __version__ = "0.1.0"
 __all__ = [
@@ -32,16 +32,16 @@ __all__ = [
 ]
 
 _HOME = {
-    "GPT": "model",
-    "GPTConfig": "model",
-    "Runtime": "runtime",
-    "SamplingParams": "sampling",
-    "Tokenizer": "tokenizer",
-    "UserError": "errors",
-    "complete": "generate",
-    "find_runtime": "runtime",
-    "get_tokenizer": "tokenizer",
-    "sample": "sampling",
+    "GPT": "core.model",
+    "GPTConfig": "core.model",
+    "Runtime": "system.runtime",
+    "SamplingParams": "core.sampling",
+    "Tokenizer": "core.tokenizer",
+    "UserError": "system.errors",
+    "complete": "core.generate",
+    "find_runtime": "system.runtime",
+    "get_tokenizer": "core.tokenizer",
+    "sample": "core.sampling",
 }
 
 

@@ -17,8 +17,8 @@ from importlib import import_module
 from typing import Any, NoReturn, get_origin
 
 from regpt import __version__
-from regpt.allocator import keep_pages
-from regpt.errors import UserError
+from regpt.system.errors import UserError
+from regpt.system.malloc import keep_pages
 
 COMMANDS = {
     "train": "train a GPT-2 from random weights: regpt train quickstart",
@@ -129,7 +129,7 @@ def choose_preset(
     command: str, arguments: Sequence[str], more: str = ""
 ) -> tuple[Any, list[str]] | None:
     """The preset named first and the flags after it; or their list is printed, on --help."""
-    from regpt.presets import PRESETS, preset
+    from regpt.training.presets import PRESETS, preset
 
     if not arguments or arguments[0] in ("-h", "--help"):
         lines = [f"  {name:<16} {(make.__doc__ or '').strip()}" for name, make in PRESETS.items()]
@@ -160,8 +160,8 @@ def run_train(arguments: Sequence[str]) -> None:
         return
     base, flags = chosen
     from regpt.commands.train import train
-    from regpt.presets import PRESETS
-    from regpt.train.config import RunConfig
+    from regpt.training.config import RunConfig
+    from regpt.training.presets import PRESETS
 
     about = (PRESETS[base.preset].__doc__ or "") + " Go on with a run: regpt train --resume RUN"
     prog = f"regpt train {base.preset}"
@@ -199,7 +199,7 @@ def run_bench(arguments: Sequence[str]) -> None:
 def resume_train(directory: str, flags: list[str]) -> None:
     """`regpt train [PRESET] --resume RUN [FLAGS]`: the flags change the run's own configuration."""
     from regpt.commands.train import saved_config, train
-    from regpt.train.config import RunConfig
+    from regpt.training.config import RunConfig
 
     config = saved_config(directory)
     if flags and not flags[0].startswith("-"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from regpt.bench.machine import Machine
+from regpt.bench.hardware_limits import Machine
 from regpt.bench.results import SPREAD, Results, collect, find_commit, write_results
 from regpt.bench.rows import (
     Baseline,
@@ -22,7 +22,7 @@ from regpt.bench.rows import (
     usual_columns,
     wide_enough,
 )
-from regpt.errors import UserError
+from regpt.system.errors import UserError
 
 
 def row(system: str, seconds: float, *, job: str = "job", **other: object) -> Row:

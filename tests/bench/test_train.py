@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from regpt import GPTConfig
-from regpt.bench import growth, train, train_systems
-from regpt.bench import machine as machine_module
-from regpt.bench.machine import Machine, load
+from regpt.bench import hardware_limits as machine_module
+from regpt.bench import scaling as growth
+from regpt.bench import train, train_systems
+from regpt.bench.hardware_limits import Machine, load
 from regpt.bench.rows import Row
 from regpt.bench.train import (
     CPU_JOBS,
@@ -25,7 +26,7 @@ from regpt.bench.train import (
 )
 from regpt.bench.workers import System
 from regpt.commands import bench_train as command
-from regpt.errors import UserError
+from regpt.system.errors import UserError
 
 TINY = GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=16)
 CPU = Machine(
@@ -154,7 +155,7 @@ def test_systems_on_a_gpu(text_file: Path) -> None:
 
 
 def test_a_system_that_does_something_else_is_noted() -> None:
-    from regpt.bench.rounds import Measured
+    from regpt.bench.interleaved import Measured
 
     measured = [
         Measured(system=System(name=name, dtype="fp32", load=""), facts={"first_loss": loss})

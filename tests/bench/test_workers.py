@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from regpt.bench import rounds
-from regpt.bench.rounds import Job, alternate, measure
+from regpt.bench import interleaved as rounds
+from regpt.bench.interleaved import Job, alternate, measure
 from regpt.bench.rows import Row
 from regpt.bench.workers import Answer, System, Worker, WorkerFault, loaded, machine_seconds
 

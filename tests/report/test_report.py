@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_cli import fails
 
 from regpt.cli import main
-from regpt.presets import PRESETS
 from regpt.report.chart import TOP, Curve, draw_chart, short, thin, ticks
 from regpt.report.history import read_history, read_samples
 from regpt.report.references import EDU, REFERENCES, SHAKESPEARE, find_references
-from regpt.train.config import RunConfig
-from regpt.train.directory import read_metrics
-from test_cli import fails
+from regpt.training.config import RunConfig
+from regpt.training.presets import PRESETS
+from regpt.training.run_dir import read_metrics
 
 Capture = pytest.CaptureFixture[str]
 VOID = {"meta", "br", "img", "rect", "path", "circle"}

@@ -32,9 +32,9 @@ def import_all() -> None:
     import tyro
 
     import regpt.commands
-    from regpt.native.build import missing
-    from regpt.tokenizer import get_tokenizer
-    from regpt.tokenizer_files import tokenizer_files
+    from regpt.core.tokenizer import get_tokenizer
+    from regpt.fast.kernels.build import missing
+    from regpt.weights.tokenizer_files import tokenizer_files
 
     torch.set_num_threads(1)
     for module in pkgutil.iter_modules(regpt.commands.__path__):
@@ -54,7 +54,7 @@ def resident(name: str) -> int:
 
 def set_up(machine: dict[str, Any]) -> None:
     """The machine a fork believes to be on; for that fork only."""
-    from regpt.native.build import found_library
+    from regpt.fast.kernels.build import found_library
 
     found_library.cache_clear()
     for name, value in machine.get("environment", {}).items():

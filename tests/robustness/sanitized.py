@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from regpt import GPT, GPTConfig
-from regpt.cache import KeyValueCache
-from regpt.lowbit import KINDS
-from regpt.native import adamw, build, draws, muon, training, words
-from regpt.native_model import KIND_NUMBERS, NativeModel, Panels
+from regpt.core.kv_cache import KeyValueCache
+from regpt.fast.decoding.kernel_model import KIND_NUMBERS, NativeModel, Panels
+from regpt.fast.decoding.packed_linear import KINDS
+from regpt.fast.kernels import adamw, build, draws, muon, training, words
 
 SANITIZERS = (
     *("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),

@@ -14,7 +14,7 @@ from shares import share
 
 from conftest import RUN_FLAGS  # pyright: ignore[reportAttributeAccessIssue]
 from regpt.commands.doctor import DoctorConfig
-from regpt.train.config import RunConfig
+from regpt.training.config import RunConfig
 
 VALUES = (
     "-1", "0", "1", "2", "3", "", " ", "nan", "inf", "-inf", "1e400", "1e-400", "0.5", "-0.0",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from regpt.native import build
+from regpt.fast.kernels import build
 
 HARNESS = Path(__file__).parent / "sanitized.py"
 LEAST_CALLS = 2000

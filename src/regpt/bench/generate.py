@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from regpt.bench.machine import Machine
-from regpt.bench.rounds import Job, alternate
+from regpt.bench.hardware_limits import Machine
+from regpt.bench.interleaved import Job, alternate
 from regpt.bench.rows import Baseline, Column, Observer, Row, speedups
 from regpt.bench.workers import System, Worker, WorkerFault, loaded
-from regpt.model import GPTConfig
+from regpt.core.model import GPTConfig
 
 PROMPT = (15496, 11, 314, 1101, 257, 3303, 2746, 11)
 """Hello, I'm a language model,"""
@@ -41,7 +41,7 @@ def our_systems(model: str) -> list[System]:
             name="regpt",
             dtype=dtype,
             engine=engine,
-            load="regpt.bench.writers:regpt",
+            load="regpt.bench.generation_systems:regpt",
             settings={"model": model, "dtype": dtype, "engine": engine},
             ours=True,
         )
@@ -56,7 +56,7 @@ def our_systems(model: str) -> list[System]:
 
 def peer_systems(model: str, files: Path) -> list[System]:
     """The others, in the dtypes each is good at."""
-    places = "regpt.bench.writers:"
+    places = "regpt.bench.generation_systems:"
     peers = [
         System(
             name=name,
@@ -91,7 +91,9 @@ def peer_systems(model: str, files: Path) -> list[System]:
 def convert(model: str, out: Path, kind: str) -> None:
     """Convert in a process of its own; raises WorkerFault."""
     settings = {"model": model, "out": str(out), "kind": kind}
-    system = System(name=kind, dtype="", load="regpt.bench.writers:convert", settings=settings)
+    system = System(
+        name=kind, dtype="", load="regpt.bench.generation_systems:convert", settings=settings
+    )
     worker = Worker(system)
     try:
         worker.load()

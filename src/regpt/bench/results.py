@@ -11,10 +11,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from regpt.atomic import Content, replace_files, writing_to
-from regpt.bench.machine import Machine
+from regpt.bench.hardware_limits import Machine
 from regpt.bench.rows import Column, Row, markdown, table, wide_enough
-from regpt.errors import UserError
+from regpt.system.errors import UserError
+from regpt.system.files import Content, replace_files, writing_to
 
 SPREAD = "times are medians of n; spread is (slowest - fastest) / median"
 

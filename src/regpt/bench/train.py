@@ -17,13 +17,13 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from regpt.bench.machine import Machine
-from regpt.bench.rounds import Job, Measured, measure
+from regpt.bench.hardware_limits import Machine
+from regpt.bench.interleaved import Job, Measured, measure
 from regpt.bench.rows import Baseline, Column, Observer, Row, memory_against, speedups
 from regpt.bench.workers import System
-from regpt.errors import UserError
-from regpt.memory import available_memory
-from regpt.model import GPTConfig
+from regpt.core.model import GPTConfig
+from regpt.system.errors import UserError
+from regpt.system.memory import available_memory
 
 FORMULA = "FLOP per token = 6 N + 12 L H Q T (N all parameters, attention unmasked)"
 

@@ -18,15 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from regpt.bench.worker import Call
-from regpt.data.loader import Batch
-from regpt.model import GPT, GPTConfig
-from regpt.parallel import World, pad_vocabulary
-from regpt.runtime import Runtime, find_runtime
-from regpt.train.config import OptimizerConfig, RunConfig
-from regpt.train.incident import what_is_wrong
-from regpt.train.loop import compute
-from regpt.train.state import build
-from regpt.train.tokens import read_data
+from regpt.core.data import Batch
+from regpt.core.model import GPT, GPTConfig
+from regpt.system.runtime import Runtime, find_runtime
+from regpt.training.config import OptimizerConfig, RunConfig
+from regpt.training.distributed import World, pad_vocabulary
+from regpt.training.loop import compute
+from regpt.training.nonfinite import what_is_wrong
+from regpt.training.state import build
+from regpt.training.training_data import read_data
 from regpt.weights.config import hugging_face_config
 
 OPTIMIZER = OptimizerConfig(betas=(0.9, 0.999), weight_decay=0.01, decay="all", clip=None)

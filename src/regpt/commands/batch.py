@@ -16,16 +16,16 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from regpt.atomic import replace_files
 from regpt.commands.making import check_making, describe_making, facts_beside, write_facts
-from regpt.errors import UserError
-from regpt.fast import Engine, choose_decoder
-from regpt.generate import Decoder, as_lists, generate_steps, until_end
-from regpt.json_text import parse_json
-from regpt.model import GPT
-from regpt.sampling import SamplingParams
-from regpt.tokenizer import get_tokenizer
-from regpt.writing import cut_at_stop
+from regpt.core.detokenize import cut_at_stop
+from regpt.core.generate import Decoder, as_lists, generate_steps, until_end
+from regpt.core.model import GPT
+from regpt.core.sampling import SamplingParams
+from regpt.core.tokenizer import get_tokenizer
+from regpt.fast.decoding.decoders import Engine, choose_decoder
+from regpt.system.errors import UserError
+from regpt.system.files import replace_files
+from regpt.system.json_text import parse_json
 
 BATCH_ROWS = 8
 

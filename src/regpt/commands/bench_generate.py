@@ -6,11 +6,11 @@ from pathlib import Path
 from rich.console import Console
 
 from regpt.bench import generate
-from regpt.bench.machine import find_machine
+from regpt.bench.hardware_limits import find_machine
 from regpt.bench.results import collect, show, write_results
 from regpt.bench.rows import usual_columns
-from regpt.errors import UserError
-from regpt.model import GPTConfig
+from regpt.core.model import GPTConfig
+from regpt.system.errors import UserError
 from regpt.weights import locate, read_config
 
 

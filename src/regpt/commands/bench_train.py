@@ -6,10 +6,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from regpt.bench.growth import axes_for, draw, jobs_of
-from regpt.bench.machine import Machine, find_machine
+from regpt.bench.hardware_limits import Machine, find_machine
 from regpt.bench.results import Results, collect, show, write_results
 from regpt.bench.rows import Column, Row, usual_columns
+from regpt.bench.scaling import axes_for, draw, jobs_of
 from regpt.bench.train import (
     CPU_JOBS,
     CUDA_JOBS,
@@ -20,7 +20,7 @@ from regpt.bench.train import (
     run_step,
     train_columns,
 )
-from regpt.errors import UserError
+from regpt.system.errors import UserError
 
 SECONDS, GROWTH_SECONDS = 90.0, 15.0
 

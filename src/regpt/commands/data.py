@@ -4,15 +4,15 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from regpt.data.loader import BatchPlan, Loader, Order, describe_batch
-from regpt.data.shards import ShardDataset
-from regpt.errors import UserError
-from regpt.parallel import World
-from regpt.runtime import find_device
-from regpt.tokenizer import get_tokenizer
-from regpt.train.config import RunConfig
-from regpt.train.directory import RunDirectory
-from regpt.train.tokens import read_data
+from regpt.core.data import BatchPlan, Loader, Order, describe_batch
+from regpt.core.tokenizer import get_tokenizer
+from regpt.datasets.shards import ShardDataset
+from regpt.system.errors import UserError
+from regpt.system.runtime import find_device
+from regpt.training.config import RunConfig
+from regpt.training.distributed import World
+from regpt.training.run_dir import RunDirectory
+from regpt.training.training_data import read_data
 
 
 def data(

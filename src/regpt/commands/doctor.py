@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields
 from rich.console import Console
 
 from regpt.doctor import Report, examine
-from regpt.doctor.examination import gigabytes
-from regpt.train.config import RunConfig
-from regpt.train.directory import finite
+from regpt.doctor.preflight import gigabytes
+from regpt.training.config import RunConfig
+from regpt.training.run_dir import finite
 
 
 @dataclass(frozen=True, kw_only=True)

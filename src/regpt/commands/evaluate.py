@@ -7,17 +7,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from regpt.atomic import replace_files, writing_to
 from regpt.commands.sample import load
-from regpt.errors import UserError
-from regpt.evaluate import hellaswag as swag
-from regpt.evaluate import lambada as last_word
-from regpt.evaluate.reader import Reader, choose_reader
-from regpt.evaluate.texts import open_texts
-from regpt.evaluate.validation import validate
-from regpt.parallel import World, open_world
-from regpt.runtime import Runtime, find_runtime
-from regpt.train.directory import finite
+from regpt.evaluation import hellaswag as swag
+from regpt.evaluation import lambada as last_word
+from regpt.evaluation.reader import Reader, choose_reader
+from regpt.evaluation.texts import open_texts
+from regpt.evaluation.validation import validate
+from regpt.system.errors import UserError
+from regpt.system.files import replace_files, writing_to
+from regpt.system.runtime import Runtime, find_runtime
+from regpt.training.distributed import World, open_world
+from regpt.training.run_dir import finite
 
 BATCH_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 65536}
 

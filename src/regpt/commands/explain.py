@@ -7,13 +7,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from regpt.atomic import replace_files, writing_to
 from regpt.commands.sample import load
-from regpt.errors import UserError
-from regpt.evaluate.explain import Place, attention_maps, explain_text
+from regpt.core.tokenizer import get_tokenizer
+from regpt.evaluation.explain import Place, attention_maps, explain_text
 from regpt.report.explain_page import describe, draw_attention, explain_page, percent, shown
-from regpt.runtime import find_runtime
-from regpt.tokenizer import get_tokenizer
+from regpt.system.errors import UserError
+from regpt.system.files import replace_files, writing_to
+from regpt.system.runtime import find_runtime
 
 LABEL_LENGTH = 14
 

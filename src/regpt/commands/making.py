@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from regpt.atomic import replace_files
-from regpt.errors import UserError
-from regpt.model import GPT
-from regpt.sampling import SamplingParams
+from regpt.core.model import GPT
+from regpt.core.sampling import SamplingParams
+from regpt.system.errors import UserError
+from regpt.system.files import replace_files
 
 SHOWN = 40
 """Characters of a prompt in a message."""

@@ -11,8 +11,8 @@ from rich.table import Table
 
 from regpt import __version__
 from regpt.parity import Bench, Check, Provocation, open_pairs, run
-from regpt.parity.sides import need_transformers
-from regpt.runtime import find_runtime
+from regpt.parity.model_pair import need_transformers
+from regpt.system.runtime import find_runtime
 
 COLORS = {"agrees": "green", "differs": "bold red", "not checked": "yellow"}
 

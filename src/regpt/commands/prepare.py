@@ -5,8 +5,8 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from regpt.data.prepare import PrepareProgress
-from regpt.data.prepare import prepare as run
+from regpt.datasets.prepare import PrepareProgress
+from regpt.datasets.prepare import prepare as run
 
 
 class Display:

@@ -8,10 +8,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from regpt.train.directory import finite
-from regpt.train.layers import Layer, Size
-from regpt.train.replay import Replay
-from regpt.train.replay import replay as run_again
+from regpt.training.activation_stats import Layer, Size
+from regpt.training.replay import Replay
+from regpt.training.replay import replay as run_again
+from regpt.training.run_dir import finite
 
 
 def figures(size: Size) -> list[str]:

@@ -3,11 +3,11 @@
 import sys
 from pathlib import Path
 
-from regpt.atomic import replace_files, writing_to
-from regpt.errors import UserError
 from regpt.report.history import read_history
 from regpt.report.pictures import draw_pictures
 from regpt.report.run_page import run_page
+from regpt.system.errors import UserError
+from regpt.system.files import replace_files, writing_to
 
 
 def report(runs: tuple[str, ...], /, *, out: str | None = None) -> None:

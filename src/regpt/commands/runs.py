@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from regpt.errors import UserError
 from regpt.report.chart import short
 from regpt.report.history import History, find_runs, read_history
+from regpt.system.errors import UserError
 
 COLUMNS = ("run", "model", "steps", "tokens", "val loss", "bits/byte", "nats/char", "hellaswag",
            "tokens/s")  # fmt: skip

@@ -8,9 +8,8 @@ from typing import Literal
 import torch
 
 from regpt.commands.batch import write_batch
-from regpt.errors import UserError
-from regpt.fast import Engine, choose_decoder, fastest_kind
-from regpt.generate import (
+from regpt.core.detokenize import cut_at_stop, stream_text
+from regpt.core.generate import (
     Decoder,
     as_lists,
     can_guess,
@@ -20,15 +19,16 @@ from regpt.generate import (
     generate_steps,
     until_end,
 )
-from regpt.guessers import Guesser, Speculation, choose_guesser
-from regpt.lowbit import Kind
-from regpt.model import GPT, GPTConfig
-from regpt.runtime import find_runtime
-from regpt.sampling import SamplingParams, Stream
-from regpt.tokenizer import get_tokenizer
-from regpt.tokenizer_files import check_tokenizer
+from regpt.core.model import GPT, GPTConfig
+from regpt.core.sampling import SamplingParams, Stream
+from regpt.core.tokenizer import get_tokenizer
+from regpt.fast.decoding.decoders import Engine, choose_decoder, fastest_kind
+from regpt.fast.decoding.drafters import Guesser, Speculation, choose_guesser
+from regpt.fast.decoding.packed_linear import Kind
+from regpt.system.errors import UserError
+from regpt.system.runtime import find_runtime
 from regpt.weights import locate
-from regpt.writing import cut_at_stop, stream_text
+from regpt.weights.tokenizer_files import check_tokenizer
 
 DEFAULTS = SamplingParams()
 

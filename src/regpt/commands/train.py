@@ -18,9 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from regpt.train.config import RunConfig
-from regpt.train.directory import RunDirectory
-from regpt.train.events import (
+from regpt.training.config import RunConfig
+from regpt.training.events import (
     Answered,
     Event,
     Finished,
@@ -33,7 +32,8 @@ from regpt.train.events import (
     Validated,
     ValidatedQuickly,
 )
-from regpt.train.loop import train as run
+from regpt.training.loop import train as run
+from regpt.training.run_dir import RunDirectory
 
 
 class Display:

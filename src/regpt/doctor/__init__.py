@@ -1,5 +1,5 @@
 """Before anything long: does it fit, how long will it take, what will it cost, does it learn?"""
 
-from regpt.doctor.examination import Report, examine
+from regpt.doctor.preflight import Report, examine
 
 __all__ = ["Report", "examine"]

@@ -23,13 +23,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from regpt.attention import BLOCK
-from regpt.loss import CHUNK_ROWS
-from regpt.model import GPT, GPTConfig
-from regpt.runtime import Runtime
-from regpt.train.config import RunConfig
-from regpt.train.optimizer import split_parameters
-from regpt.train.state import takes_blocks
+from regpt.core.loss import CHUNK_ROWS
+from regpt.core.model import GPT, GPTConfig
+from regpt.core.optimizer import split_parameters
+from regpt.fast.training.blocked_attention import BLOCK
+from regpt.system.runtime import Runtime
+from regpt.training.config import RunConfig
+from regpt.training.state import takes_blocks
 
 HEADROOM = 0.9
 """The share of the memory that is counted on."""

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import torch
 
-from regpt.data.loader import IGNORE_INDEX, Batch
-from regpt.runtime import peak_memory
-from regpt.train.compiling import compiles
-from regpt.train.state import TrainState
-from regpt.train.step import StepResult, compute_gradients
+from regpt.core.data import IGNORE_INDEX, Batch
+from regpt.core.step import StepResult, compute_gradients
+from regpt.system.runtime import peak_memory
+from regpt.training.compiling import compiles
+from regpt.training.state import TrainState
 
 TIMED_STEPS = 3
 PATIENCE_SECONDS = 10.0

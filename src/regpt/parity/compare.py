@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from regpt.parity.sides import Pair
-from regpt.sampling import SamplingParams
+from regpt.core.sampling import SamplingParams
+from regpt.parity.model_pair import Pair
 
 Rows = list[list[int]]
 """Texts as token ids, the prompt included, cut after end-of-text where rows end there."""

@@ -9,11 +9,9 @@ from pathlib import Path
 import torch
 
 from regpt import weights
-from regpt.atomic import writing_to
-from regpt.errors import UserError
-from regpt.parity import facts, tensors, text
-from regpt.parity.report import Check
-from regpt.parity.sides import (
+from regpt.parity import published as facts
+from regpt.parity import tensors, text
+from regpt.parity.model_pair import (
     FULL_SHAPE,
     SMALL_SHAPES,
     Pair,
@@ -23,6 +21,9 @@ from regpt.parity.sides import (
     need_transformers,
     random_pair,
 )
+from regpt.parity.report import Check
+from regpt.system.errors import UserError
+from regpt.system.files import writing_to
 
 RANDOM = "random"
 

@@ -11,11 +11,11 @@ from collections.abc import Collection, Iterator, Sequence
 
 import torch
 
-from regpt.generate import until_end
+from regpt.core.generate import until_end
+from regpt.core.sampling import SamplingParams, sample
+from regpt.core.tokenizer import END_OF_TEXT_ID
 from regpt.parity.compare import Rows
-from regpt.parity.sides import Pair, Tokenizer, quiet
-from regpt.sampling import SamplingParams, sample
-from regpt.tokenizer import END_OF_TEXT_ID
+from regpt.parity.model_pair import Pair, Tokenizer, quiet
 
 NEVER = -1
 """An end-of-text that no row ever draws."""

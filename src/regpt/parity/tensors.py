@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from regpt.atomic import writing_to
-from regpt.model import GPT
+from regpt.core.model import GPT
+from regpt.core.tokenizer import END_OF_TEXT, get_tokenizer
+from regpt.parity.model_pair import Pair, Tokenizer, load_theirs, quiet
 from regpt.parity.report import Check, judge
-from regpt.parity.sides import Pair, Tokenizer, load_theirs, quiet
-from regpt.tokenizer import END_OF_TEXT, get_tokenizer
+from regpt.system.files import writing_to
 from regpt.weights.names import is_transposed
 
 TEXTS = (

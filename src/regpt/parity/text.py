@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from regpt.errors import UserError
-from regpt.generate import complete
-from regpt.parity.causes import explain, other_devices
+from regpt.core.generate import complete
+from regpt.core.sampling import SamplingParams
+from regpt.core.tokenizer import END_OF_TEXT_ID, get_tokenizer
 from regpt.parity.compare import Rows, Tally
+from regpt.parity.diagnose import explain, other_devices
+from regpt.parity.model_pair import Pair, Tokenizer
 from regpt.parity.references import alone, generated, lecture_loop, piped_texts, piped_tokens
 from regpt.parity.report import Check, judge
-from regpt.parity.sides import Pair, Tokenizer
-from regpt.sampling import SamplingParams
-from regpt.tokenizer import END_OF_TEXT_ID, get_tokenizer
+from regpt.system.errors import UserError
 
 Provocation = Literal["temperature", "order", "end-of-text", "device"]
 """A mistake made on purpose, on one side only, to see it found:

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from regpt.evaluate.explain import Place
+from regpt.core.tokenizer import END_OF_TEXT, Tokenizer
+from regpt.evaluation.explain import Place
 from regpt.report.page import make_page, picture, table, text
-from regpt.tokenizer import END_OF_TEXT, Tokenizer
 
 MOST_LABELS = 48
 """A map of more positions is drawn without its tokens."""

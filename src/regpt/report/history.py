@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from regpt.errors import UserError
-from regpt.model import GPTConfig
-from regpt.train.directory import RunDirectory, flatten, read_metrics
+from regpt.core.model import GPTConfig
+from regpt.system.errors import UserError
+from regpt.training.run_dir import RunDirectory, flatten, read_metrics
 
 Points = list[tuple[float, float]]
 

@@ -7,7 +7,7 @@ from regpt.report.chart import COLORS
 from regpt.report.history import History
 from regpt.report.references import find_references
 from regpt.report.run_page import Axis, smoothed
-from regpt.train.picture import level_of_guessing
+from regpt.training.loss_plot import level_of_guessing
 
 PANELS = (
     ("learning_rate", "learning rate"),

@@ -8,7 +8,7 @@ from regpt.report.chart import COLORS, SCRIPT, Curve, Level, draw_chart, short
 from regpt.report.history import History, Points
 from regpt.report.page import make_page, table, text
 from regpt.report.references import Reference, Unit, find_references
-from regpt.train.picture import level_of_guessing, smooth
+from regpt.training.loss_plot import level_of_guessing, smooth
 
 NOISE = 0.28
 """How faint single steps are drawn."""

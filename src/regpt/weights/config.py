@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
-from regpt.errors import UserError
-from regpt.json_text import read_json
-from regpt.tokenizer import END_OF_TEXT_ID, VOCAB_SIZE
+from regpt.core.tokenizer import END_OF_TEXT_ID, VOCAB_SIZE
+from regpt.system.errors import UserError
+from regpt.system.json_text import read_json
 
 FILE_NAME = "config.json"
 

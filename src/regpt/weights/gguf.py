@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from regpt.atomic import new_file
-from regpt.errors import UserError
-from regpt.tokenizer import END_OF_TEXT, END_OF_TEXT_ID
-from regpt.tokenizer_files import spelled_merges, spelled_vocabulary
+from regpt.core.tokenizer import END_OF_TEXT, END_OF_TEXT_ID
+from regpt.system.errors import UserError
+from regpt.system.files import new_file
 from regpt.weights.names import tensor_shapes
+from regpt.weights.tokenizer_files import spelled_merges, spelled_vocabulary
 
 if TYPE_CHECKING:
     import gguf

@@ -9,7 +9,7 @@ weights four times over, and the released gpt2 is 0.5 GB as safetensors and 6 GB
 import os
 from pathlib import Path
 
-from regpt.errors import UserError
+from regpt.system.errors import UserError
 
 DESCRIPTION = ("config.json", "generation_config.json")
 TOKENIZER = (

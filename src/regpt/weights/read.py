@@ -26,8 +26,8 @@ from typing import NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 
-from regpt.errors import UserError
-from regpt.json_text import read_json
+from regpt.system.errors import UserError
+from regpt.system.json_text import read_json
 from regpt.weights.names import (
     EMBEDDING,
     HEAD,

@@ -19,12 +19,12 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
-from regpt.atomic import Content, is_leftover, new_directory, replace_files
-from regpt.errors import UserError
-from regpt.tokenizer import VOCAB_SIZE
-from regpt.tokenizer_files import tokenizer_files
+from regpt.core.tokenizer import VOCAB_SIZE
+from regpt.system.errors import UserError
+from regpt.system.files import Content, is_leftover, new_directory, replace_files
 from regpt.weights.config import FILE_NAME, end_of_text_id, hugging_face_config
 from regpt.weights.names import EMBEDDING, is_transposed, summarize, tensor_shapes
+from regpt.weights.tokenizer_files import tokenizer_files
 
 PREFIX = "transformer."
 """What transformers' own save_pretrained writes before every name of a language model."""

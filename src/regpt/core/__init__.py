@@ -1,0 +1,1 @@
+"""The lecture, whole: model, tokenizer, sampling, data, loss, optimizer. Read first."""

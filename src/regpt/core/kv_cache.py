@@ -1,0 +1,200 @@
+"""The key-value cache, owned by the caller: what attention has seen, so that it is computed once.
+
+One tensor (n_layer, 2, rows, n_head, length, head size) holds keys and values of every row, each
+row filled from its first place. `GPT.hidden(idx, cache)` asks it for positions and lets each layer
+attend through it; the model knows nothing else of it.
+
+Rows may have different lengths. A row's own tokens are all it attends to: shorter rows are masked,
+never padded, and prompts are read in one by one (`read_prompts`), so a row's numbers are those it
+would have alone, to the rounding of the kernels.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from regpt.core.model import GPT, GPTConfig
+from regpt.system.errors import UserError
+from regpt.system.memory import available_memory
+
+
+def check_memory(rows: int, bytes_each: int, device: torch.device) -> None:
+    """Refuse what will not fit, before a system that promises everything ends the process."""
+    free = available_memory(device)
+    if rows * bytes_each > free:
+        raise UserError(
+            f"no memory for the cache of {rows} rows, {bytes_each / 1e6:,.0f} MB each, with "
+            f"{free / 1e6:,.0f} MB free: ask for at most {free // bytes_each} samples, or for a "
+            "shorter text"
+        )
+
+
+class KeyValueCache:
+    """Keys and values of `rows` sequences of up to `length` tokens."""
+
+    def __init__(
+        self,
+        config: GPTConfig,
+        *,
+        rows: int,
+        length: int,
+        device: torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+        clean: bool = True,
+    ) -> None:
+        """`clean`: begin with zeros, for attention that multiplies what it masks by nothing."""
+        self.clean = clean
+        head_size = config.n_embd // config.n_head
+        shape = (config.n_layer, 2, rows, config.n_head, length, head_size)
+        device = device or torch.device("cpu")
+        check_memory(rows, config.n_layer * 2 * config.n_embd * length * dtype.itemsize, device)
+        self.tensor = (torch.zeros if clean else torch.empty)(shape, device=device, dtype=dtype)
+        self.lengths = [0] * rows
+        """Tokens each row has."""
+        self.places: Tensor | None = None
+        """(B, T) int64, where the newest tokens of each row are, if rows differ in length."""
+        self.start = self.stop = 0
+        """The newest tokens' places if rows are equally long; `stop` is the longest row's end."""
+
+    @property
+    def capacity(self) -> int:
+        """The longest row there is room for."""
+        return self.tensor.shape[4]
+
+    def positions(self, T: int) -> Tensor:
+        """Make room for T more tokens in every row; their positions, (T,) or (B, T) int64."""
+        device = self.tensor.device
+        longest = max(self.lengths)
+        if longest + T > self.capacity:
+            raise UserError(f"{longest + T} tokens do not fit in a cache of {self.capacity}")
+        self.start, self.stop = self.lengths[0], longest + T
+        positions = torch.arange(self.start, self.start + T, device=device)
+        self.places = None
+        if min(self.lengths) < longest:
+            lengths = torch.tensor(self.lengths, device=device)
+            self.places = positions = lengths[:, None] + torch.arange(T, device=device)
+        self.lengths = [length + T for length in self.lengths]
+        return positions
+
+    def layer(self, index: int) -> "LayerCache":
+        """The cache of block `index`."""
+        return LayerCache(self, self.tensor[index])
+
+    def mask(self, T: int) -> Tensor | None:
+        """What the newest T tokens of each row may look at, bool to (B, 1, T, stop); None: all."""
+        if self.places is None and T == 1:
+            return None
+        device = self.tensor.device
+        places = self.places
+        if places is None:
+            places = torch.arange(self.start, self.stop, device=device)[None]
+        return (torch.arange(self.stop, device=device) <= places[:, :, None])[:, None]
+
+    def cut(self, lengths: list[int]) -> None:
+        """Forget the tokens of each row from these lengths on."""
+        assert all(new <= old for new, old in zip(lengths, self.lengths, strict=True))
+        self.lengths = list(lengths)
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep only these rows, (n,) int64, in this order; repeat a row to branch it."""
+        old, stop = self.tensor, max(self.lengths)
+        shape = (*old.shape[:2], len(rows), *old.shape[3:])
+        if len(rows) > old.shape[2]:
+            check_memory(len(rows), old[:, :, 0].numel() * old.itemsize, old.device)
+        self.tensor = old.new_zeros(shape) if self.clean else old.new_empty(shape)
+        self.tensor[..., :stop, :] = old[..., :stop, :].index_select(2, rows.to(old.device))
+        self.lengths = [self.lengths[row] for row in rows.tolist()]
+
+
+class LayerCache:
+    """One layer's keys and values."""
+
+    def __init__(self, cache: KeyValueCache, tensor: Tensor) -> None:
+        self.cache = cache
+        self.tensor = tensor  # (2, rows, nh, length, hs)
+
+    def store(self, keys_and_values: Tensor) -> Tensor:
+        """Put (2, B, nh, T, hs) at the end of each row; all so far, (2, B, nh, stop, hs)."""
+        cache = self.cache
+        if cache.places is None:
+            self.tensor[:, :, :, cache.start : cache.stop].copy_(keys_and_values)
+        else:
+            rows = torch.arange(keys_and_values.shape[1], device=self.tensor.device)[:, None]
+            newest = keys_and_values.permute(1, 3, 0, 2, 4).to(self.tensor.dtype)
+            # (B, T, 2, nh, hs): the two index tensors come first
+            self.tensor[:, rows, :, cache.places] = newest
+        return self.tensor[:, :, :, : cache.stop]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Store k and v, (B, nh, T, hs), at the end of each row; attend q to the whole row."""
+        cache, T = self.cache, q.shape[2]
+        keys, values = self.store(torch.stack((k, v))).to(q.dtype)
+        if cache.places is None and cache.start == 0:
+            return F.scaled_dot_product_attention(q, keys, values, is_causal=T > 1)
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=cache.mask(T))
+
+
+class PlainDecoder:
+    """Decoding through the model itself and a key-value cache: the plain path of `generate`."""
+
+    top_k: int | None = None
+    """If set, only so many of the largest logits of a token matter: the others may be -inf."""
+
+    def __init__(self, model: GPT, *, length: int) -> None:
+        self.model = model
+        self.length = length
+        self.cache: KeyValueCache | None = None
+
+    def new_cache(self) -> KeyValueCache:
+        """An empty cache of one row."""
+        device, dtype = self.model.device, torch.float32
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        return KeyValueCache(
+            self.model.config, rows=1, length=self.length, device=device, dtype=dtype
+        )
+
+    def read(self, idx: Tensor, cache: KeyValueCache) -> Tensor:
+        """Append (B, T) tokens to a cache; logits (B, V) of the token after the last only."""
+        return self.model.unembed(self.model.hidden(idx, cache)[:, -1])
+
+    def read_all(self, idx: Tensor, cache: KeyValueCache) -> Tensor:
+        """Append (B, T) tokens to a cache; logits (B, T, V) after each of them."""
+        return self.model.unembed(self.model.hidden(idx, cache))
+
+    def prefill(self, prompts: list[list[int]]) -> Tensor:
+        """Read the prompts in; logits of the token after each, (B, V).
+
+        Equal prompts are computed once. Each is read alone, so no prompt is padded.
+        """
+        unique = sorted(set(map(tuple, prompts)))
+        caches: list[KeyValueCache] = []
+        logits: list[Tensor] = []
+        for prompt in unique:
+            cache = self.new_cache()
+            idx = torch.tensor([prompt], device=self.model.device)
+            logits.append(self.read(idx, cache))
+            caches.append(cache)
+        order = [unique.index(tuple(prompt)) for prompt in prompts]
+        joined = caches[0]
+        if len(unique) > 1:
+            joined.tensor = torch.cat([cache.tensor for cache in caches], dim=2)
+            joined.lengths = [len(prompt) for prompt in unique]
+        if order != list(range(len(unique))):
+            joined.keep(torch.tensor(order))
+        self.cache = joined
+        return torch.cat(logits)[order]
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Append one token to every row, (B,) int64; logits of the next, (B, V)."""
+        assert self.cache is not None, "prefill comes first"
+        return self.read(tokens[:, None], self.cache)
+
+    def absorb(self, tokens: Tensor) -> None:
+        """Append one token to every row, (B,) int64; nobody asks what comes next."""
+        self.step(tokens)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows only."""
+        assert self.cache is not None, "prefill comes first"
+        self.cache.keep(rows)

@@ -1,0 +1,209 @@
+"""Next-token loss as a function over the model: chunked, so that all logits never stand in memory.
+
+The logits of GPT-2 are its largest tensor by far: B=4, T=1024 makes 4096 x 50257 numbers, 0.8 GB in
+float32, of which a plain cross-entropy keeps several copies. But the gradient of a summed
+cross-entropy with respect to the logits is known as soon as they are: softmax minus one at the
+target. So `ChunkedLoss` walks over the rows in chunks; each makes its logits, turns them in place
+into their gradient, multiplies that into the gradients of hidden states and embedding, and reuses
+the memory. The matrix products run in the autocast dtype, the softmax in float32, a few rows at a
+time so that they stay in the cache of a CPU.
+
+`plain_loss` beside it is the reference, and `tests/test_loss.py` holds the two together.
+
+Losses are sums over targets, divided by `divisor`: a global batch cut into micro-batches, over any
+number of processes, is normalised once by its own number of targets. The mean of unequal means is
+the field's most repeated accumulation bug (transformers#34191, litgpt#1947).
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from regpt.core.model import GPT
+from regpt.fast.kernels import training
+from regpt.fast.kernels.build import missing
+from regpt.fast.training.bf16_weights import TILE, copy_of
+
+IGNORE = -100
+CHUNK_ROWS = 1024
+"""Logits in memory at once, in rows: 1024 x 50304 in bfloat16 are 0.1 GB."""
+WORTH_COMPILING = 1 << 20
+"""Logits from which on the C kernel is asked for: it is compiled once, in seconds."""
+CACHED_ROWS = 32
+"""Rows whose float32 softmax is worked on at once on a CPU: 32 x 50257 are 6.4 MB."""
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """The dtype matrix products run in here and now."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return torch.float32
+
+
+def plain_loss(model: GPT, idx: Tensor, targets: Tensor, *, divisor: float = 1.0) -> Tensor:
+    """Summed cross-entropy / divisor through all logits at once: the reference."""
+    logits = model.unembed(model.hidden(idx))
+    nats = F.cross_entropy(
+        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="sum"
+    )
+    return nats / divisor
+
+
+def next_token_loss(
+    model: GPT, idx: Tensor, targets: Tensor, *, divisor: float = 1.0, multiplicity: int = 1
+) -> Tensor:
+    """Summed cross-entropy in nats / divisor, float32 scalar, over the targets that are not -100.
+
+    Args:
+        model: the model.
+        idx: (B, T) int64 token ids.
+        targets: (B, T) int64, the token after each position, or -100 where there is none.
+        divisor: what the sum is divided by, usually the targets of the whole global batch.
+        multiplicity: how many equal tokens the last row of the embedding stands for
+            (`compact_vocabulary.py`); its gradient is then that of one of them.
+    """
+    hidden = model.hidden(idx).flatten(0, 1)  # (B*T, C)
+    weight, vocab_size = model.wte.weight, model.config.vocab_size
+    dtype = compute_dtype(idx.device)
+    kept = copy_of(weight)
+    fast = kept is not None and dtype == torch.bfloat16
+    tiles = kept.fresh() if kept is not None and fast else in_tiles(weight, dtype)
+    return ChunkedLoss.apply(
+        hidden, weight, tiles, targets.flatten(), vocab_size, divisor, multiplicity, fast
+    )
+
+
+def softmax_in_place(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn (n, V) float32 logits into their softmax; nats of each target, and which are real.
+
+    The log-sum-exp is max - log(largest probability): the largest is at least 1/V, so nothing
+    underflows, however unlikely the target.
+    """
+    real = targets != IGNORE
+    column = targets.clamp(min=0)[:, None]
+    at_target = logits.gather(1, column)
+    largest = logits.amax(dim=1)
+    torch.softmax(logits, dim=1, out=logits)
+    nats = largest - logits.amax(dim=1).log() - at_target.squeeze(1)
+    return nats * real, real
+
+
+def in_tiles(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight in `dtype`; a copy has rows of zeros up to a multiple of 64, which is faster."""
+    weight = weight.detach()
+    if weight.dtype == dtype:
+        return weight
+    tiled = weight.new_zeros(len(weight) + -len(weight) % TILE, weight.shape[1], dtype=dtype)
+    tiled[: len(weight)] = weight
+    return tiled
+
+
+class ChunkedLoss(torch.autograd.Function):
+    """Summed cross-entropy of hidden @ weight.T, gradients formed chunk by chunk."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        tiles: Tensor,
+        targets: Tensor,
+        vocab_size: int,
+        divisor: float,
+        multiplicity: int,
+        fast: bool,
+    ) -> Tensor:
+        """hidden (N, C), weight (rows, C), `in_tiles` of it, targets (N,); returns nats / divisor.
+
+        The products run in the dtype of the tiles. `fast`: through the C kernel, if it fits.
+        """
+        N = len(hidden)
+        with_gradients = any(ctx.needs_input_grad)
+        w, dtype = tiles, tiles.dtype
+        h = hidden.to(dtype)
+        chunk = min(CHUNK_ROWS, N)
+        buffer = h.new_empty(chunk, len(w))
+        grad_hidden = torch.empty_like(h) if with_gradients else None
+        grad_weight: Tensor | None = None
+        nats = torch.zeros((), device=h.device)
+        native = fast and fits_kernel(buffer)
+        for start in range(0, N, chunk):
+            part, target = h[start : start + chunk], targets[start : start + chunk]
+            logits = buffer[: len(part)]
+            torch.mm(part, w.t(), out=logits)
+            nats += to_gradient(logits, target, vocab_size, multiplicity, native=native)
+            if grad_hidden is None:
+                continue
+            torch.mm(logits, w, out=grad_hidden[start : start + chunk])
+            scaled = (hidden[start : start + chunk] * (1 / divisor)).to(dtype)
+            product = torch.mm(logits.t(), scaled)[: len(weight)]
+            if grad_weight is None:
+                # in one chunk the product is the gradient, and may stay as it was rounded
+                grad_weight = product if chunk == N else product.float()
+            else:
+                grad_weight += product
+        if grad_hidden is not None and grad_weight is not None:
+            grad_hidden = (grad_hidden * (1 / divisor)).to(hidden.dtype)
+            grad_weight[vocab_size - 1] /= multiplicity
+            ctx.save_for_backward(grad_hidden, grad_weight)
+        return nats / divisor
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        """The gradients formed in forward, times the gradient of the loss."""
+        grad_hidden, grad_weight = ctx.saved_tensors
+        nothing = (None,) * 6
+        if grad_output.is_cpu and grad_output.item() == 1.0:  # as ever in training
+            return grad_hidden, grad_weight, *nothing
+        return grad_hidden * grad_output, grad_weight.mul_(grad_output), *nothing
+
+
+def nats_of(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of each target (n,) in nats, float32, from logits (n, V)."""
+    if logits.is_contiguous() and fits_kernel(logits):
+        return training.loss(
+            logits, targets, logits.shape[1], ignored=IGNORE, more=0.0, gradient=False
+        )
+    return F.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="none")
+
+
+def fits_kernel(logits: Tensor) -> bool:
+    """Whether the C kernel takes them; compiled now, if it never was, for a loss worth it."""
+    cpu = logits.device.type == "cpu" and logits.dtype == torch.bfloat16
+    return cpu and logits.numel() >= WORTH_COMPILING and missing() is None
+
+
+def to_gradient(
+    logits: Tensor, targets: Tensor, vocab_size: int, multiplicity: int = 1, *, native: bool = False
+) -> Tensor:
+    """Turn a chunk's logits, (n, rows) in any dtype, into their gradient; summed nats.
+
+    Columns from vocab_size on only pad the matrix: they take no part and get no gradient. `native`
+    is for logits that `fits_kernel`: one pass in C instead of one for each operator.
+    """
+    if native:
+        more = math.log(multiplicity)
+        each = training.loss(logits, targets, vocab_size, ignored=IGNORE, more=more, gradient=True)
+        return each.sum()
+    rows = CACHED_ROWS if logits.device.type == "cpu" else len(logits)
+    nats = torch.zeros((), device=logits.device)
+    logits[:, vocab_size:] = 0
+    for start in range(0, len(logits), rows):
+        block = logits[start : start + rows, :vocab_size]
+        target = targets[start : start + rows]
+        probabilities = block.float()
+        if multiplicity != 1:
+            probabilities[:, -1] += math.log(multiplicity)
+        each, real = softmax_in_place(probabilities, target)
+        nats += each.sum()
+        column = target.clamp(min=0)[:, None]
+        probabilities.scatter_add_(1, column, torch.full_like(column, -1.0, dtype=torch.float32))
+        if not block.is_cuda and bool(real.all()):
+            block.copy_(probabilities)
+        else:
+            torch.mul(probabilities, real[:, None], out=probabilities)
+            block.copy_(probabilities)
+    return nats

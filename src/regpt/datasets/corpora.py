@@ -1,0 +1,219 @@
+"""Texts to learn from: two that have a name, and any UTF-8 files.
+
+A `Corpus` (corpus.py) is a name and documents in order; it splits itself and turns itself into
+tokens.
+
+- `pydocs`: the topics of Python's own manual and the docstrings of the standard library, read from
+  the running interpreter, so that there is English to train on with no network and no file. The
+  standard library is parsed, never imported: importing all of it opens a browser, prints a poem
+  and starts Tk. The text belongs to one build of Python, and so does its fingerprint.
+- `shakespeare`: tiny Shakespeare, downloaded once into the user's cache folder. Its digest is
+  verified on the way in and at every later reading; a damaged copy is downloaded again.
+- files, one document each: UTF-8 whatever the locale says, line ends untouched. A byte order mark
+  at the start says how the file is encoded and is no text: it is dropped.
+
+    >>> training, validation = load_corpus(["shakespeare"]).split(0.1)
+    >>> training.num_characters, validation.num_characters
+    (1003854, 111540)
+"""
+
+import ast
+import contextlib
+import hashlib
+import inspect
+import io
+import sys
+import sysconfig
+import urllib.request
+import warnings
+from collections.abc import Iterator, Sequence
+from http.client import HTTPException
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+
+from regpt.datasets.corpus import Corpus, Document, Progress, TextFile, count_characters, ignore
+from regpt.system.cache_folder import alone_with, cache_folder
+from regpt.system.errors import UserError
+from regpt.system.files import replace_files
+
+CORPORA = {
+    "pydocs": "Python's manual topics and the standard library's docstrings, on every machine",
+    "shakespeare": "tiny Shakespeare, 1.1 MB, downloaded once",
+}
+
+SHAKESPEARE_URL = (
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+)
+SHAKESPEARE_BYTES = 1_115_394
+SHAKESPEARE_DIGEST = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+TIMEOUT_SECONDS = 20.0
+
+# Applications, code tables, and what later Pythons no longer have.
+SKIPPED_MODULES = {"distutils", "encodings", "ensurepip", "idlelib", "lib2to3", "turtledemo"}
+SKIPPED_FOLDERS = {"test", "tests", "idle_test"}
+SHORTEST_DOCSTRING = 40
+
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+STATEMENTS = (ast.stmt, ast.ExceptHandler, ast.match_case)
+
+
+def load_corpus(
+    sources: Sequence[str | Path],
+    *,
+    cache_dir: Path | None = None,
+    progress: Progress = ignore,
+) -> Corpus:
+    """One name from CORPORA, or files.
+
+    `cache_dir` is for what is downloaded; `progress` hears of a download, and of files read over.
+    """
+    if isinstance(sources, str | Path):  # a str is a Sequence[str], so no type checker objects
+        sources = [sources]
+    if not sources:
+        raise UserError(f"no data given: name one of {', '.join(CORPORA)}, or UTF-8 files")
+    named = [source for source in sources if isinstance(source, str) and source in CORPORA]
+    if named and len(sources) > 1:
+        raise UserError(
+            f"data {named[0]!r} is a named text and stands alone; write ./{named[0]} for a file"
+        )
+    if named == ["pydocs"]:
+        return Corpus("pydocs", read_pydocs())
+    if named == ["shakespeare"]:
+        return Corpus("shakespeare", (read_shakespeare(cache_dir, progress),))
+    paths = [Path(source) for source in sources]
+    name = ", ".join(path.name for path in paths)
+    return Corpus(name, tuple(read_file(path, progress) for path in paths))
+
+
+def read_file(path: Path, progress: Progress = ignore) -> Document:
+    """One UTF-8 file, read over once: every character as it stands, but for a byte order mark.
+
+    What is not on a disk, as a pipe, can be read only once: it is held in memory.
+    """
+    shown = repr(str(path))
+    try:
+        if path.is_dir():
+            raise UserError(f"data {shown} is a folder; name the files in it")
+        if path.is_file():
+            text = TextFile.check(path, progress)
+        else:
+            data = path.read_bytes()
+            start, _ = count_characters(io.BytesIO(data), path, lambda n: progress(n, len(data)))
+            text = data[start:].decode()
+    except FileNotFoundError:
+        names = ", ".join(CORPORA)
+        raise UserError(f"data {shown}: no such file, and no named text ({names})") from None
+    except OSError as error:
+        raise UserError(f"data file {shown} cannot be read: {explain(error)}") from None
+    if not len(text):
+        raise UserError(f"data file {shown} is empty; give a file with text in it")
+    return text
+
+
+def read_shakespeare(cache_dir: Path | None = None, progress: Progress = ignore) -> str:
+    """Tiny Shakespeare from the cache folder, downloaded into it first where need be."""
+    folder = cache_folder() if cache_dir is None else cache_dir
+    path = folder / "tinyshakespeare.txt"
+    with contextlib.suppress(OSError):  # absent, damaged, or not readable: writing will tell why
+        return verify(path.read_bytes())
+    progress(0, SHAKESPEARE_BYTES)
+    try:
+        with alone_with(path):
+            with contextlib.suppress(OSError):  # another process has fetched it meanwhile
+                return verify(path.read_bytes())
+            data = download(SHAKESPEARE_URL, limit=SHAKESPEARE_BYTES, progress=progress)
+            text = verify(data)
+            replace_files(folder, {path.name: data})
+    except (OSError, HTTPException, UserError) as error:
+        raise UserError(
+            f"cannot download shakespeare from {SHAKESPEARE_URL} to {str(path)!r}:"
+            f" {explain(error)}; give a text with --data FILE, or take --data pydocs"
+        ) from None
+    return text
+
+
+def verify(data: bytes) -> str:
+    """The text, if these are the bytes we pinned; OSError otherwise."""
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != SHAKESPEARE_DIGEST:
+        raise OSError(f"wrong content, sha256 {digest}, expected {SHAKESPEARE_DIGEST}")
+    return data.decode("utf-8")
+
+
+def download(url: str, *, limit: int, progress: Progress = ignore) -> bytes:
+    """The bytes behind `url`, at most about `limit` of them; OSError when the connection ends."""
+    request = urllib.request.Request(url, headers={"User-Agent": "regpt"})
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
+    except HTTPError as error:
+        error.close()  # it is also a response, and holds the connection
+        raise
+    with response:
+        length = response.headers.get("Content-Length", "")
+        total = int(length) if length.isdecimal() else None
+        data = bytearray()
+        while len(data) <= limit and (chunk := response.read(1 << 16)):
+            data += chunk
+            progress(len(data), total)
+    if total is not None and len(data) < min(total, limit):  # http.client does not complain
+        raise ConnectionError(f"the connection ended after {len(data)} of {total} bytes")
+    return bytes(data)
+
+
+def explain(error: BaseException) -> str:
+    """What an operating system or network error says, in one line."""
+    cause = error.reason if type(error) is URLError else error
+    return " ".join(str(getattr(cause, "strerror", None) or cause or repr(cause)).split())
+
+
+def read_pydocs() -> tuple[str, ...]:
+    """Manual topics by name, then one document per standard library module, no docstring twice.
+
+    An interpreter that carries no sources (a zip, a frozen application) has its topics only.
+    """
+    documents: list[str] = []
+    with contextlib.suppress(ImportError):  # a minimal Python leaves its manual out
+        from pydoc_data.topics import topics
+
+        documents += [tidy(topics[name]) + "\n" for name in sorted(topics)]
+    seen: set[str] = set()
+    for path in find_library_sources(Path(sysconfig.get_path("stdlib"))):
+        found = dict.fromkeys(read_docstrings(path))
+        fresh = [text for text in found if len(text) >= SHORTEST_DOCSTRING and text not in seen]
+        seen.update(fresh)
+        if fresh:
+            documents.append("\n\n".join(fresh) + "\n")
+    if not documents:
+        raise UserError("this Python carries neither manual nor sources: use --data FILE")
+    return tuple(documents)
+
+
+def find_library_sources(folder: Path) -> Iterator[Path]:
+    """Source files of the standard library's modules and packages, in order of their names."""
+    for name in sorted(sys.stdlib_module_names - SKIPPED_MODULES):
+        for path in [*folder.glob(f"{name}.py"), *sorted((folder / name).rglob("*.py"))]:
+            if SKIPPED_FOLDERS.isdisjoint(path.relative_to(folder).parts):
+                yield path
+
+
+def read_docstrings(path: Path) -> Iterator[str]:
+    """Docstrings of a source file in order of appearance; none if it cannot be parsed."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in other people's code
+            tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError, RecursionError):
+        return
+    stack: list[ast.AST] = [tree]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, DOCUMENTED) and (docstring := ast.get_docstring(node, clean=False)):
+            yield tidy(docstring)
+        children = [*ast.iter_child_nodes(node)]
+        stack += [child for child in reversed(children) if isinstance(child, STATEMENTS)]
+
+
+def tidy(text: str) -> str:
+    """Without common indentation, tabs, blanks at line ends, and lone surrogates."""
+    lines = inspect.cleandoc(text).encode("utf-8", "ignore").decode("utf-8").splitlines()
+    return "\n".join(line.rstrip() for line in lines)

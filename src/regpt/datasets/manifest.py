@@ -1,0 +1,172 @@
+"""manifest.json: what a directory of shards holds and how it came about.
+
+Everything in it follows from the inputs and the settings: no times, no paths of a machine, no
+number of processes. The same texts therefore give the same bytes everywhere, manifest included,
+and its digests identify the data wherever it is copied to.
+
+    {"format": "regpt-shards", "version": 1,
+     "tokenizer": {"digest": "306c...", "vocab_size": 50257},
+     "end_of_text": "...", "split_rule": "...", "text_field": "text", "shard_tokens": 100000000,
+     "splits": {"train": {"documents": 7, "tokens": 4321, "text_bytes": 17284}, "val": {...}},
+     "shards": [{"file": "train_000000.bin", "split": "train", "tokens": 4321, "sha256": "..."}],
+     "sources": [{"name": "books/emma.txt", "bytes": 17284}]}
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from regpt.system.errors import UserError
+from regpt.system.files import replace_files
+from regpt.system.json_text import check_types, read_json
+
+NAME = "manifest.json"
+FORMAT = "regpt-shards"
+VERSION = 1
+
+R = TypeVar("R")
+Split = Literal["train", "val"]
+SPLITS: tuple[Split, ...] = ("train", "val")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRecord:
+    """One shard file, by its name in the directory."""
+
+    file: str
+    split: Split
+    tokens: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitRecord:
+    """What one split amounts to, over all its shards."""
+
+    documents: int = 0
+    tokens: int = 0
+    """Tokens on disk, the end-of-text tokens included."""
+    text_bytes: int = 0
+    """UTF-8 bytes of the documents: what bits per byte are counted against."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceRecord:
+    """One input file: its name from the input argument on, and its size on disk."""
+
+    name: str
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The contents of manifest.json."""
+
+    tokenizer_digest: str
+    vocab_size: int
+    end_of_text: str
+    split_rule: str
+    text_field: str
+    """Which field of .jsonl or column of .parquet held the text."""
+    shard_tokens: int
+    """Tokens of every shard but the last of a split."""
+    splits: dict[Split, SplitRecord]
+    shards: tuple[ShardRecord, ...]
+    sources: tuple[SourceRecord, ...]
+
+    def fingerprint(self, split: Split) -> str:
+        """sha256 over the digests of the split's shards, in order: identifies its tokens."""
+        digests = (f"{s.sha256} {s.tokens}\n" for s in self.shards if s.split == split)
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """The text of manifest.json."""
+        return dump_json(
+            {
+                "format": FORMAT,
+                "version": VERSION,
+                "tokenizer": {"digest": self.tokenizer_digest, "vocab_size": self.vocab_size},
+                "end_of_text": self.end_of_text,
+                "split_rule": self.split_rule,
+                "text_field": self.text_field,
+                "shard_tokens": self.shard_tokens,
+                "splits": {split: asdict(record) for split, record in self.splits.items()},
+                "shards": [asdict(shard) for shard in self.shards],
+                "sources": [asdict(source) for source in self.sources],
+            }
+        )
+
+    def write(self, directory: Path) -> None:
+        """Write manifest.json, whole or not at all."""
+        replace_files(directory, {NAME: self.to_json().encode()})
+
+    @classmethod
+    def read(cls, directory: Path) -> "Manifest | None":
+        """The manifest of a directory of shards; None if it has none."""
+        path = directory / NAME
+        try:
+            content = read_json(path)
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error}): prepare the data again") from None
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise UserError(f"{path} is not a manifest of regpt shards: move it out of the way")
+        if content.get("version") != VERSION:
+            raise UserError(
+                f"{path} has format version {content.get('version')}, this regpt reads {VERSION}: "
+                f"use the regpt that wrote it, or prepare the data again"
+            )
+        try:
+            return cls._from_content(content)
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} is damaged (missing or wrong: {error}): prepare the data again"
+            ) from None
+
+    @classmethod
+    def _from_content(cls, content: dict) -> "Manifest":
+        values = dict(
+            tokenizer_digest=content["tokenizer"]["digest"],
+            vocab_size=content["tokenizer"]["vocab_size"],
+            end_of_text=content["end_of_text"],
+            split_rule=content["split_rule"],
+            text_field=content["text_field"],
+            shard_tokens=content["shard_tokens"],
+            splits={split: read_record(SplitRecord, content["splits"][split]) for split in SPLITS},
+            shards=tuple(read_record(ShardRecord, shard) for shard in content["shards"]),
+            sources=tuple(read_record(SourceRecord, source) for source in content["sources"]),
+        )
+        if any(Path(shard.file).name != shard.file for shard in values["shards"]):
+            raise TypeError("a shard that does not lie beside it")
+        return cls(**check_types(cls, values))
+
+
+def read_record(kind: type[R], values: object) -> R:
+    """A dataclass from JSON. Raises TypeError if the values are not its own."""
+    return kind(**check_types(kind, values))
+
+
+def dump_json(content: Mapping[str, object]) -> str:
+    """JSON for people and for digests: indented, one form for one content."""
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def rename(pairs: Iterable[tuple[Path, Path]]) -> None:
+    """Rename files that are complete and on disk to their names, and let the disk know."""
+    directories = set()
+    for beside, path in pairs:
+        os.replace(beside, path)
+        directories.add(path.parent)
+    for directory in directories:
+        # Not every system can open a directory; where it can, the names must survive a power cut.
+        if hasattr(os, "O_DIRECTORY"):
+            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)

@@ -1,0 +1,219 @@
+"""HellaSwag: which of four endings a model finds most likely (Zellers et al., 2019).
+
+Two harnesses give 29.55 and 31.14 for the same weights, so a figure says which rules it was scored
+by; both are here, by name, and both with and without a correction for the endings' length:
+
+| scoring | text | tokens | acc_norm divides by |
+|---|---|---|---|
+| lecture | `ctx`, a blank, the ending, as they stand | context and ending apart | tokens |
+| harness | label and ": " before; "[...]" taken out; `ctx_b` capitalised | together | characters |
+
+`acc` takes the ending of the smallest summed loss, `acc_norm` that of the smallest normalised one;
+the first wins a tie, and in float32 there are none (in bfloat16 four scores near 11 have three
+values). The harness' rules are those of EleutherAI's lm-eval 0.4.
+"""
+
+import hashlib
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http.client import HTTPException
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from regpt.core.tokenizer import Tokenizer, get_tokenizer
+from regpt.datasets.corpora import download, explain
+from regpt.evaluation.continuations import (
+    Continuation,
+    encode_apart,
+    encode_together,
+    score_continuations,
+)
+from regpt.evaluation.reader import Reader
+from regpt.system.cache_folder import alone_with, cache_folder
+from regpt.system.errors import UserError
+from regpt.system.files import replace_files
+from regpt.system.jsonl import field, read_objects
+from regpt.system.runtime import Runtime
+from regpt.training.distributed import World
+
+URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
+NAME = "hellaswag_val.jsonl"
+BLOB = "0f5ee25d72216f12317d5d8a7b92deafa423d81e"
+"""The file's name in git: sha1 of "blob LENGTH\\0" and its bytes."""
+LIMIT = 32 << 20
+
+Scoring = Literal["lecture", "harness"]
+SCORINGS: tuple[Scoring, ...] = ("lecture", "harness")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A line of the file."""
+
+    ind: int
+    activity_label: str
+    ctx: str
+    ctx_a: str
+    ctx_b: str
+    endings: tuple[str, str, str, str]
+    label: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a model says to an example."""
+
+    ind: int
+    label: int
+    nats: tuple[float, ...]
+    """Summed loss of each ending."""
+    lengths: tuple[int, ...]
+    """What acc_norm divides by."""
+
+    @property
+    def choice(self) -> int:
+        """The ending of the smallest loss."""
+        return min(range(4), key=lambda i: self.nats[i])
+
+    @property
+    def choice_norm(self) -> int:
+        """The ending of the smallest loss per unit of length."""
+        return min(range(4), key=lambda i: self.nats[i] / self.lengths[i])
+
+    def to_json(self) -> dict[str, Any]:
+        """A line of the per-example results."""
+        return {
+            "ind": self.ind,
+            "label": self.label,
+            "choice": self.choice,
+            "choice_norm": self.choice_norm,
+            "nats": self.nats,
+            "lengths": self.lengths,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """A share of right answers, and its standard error."""
+
+    value: float
+    stderr: float
+
+    @classmethod
+    def of(cls, right: Sequence[bool]) -> "Accuracy":
+        """The mean, and the sample deviation over the root of the number."""
+        n, value = len(right), sum(right) / len(right)
+        return cls(value=value, stderr=math.sqrt(value * (1 - value) / max(n - 1, 1)))
+
+
+def parse_example(value: dict[str, Any], where: str) -> Example:
+    """An example from a line's object."""
+    endings = field(value, "endings", list, where=where)
+    if len(endings) != 4 or not all(isinstance(text, str) and text.strip() for text in endings):
+        raise UserError(f"{where}: 'endings' is not four texts: mend or drop the line")
+    label = field(value, "label", int, where=where)
+    if not 0 <= label < 4:
+        raise UserError(f"{where}: label {label} is not one of 0, 1, 2, 3: mend or drop the line")
+    texts = {
+        name: field(value, name, str, where=where)
+        for name in ("activity_label", "ctx", "ctx_a", "ctx_b")
+    }
+    return Example(
+        ind=field(value, "ind", int, where=where), label=label, endings=tuple(endings), **texts
+    )
+
+
+def read_examples(path: Path, *, limit: int | None = None) -> list[Example]:
+    """The examples of a file, the first `limit` of them."""
+    return [
+        parse_example(value, f"{path} line {number}")
+        for number, value in islice(read_objects(path), limit)
+    ]
+
+
+def spread(examples: Sequence[Example], count: int) -> list[Example]:
+    """So many of them, or all, evenly spread: neighbours in the file are of one kind."""
+    count = min(count, len(examples))
+    return [examples[index * len(examples) // count] for index in range(count)]
+
+
+def fetch(cache_dir: Path | None = None) -> Path:
+    """The published 10,042 examples: downloaded once, verified at every reading."""
+    folder = cache_folder() if cache_dir is None else cache_dir
+    path = folder / NAME
+    if is_fetched(path):
+        return path
+    try:
+        with alone_with(path):
+            if is_fetched(path):  # by another process, meanwhile
+                return path
+            data = download(URL, limit=LIMIT)
+            if blob_name(data) != BLOB:
+                raise OSError(f"wrong content, git blob {blob_name(data)}, expected {BLOB}")
+            replace_files(folder, {NAME: data})
+    except (OSError, HTTPException, UserError) as error:
+        raise UserError(
+            f"cannot download HellaSwag from {URL} to {str(path)!r}: {explain(error)}; give a copy "
+            "with --hellaswag FILE"
+        ) from None
+    return path
+
+
+def is_fetched(path: Path) -> bool:
+    """Whether the examples lie there, undamaged."""
+    return path.is_file() and blob_name(path.read_bytes()) == BLOB
+
+
+def blob_name(data: bytes) -> str:
+    """The name git gives these bytes."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+def clean(text: str) -> str:
+    """The harness' rules for a text: WikiHow's "[title]", "[step]" and so on are taken out."""
+    text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
+    return text.replace("  ", " ")
+
+
+def encode(example: Example, scoring: Scoring, tokenizer: Tokenizer) -> list[Continuation]:
+    """The four rows of an example."""
+    if scoring == "lecture":
+        return [encode_apart(tokenizer, example.ctx, " " + end) for end in example.endings]
+    context = clean(f"{example.activity_label}: {example.ctx_a} {example.ctx_b.capitalize()}")
+    return [encode_together(tokenizer, context, " " + clean(end)) for end in example.endings]
+
+
+def answer_all(
+    reader: Reader,
+    examples: Sequence[Example],
+    runtime: Runtime,
+    *,
+    scoring: Scoring,
+    batch_tokens: int,
+    world: World,
+) -> list[Answer]:
+    """The model's answers, in the examples' order, on every process."""
+    tokenizer = get_tokenizer()
+    rows = [row for example in examples for row in encode(example, scoring, tokenizer)]
+    scores = score_continuations(reader, rows, runtime, batch_tokens=batch_tokens, world=world)
+    answers = []
+    for index, example in enumerate(examples):
+        four = scores[4 * index : 4 * index + 4]
+        if scoring == "lecture":
+            lengths = tuple(score.tokens for score in four)
+        else:
+            lengths = tuple(max(len(clean(end)), 1) for end in example.endings)
+        nats = tuple(score.nats for score in four)
+        answers.append(Answer(ind=example.ind, label=example.label, nats=nats, lengths=lengths))
+    return answers
+
+
+def accuracies(answers: Sequence[Answer]) -> tuple[Accuracy, Accuracy]:
+    """acc and acc_norm."""
+    return (
+        Accuracy.of([answer.choice == answer.label for answer in answers]),
+        Accuracy.of([answer.choice_norm == answer.label for answer in answers]),
+    )

@@ -1,0 +1,72 @@
+"""LAMBADA: the last word of a passage that cannot be guessed from its last sentence alone.
+
+Read in the form it was released in for GPT-2, one {"text": ...} per line. The last word, with the
+blank before it, is what is scored: accuracy counts the passages whose every last-word token is the
+model's most likely one, perplexity is exp of the mean loss per last word.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from regpt.core.tokenizer import get_tokenizer
+from regpt.evaluation.continuations import Score, encode_together, score_continuations
+from regpt.evaluation.hellaswag import Accuracy
+from regpt.evaluation.reader import Reader
+from regpt.system.errors import UserError
+from regpt.system.jsonl import field, read_objects
+from regpt.system.runtime import Runtime
+from regpt.training.distributed import World
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lambada:
+    """The figures of a file."""
+
+    accuracy: Accuracy
+    loss: float
+    """Nats per last word."""
+    examples: int
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss), per last word."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+
+def read_passages(path: Path, *, limit: int | None = None) -> list[tuple[str, str]]:
+    """(the passage but its last word, blank and last word), the first `limit` of them."""
+    passages = []
+    for number, value in islice(read_objects(path), limit):
+        where = f"{path} line {number}"
+        text = field(value, "text", str, where=where)
+        passage, blank, word = text.rpartition(" ")
+        if not passage.strip() or not word.strip():
+            raise UserError(f"{where}: the text has no last word after others: drop the line")
+        passages.append((passage, blank + word))
+    return passages
+
+
+def score_passages(
+    reader: Reader,
+    passages: Sequence[tuple[str, str]],
+    runtime: Runtime,
+    *,
+    batch_tokens: int,
+    world: World,
+) -> list[Score]:
+    """A score per passage, in their order, on every process."""
+    tokenizer = get_tokenizer()
+    rows = [encode_together(tokenizer, passage, word) for passage, word in passages]
+    return score_continuations(reader, rows, runtime, batch_tokens=batch_tokens, world=world)
+
+
+def summarize(scores: Sequence[Score]) -> Lambada:
+    """Accuracy and loss."""
+    return Lambada(
+        accuracy=Accuracy.of([score.greedy for score in scores]),
+        loss=sum(score.nats for score in scores) / len(scores),
+        examples=len(scores),
+    )

@@ -1,0 +1,163 @@
+"""Validation loss that compares: every token of a fixed text is scored exactly once.
+
+The text is cut in windows (windows.py), so the figure depends neither on the batch size nor on the
+number of processes nor on the device, but for rounding. It is printed in two units that survive a
+change of tokenizer: bits per byte and nats per character (bytes and characters of the scored
+tokens; an end-of-text between documents is scored and has none).
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from regpt.core.data import CHUNK, Dataset
+from regpt.core.tokenizer import VOCAB_SIZE, get_tokenizer
+from regpt.evaluation.reader import Reader
+from regpt.evaluation.scoring import check_ids, evaluating, target_nats
+from regpt.evaluation.windows import Windows, cut_windows
+from regpt.system.errors import UserError
+from regpt.system.runtime import Runtime
+from regpt.training.distributed import World
+
+BATCH_TOKENS = 2048
+"""Tokens read at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """The score of a text."""
+
+    nats: float
+    """Summed cross-entropy."""
+    tokens: int
+    """Targets scored: one fewer than the text has."""
+    bytes: int
+    """UTF-8 bytes of the scored tokens."""
+    characters: int
+    """Characters of the scored tokens."""
+    stride: int | None = None
+    """Tokens from one window to the next; None where the figure was put together from parts."""
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy in nats per token."""
+        return self.nats / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss): among how many equally likely tokens the model hesitates, on average."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Compression of the text: 8 is none."""
+        return self.nats / math.log(2) / max(self.bytes, 1)
+
+    @property
+    def nats_per_character(self) -> float:
+        """The unit of character-level models."""
+        return self.nats / max(self.characters, 1)
+
+
+@lru_cache(maxsize=1)
+def token_sizes() -> tuple[np.ndarray, np.ndarray]:
+    """Bytes and characters of every GPT-2 token, int64 (vocab_size,) each; end-of-text has none.
+
+    A character is counted at its first byte, so the counts add up over any cut of a text.
+    """
+    tokenizer = get_tokenizer()
+    pieces = [tokenizer.decode_bytes([i]) for i in range(VOCAB_SIZE)]
+    pieces[tokenizer.eot] = b""
+    num_bytes = np.array([len(piece) for piece in pieces])
+    continuation = np.array([sum(byte & 0xC0 == 0x80 for byte in piece) for piece in pieces])
+    return num_bytes, num_bytes - continuation
+
+
+def count_text(dataset: Dataset, start: int) -> tuple[int, int]:
+    """Bytes and characters of the tokens from `start` to the end, read chunk by chunk."""
+    sizes, characters = token_sizes()
+    total_bytes = total_characters = 0
+    for position in range(start, len(dataset), CHUNK):
+        ids = dataset.read(position, min(position + CHUNK, len(dataset)))
+        ids = ids[ids < VOCAB_SIZE]
+        total_bytes += int(sizes[ids].sum())
+        total_characters += int(characters[ids].sum())
+    return total_bytes, total_characters
+
+
+def validate(
+    model: Reader,
+    dataset: Dataset,
+    runtime: Runtime,
+    *,
+    block_size: int,
+    stride: int | None = None,
+    documents: bool = False,
+    batch_tokens: int | None = None,
+    world: World | None = None,
+) -> Validation:
+    """Score a whole dataset. Draws no random numbers: a training run is the same without it.
+
+    Args:
+        model: the model, whole on every process (a sharded one must be asked without `world`).
+        dataset: its first token is not scored, having nothing before it.
+        runtime: where, and in which compute dtype.
+        block_size: tokens of context at most.
+        stride: tokens from one window to the next; default: block_size.
+        documents: no context across an end-of-text.
+        batch_tokens: tokens read at once, default `BATCH_TOKENS`; changes the figure by rounding.
+        world: share the windows out; every process gets the whole figure.
+
+    Raises:
+        UserError: fewer than two tokens, an impossible stride, a token outside the vocabulary.
+    """
+    windows = cut_windows(dataset, block_size=block_size, stride=stride, documents=documents)
+    nats = score_windows(
+        model, dataset, windows, runtime, batch_tokens=batch_tokens or BATCH_TOKENS, world=world
+    )
+    num_bytes, num_characters = count_text(dataset, 1)
+    return Validation(
+        nats=nats,
+        tokens=len(dataset) - 1,
+        bytes=num_bytes,
+        characters=num_characters,
+        stride=stride or block_size,
+    )
+
+
+def score_windows(
+    model: Reader,
+    dataset: Dataset,
+    windows: Windows,
+    runtime: Runtime,
+    *,
+    batch_tokens: int,
+    world: World | None = None,
+) -> float:
+    """Summed cross-entropy of the windows' targets, in nats; the arguments are `validate`'s."""
+    world = world or World(device=runtime.device)
+    ours = windows.longest_first().take(slice(world.rank, None, world.size))
+    total, error = 0.0, None
+    try:
+        with evaluating(model), runtime.autocast():
+            for batch in ours.batches(batch_tokens):
+                x, y = batch.read(dataset)
+                check_ids(model, x)
+                check_ids(model, y)
+                nats = target_nats(model, x.to(runtime.device), y.to(runtime.device))
+                total += nats.cpu().double().sum().item()
+    except UserError as refused:  # a token that only one process reads: all must hear of it
+        error = refused
+    world.agree(error)
+    return sum_over(world, total)
+
+
+def sum_over(world: World, number: float) -> float:
+    """The sum of a float64 number over all processes."""
+    if world.size == 1:
+        return number
+    ours = torch.tensor(number, dtype=torch.float64, device=world.device)
+    return world.sum(ours).item()

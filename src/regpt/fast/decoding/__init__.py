@@ -1,0 +1,1 @@
+"""Decoding: the C kernel, speculative decoding, CUDA graphs."""

@@ -1,0 +1,300 @@
+"""A GPT for the C kernel: its matrices in panels, and one call for a step.
+
+`NativeModel` does what `fast.PackedModel` does, to the rounding of its sums, and one thing more: a
+token's numbers do not depend, to the last bit, on the rows and tokens computed along with it.
+"""
+
+import ctypes
+import threading
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from regpt.core.kv_cache import KeyValueCache
+from regpt.core.model import GPT, Block, GPTConfig
+from regpt.fast.decoding.packed_linear import TOLERANCE, EngineName, Kind
+from regpt.fast.kernels.bindings import BF16, FP32, INT8, CBlock, CCall, CLinear, CModel
+from regpt.fast.kernels.build import load_library
+from regpt.system.errors import UserError
+
+KIND_NUMBERS: dict[Kind, int] = {"fp32": FP32, "bf16": BF16, "int8": INT8}
+GROUPED: dict[Kind, int] = {"fp32": 1, "bf16": 2, "int8": 4}
+"""Inputs that one 32-bit step holds."""
+PANEL = 64
+LANES = 16
+CANDIDATES = 4096
+"""Logits of one token that `head.h` has room for, when it looks for the k largest."""
+FEW_OVERFLOWS = 16
+"""Tokens with more candidates than that before anybody wonders whether looking for them pays."""
+ROUNDING = 1e-4
+"""What float32 sums of a product can be off, against the lengths of its factors."""
+MOST_TOKENS = 256
+"""Tokens of one call: what its buffers are made for; longer texts take several."""
+
+
+class Panels:
+    """A matrix (N, K) in the kernel's order, with its bias; keeps the memory alive."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, kind: Kind) -> None:
+        weight = weight.detach().float()
+        N, K = weight.shape
+        self.scale = self.sums = None
+        if kind == "int8":
+            self._pack_int8(weight.contiguous())
+        else:
+            weight = weight.bfloat16() if kind == "bf16" else weight
+            padded = weight
+            if N % PANEL:
+                padded = weight.new_zeros(-(-N // PANEL) * PANEL, K)
+                padded[:N] = weight
+            group = GROUPED[kind]
+            # (panels, steps, outputs of a panel, inputs of a step)
+            self.weight = padded.view(-1, PANEL, K // group, group).transpose(1, 2).contiguous()
+        self.bias = None if bias is None else bias.detach().float().contiguous()
+        self.structure = CLinear(
+            *(None if part is None else part.data_ptr()
+              for part in (self.weight, self.bias, self.scale, self.sums)),
+            K,
+            N,
+        )  # fmt: skip
+
+    def _pack_int8(self, weight: Tensor) -> None:
+        N, K = weight.shape
+        self.scale, self.sums = torch.empty(N), torch.empty(N)
+        self.weight = torch.empty(-(-N // PANEL) * PANEL, K, dtype=torch.int8)
+        places = (part.data_ptr() for part in (self.weight, self.scale, self.sums))
+        load_library().regpt_pack_int8(weight.data_ptr(), N, K, *places, torch.get_num_threads())
+
+
+class NativeModel:
+    """A GPT's matrices in panels; any number of decoders and threads share it, one call at a time.
+
+    A call has all cores, and its buffers are the model's: a second thread waits for the first.
+    """
+
+    engine: EngineName = "native"
+
+    def __init__(self, model: GPT, kind: Kind) -> None:
+        reason = missing_native(kind) or misshapen(model.config)
+        if reason is not None:
+            raise UserError(f"{reason}: use --engine plain")
+        if model.device.type != "cpu":
+            raise UserError(f"the C kernel decodes on a cpu, not on {model.device}")
+        self._take(model, kind)
+
+    @classmethod
+    def untested(cls, model: GPT, kind: Kind) -> "NativeModel":
+        """Without asking whether it works: for the question itself."""
+        native = cls.__new__(cls)
+        native._take(model, kind)
+        return native
+
+    def _take(self, model: GPT, kind: Kind) -> None:
+        self.model = model
+        self.kind: Kind = kind
+        self.library = load_library()
+        self.threads = torch.get_num_threads()
+        self._alive: list[object] = []
+        blocks = [self._block(cast(Block, block)) for block in model.h]
+        self._blocks = (CBlock * len(blocks))(*blocks)
+        config = model.config
+        self.vocab_size = config.vocab_size
+        self.structure = CModel(
+            KIND_NUMBERS[kind],
+            config.n_layer,
+            config.n_head,
+            config.n_embd,
+            config.layer_norm_epsilon,
+            self._place(model.wte.weight),
+            self._place(model.wpe.weight),
+            self._place(model.ln_f.weight),
+            self._place(model.ln_f.bias),
+            ctypes.addressof(self._blocks),
+            *self._head(model.wte.weight.detach()[: config.vocab_size].float()),
+        )
+        self._lock = threading.Lock()  # ctypes lets other threads run meanwhile
+        self._tokens = self._longest = 0  # what the buffers have room for
+        self._screened = self._overflowed = 0  # tokens
+
+    def _head(self, weight: Tensor) -> tuple[CLinear, int | None, int | None]:
+        """The head's panels; in float32 those of its bfloat16 copy, and how far that is off."""
+        self.screens = False
+        if self.kind != "fp32":
+            return self._panels(weight, None), None, None
+        self.screens = bool(self.library.regpt_supports(BF16))
+        if not self.screens:
+            return CLinear(None, None, None, None, weight.shape[1], weight.shape[0]), None, None
+        cheap = Panels(weight, None, "bf16")
+        self._alive.append(cheap)
+        size = torch.linalg.vector_norm(weight, dim=1)
+        differences = (rows - rows.bfloat16() for rows in weight.split(4096))
+        error = torch.cat([torch.linalg.vector_norm(rows, dim=1) for rows in differences])
+        error.add_(size, alpha=ROUNDING).mul_(1 + ROUNDING)
+        # the copy's length is at most the matrix's and the difference's
+        return cheap.structure, self._place(error), self._place(size + error)
+
+    def _place(self, tensor: Tensor) -> int:
+        values = tensor.detach().float().contiguous()
+        self._alive.append(values)
+        return values.data_ptr()
+
+    def _panels(self, weight: Tensor, bias: Tensor | None) -> CLinear:
+        panels = Panels(weight, bias, self.kind)
+        self._alive.append(panels)
+        return panels.structure
+
+    def _block(self, block: Block) -> CBlock:
+        norms = (block.ln_1, block.ln_2)
+        linears = (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)
+        return CBlock(
+            *(self._place(part) for norm in norms for part in (norm.weight, norm.bias)),
+            *(self._panels(linear.weight, linear.bias) for linear in linears),
+        )
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """What keys and values are kept in: as precise as the matrices."""
+        return torch.float32 if self.kind == "fp32" else torch.bfloat16
+
+    def _make_room(self, tokens: int, longest: int) -> None:
+        """Buffers for so many tokens, kept from call to call."""
+        if tokens <= self._tokens and longest <= self._longest:
+            return
+        self._tokens, self._longest = max(tokens, self._tokens), max(longest, self._longest)
+        width, threads = self.model.config.n_embd, self.threads
+        n = self._tokens
+        sizes = {
+            "x": n * width,
+            "q": n * width,
+            "y": n * width,
+            "h": n * 4 * width,
+            "packed": threads * (n * 4 * width + width),
+            "ranges": threads * 2 * n,
+            "scores": threads * self._longest,
+        }
+        self._buffers = {name: torch.empty(size) for name, size in sizes.items()}
+        if self.screens:
+            self._buffers["candidates"] = torch.empty(n * CANDIDATES, dtype=torch.int32)
+
+    def logits(self, idx: Tensor, cache: KeyValueCache, *, top_k: int | None = None) -> Tensor:
+        """Append (B, T) tokens to the cache; logits (B, V) float32 of the token after the last.
+
+        With `top_k`, up to 512, those that are not among the k largest may be -inf.
+        """
+        B, T = idx.shape
+        together = max(MOST_TOKENS // B, 1)
+        first = 0
+        while T - first > together:
+            self.run(idx[:, first : first + together], cache, wanted=())
+            first += together
+        rest = T - first
+        wanted = range(rest - 1, B * rest, rest)
+        return self.run(idx[:, first:], cache, wanted=wanted, top_k=top_k)
+
+    def all_logits(self, idx: Tensor, cache: KeyValueCache, *, top_k: int | None = None) -> Tensor:
+        """The same after every token: (B, T, V)."""
+        B, T = idx.shape
+        return self.run(idx, cache, wanted=range(B * T), top_k=top_k).view(B, T, -1)
+
+    def absorb(self, idx: Tensor, cache: KeyValueCache) -> None:
+        """Append (B, T) tokens to the cache, and no more."""
+        self.run(idx, cache, wanted=())
+
+    def run(
+        self,
+        idx: Tensor,
+        cache: KeyValueCache,
+        *,
+        wanted: Sequence[int],
+        top_k: int | None = None,
+    ) -> Tensor:
+        """Append (B, T) tokens; logits (len(wanted), V) after those at these places of B * T."""
+        B, T = idx.shape
+        tokens = B * T
+        positions = cache.positions(T).expand(B, T).contiguous()
+        ids = idx.contiguous()
+        rows = torch.arange(B).repeat_interleave(T)
+        places = torch.tensor(wanted, dtype=torch.int64)
+        logits = torch.empty(len(wanted), self.vocab_size)
+        kept = cache.tensor
+        assert kept.stride(4) == kept.shape[5]
+        assert kept.stride(5) == 1
+        call = CCall(
+            kept.data_ptr(),
+            int(kept.dtype == torch.bfloat16),
+            kept.stride(0),
+            kept.stride(1),
+            kept.stride(2),
+            kept.stride(3),
+            tokens,
+            ids.data_ptr(),
+            rows.data_ptr(),
+            positions.data_ptr(),
+            len(wanted),
+            places.data_ptr(),
+            logits.data_ptr(),
+            self.vocab_size,
+            threads=self.threads,
+        )
+        with self._lock:
+            self._make_room(tokens, cache.capacity)
+            for name in ("x", "q", "y", "h", "packed", "ranges", "scores"):
+                setattr(call, name, self._buffers[name].data_ptr())
+            call.scores_stride = self._longest
+            counts = self._screen(call, len(wanted), top_k)
+            self.library.regpt_decode(ctypes.byref(self.structure), ctypes.byref(call))
+            if counts is not None:
+                self._screened += len(wanted)
+                self._overflowed += int((counts < 0).sum())
+        return logits
+
+    def _screen(self, call: CCall, tokens: int, top_k: int | None) -> Tensor | None:
+        """Ask for the k largest logits only, where that is worth it; where the counts will be."""
+        too_often = self._overflowed > FEW_OVERFLOWS + self._screened // 4
+        if top_k is None or not self.screens or not tokens or too_often:
+            return None
+        counts = torch.empty(tokens, dtype=torch.int64)
+        call.top_k = top_k
+        call.candidates, call.counts = self._buffers["candidates"].data_ptr(), counts.data_ptr()
+        return counts
+
+
+def misshapen(config: GPTConfig) -> str | None:
+    """Why a model's shape does not fit the kernel's registers, in words; None if it does."""
+    size = config.n_embd // config.n_head
+    if size % LANES or size > 8 * LANES:
+        return f"the C kernel wants heads of 16, 32, ... 128 channels, not {size}"
+    return None
+
+
+@lru_cache(maxsize=3)
+@torch.no_grad()
+def missing_native(kind: Kind) -> str | None:
+    """Why the kernel cannot be used on this machine, in words; None if it can.
+
+    It is compiled if need be, and tried on a small model against the plain path.
+    """
+    try:
+        library = load_library()
+    except UserError as error:
+        return str(error)
+    if not library.regpt_supports(KIND_NUMBERS[kind]):
+        return f"this processor has no dot products for {kind}"
+    config = GPTConfig(block_size=8, vocab_size=81, n_layer=1, n_head=2, n_embd=32)
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        model = GPT(config).eval()
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(1))
+    idx = torch.tensor([[1, 80, 5, 7], [3, 3, 0, 2]])
+    native = NativeModel.untested(model, kind)
+    cache = KeyValueCache(config, rows=2, length=8, dtype=native.cache_dtype)
+    expected = model(idx)[0]
+    found = native.all_logits(idx, cache)
+    if not (found - expected).norm() <= TOLERANCE[kind] * expected.norm():
+        return f"the compiled kernel's {kind} numbers are wrong"
+    return None

@@ -1,0 +1,164 @@
+"""Writing several tokens a step: guesses, checked all at once, and the same text to the last token.
+
+A decoding step reads every weight once, for one token a row or for several alike. So somebody cheap
+guesses the next tokens, the model reads all guesses in one step, and draws each place's token from
+its own logits with the random numbers that place would have had anyway (`sampling.draw_noise`).
+As long as the drawn token is the guessed one, the next place has been computed from the right text
+and counts too; the first that differs is drawn as it should be, and the rest is forgotten. Sampling
+by rejection would keep the distribution; this keeps the text: with one seed, guessing or not, token
+for token, greedy or sampled, in every random stream.
+
+Who guesses is in `drafters.py`.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
+
+import torch
+from torch import Tensor
+
+from regpt.core.kv_cache import PlainDecoder
+from regpt.core.sampling import SamplingParams, draw_noise, sample
+from regpt.core.sequences import Rows, Step
+from regpt.core.tokenizer import END_OF_TEXT_ID
+from regpt.fast.decoding.drafters import DEEPEST, Draw, Guesser
+
+
+class Noise:
+    """The random numbers of coming steps: drawn in order, kept until all rows are past them."""
+
+    def __init__(
+        self, params: SamplingParams, generator: torch.Generator, *, batch: int, logits: Tensor
+    ) -> None:
+        self.params, self.generator, self.batch = params, generator, batch
+        self.vocab_size, self.device = logits.shape[-1], logits.device
+        self.blocks: dict[int, tuple[Tensor | None, Tensor]] = {}
+        self.next = 0
+
+    def of(self, rows: list[int], steps: list[int]) -> list[Tensor] | None:
+        """The numbers of these rows, each at its own step."""
+        while self.next <= max(steps):
+            block = draw_noise(
+                self.params,
+                self.generator,
+                batch=self.batch,
+                vocab_size=self.vocab_size,
+                device=self.device,
+            )
+            self.blocks[self.next] = block, self.generator.get_state()
+            self.next += 1
+        blocks = [self.blocks[step][0] for step in steps]
+        kept = [block[row] for block, row in zip(blocks, rows, strict=True) if block is not None]
+        return kept or None
+
+    def forget(self, before: int) -> None:
+        """No row needs these steps any more."""
+        for step in [step for step in self.blocks if step < before]:
+            del self.blocks[step]
+
+    def rewind(self, steps: int) -> None:
+        """Leave the generator as if only so many steps had been drawn."""
+        if steps < self.next:
+            self.generator.set_state(self.blocks[steps - 1][1])
+
+
+def speculative_steps(
+    decoder: PlainDecoder,
+    guesser: Guesser,
+    rows: Rows,
+    params: SamplingParams,
+    generator: torch.Generator,
+) -> Iterator[Step]:
+    """The steps of `generate_steps`; rows run ahead of one another inside."""
+    batch = len(rows.texts)
+    starts = [len(text) for text in rows.texts]
+    if not rows.active:
+        return
+    prompts = [rows.texts[row] for row in rows.active]
+    # room for a row's guesses to run past its end while another's are still wanted
+    decoder.length = min(params.max_length + DEEPEST, decoder.model.config.block_size)
+    logits = decoder.prefill(prompts)
+    guesser.begin(prompts, decoder.length)
+    noise = Noise(params, generator, batch=batch, logits=logits)
+    given = 0
+
+    def draw(logits: Tensor, aheads: Sequence[int]) -> Tensor:
+        active = [row for row in rows.active for _ in aheads]
+        lengths = [len(rows.texts[row]) + ahead for row in rows.active for ahead in aheads]
+        steps = [length - starts[row] for length, row in zip(lengths, active, strict=True)]
+        drawn = sample(
+            logits.flatten(0, 1),
+            params,
+            numbers=torch.tensor([rows.numbers[row] for row in active], device=logits.device),
+            positions=torch.tensor(lengths, device=logits.device),
+            noise=noise.of(active, steps),
+        )
+        return drawn.view(len(rows.active), len(aheads))
+
+    taken = draw(logits[:, None], (0,)).tolist()
+    while True:
+        lengths = take(decoder, guesser, rows, taken)
+        drawn = [len(text) - start for text, start in zip(rows.texts, starts, strict=True)]
+        ready = min([drawn[row] for row in rows.active], default=max(drawn))
+        for step in range(given, ready):
+            yield as_step(rows, starts, step, logits.device)
+        noise.forget(ready - 1)
+        given = ready
+        if not rows.active:
+            noise.rewind(given)
+            return
+        taken = check(decoder, guesser, rows, lengths, draw)
+
+
+def take(decoder: PlainDecoder, guesser: Guesser, rows: Rows, taken: list[list[int]]) -> list[int]:
+    """Add the tokens of each active row up to its end; leave ended rows; how long the rest is."""
+    running = list(rows.active)
+    places = {row: place for place, row in enumerate(running)}
+    for count in range(max(map(len, taken))):
+        pending = [row for row in rows.active if count < len(taken[places[row]])]
+        resting = [row for row in rows.active if row not in pending]
+        rows.active = pending
+        rows.append([taken[places[row]][count] for row in pending])
+        rows.active = sorted(rows.active + resting)
+    if rows.active and len(rows.active) < len(running):
+        kept = torch.tensor([places[row] for row in rows.active])
+        decoder.keep(kept)
+        guesser.keep(kept)
+    return [len(rows.texts[row]) for row in rows.active]
+
+
+def check(
+    decoder: PlainDecoder, guesser: Guesser, rows: Rows, lengths: list[int], draw: Draw
+) -> list[list[int]]:
+    """The guesser guesses, the model reads, both settle on what is right: tokens of each row."""
+    texts = [rows.texts[row] for row in rows.active]
+    rooms = [rows.params.max_length - length for length in lengths]
+    cache = decoder.cache
+    assert cache is not None
+    most = min(max(rooms) - 1, cache.capacity - max(lengths))
+    guesses = guesser.guess(texts, min(guesser.reach(len(texts)), most), draw)
+    read = [[text[-1], *guess] for text, guess in zip(texts, guesses, strict=True)]
+    logits = decoder.read_all(torch.tensor(read, device=decoder.model.device), cache)
+    drawn = draw(logits, range(logits.shape[1])).tolist()
+    taken = []
+    right = wrong = 0
+    for tokens, guess, room in zip(drawn, guesses, rooms, strict=True):
+        agreeing = takewhile(lambda pair: pair[0] == pair[1], zip(tokens, guess, strict=False))
+        count = sum(1 for _ in agreeing)
+        right += min(count, room)
+        wrong += count < min(len(guess), room)
+        taken.append(tokens[: min(count + 1, room)])
+    standing = [length - 1 + len(tokens) for length, tokens in zip(lengths, taken, strict=True)]
+    cache.cut(standing)
+    guesser.settle(standing, right=right, wrong=wrong)
+    return taken
+
+
+def as_step(rows: Rows, starts: list[int], step: int, device: torch.device) -> Step:
+    """The tokens of one step; end-of-text for rows that have ended."""
+    places = [start + step for start in starts]
+    tokens = [
+        text[place] if place < len(text) else END_OF_TEXT_ID
+        for text, place in zip(rows.texts, places, strict=True)
+    ]
+    return Step(tokens=torch.tensor(tokens, device=device))

@@ -1,0 +1,200 @@
+"""The C kernels, compiled for this machine by its own compiler, once.
+
+Nothing is shipped as a binary: the `.c` files beside this one become one library, by the compiler
+found (cc, gcc or clang), for exactly this processor, in the user's cache, under a name made of
+their text, the compiler and the processor; from then on it is only loaded. Compiled by gcc it uses
+the OpenMP runtime that torch's wheels for Linux bring, so both share one pool of threads; another
+compiler's runtime has a pool of its own. Whatever is missing (a compiler, AVX-512, a place to
+write) is told in one line, and everything goes on through torch's operators.
+"""
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import time
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from regpt.system.cache_folder import alone_with, cache_folder, private_folder, require_own
+from regpt.system.errors import UserError
+from regpt.system.files import new_file
+
+UNITS = ("decode.c", "pack.c", "adamw.c", "words.c", "draw.c", "training.c", "muon.c")
+SOURCES = (*UNITS, "products.h", "largest.h", "head.h", "vectors.h")
+FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
+COMPILERS = ("cc", "gcc", "clang")
+NEEDED = ("avx512f", "avx512bw", "avx512vl", "avx512dq")
+PATIENCE_SECONDS = 120.0
+UNUSED_SECONDS = 30 * 86_400.0
+"""After so long without use, a library of another version goes when a new one is made."""
+
+
+def processor() -> tuple[str, set[str]]:
+    """Its name and what it can do, as Linux tells; nothing elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    except OSError:
+        return platform.processor(), set()
+    facts = {name.strip(): value.strip() for name, _, value in (x.partition(":") for x in lines)}
+    name = " ".join(facts.get(key, "") for key in ("model name", "cpu family", "model", "stepping"))
+    return name, set(facts.get("flags", "").split())
+
+
+def compile_into(folder: Path) -> Path:
+    """The compiled library; compiled now if it is not there.
+
+    Raises:
+        UserError: there is no compiler, it fails, or the folder cannot be written or is shared.
+    """
+    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
+    if compiler is None:
+        raise UserError(f"no C compiler ({', '.join(COMPILERS)}) is installed")
+    here = Path(__file__).parent / "csrc"
+    name, abilities = processor()
+    told = [compiler, *FLAGS, name, " ".join(sorted(abilities))]
+    parts = [
+        *(part.encode() for part in told),
+        *((here / source).read_bytes() for source in SOURCES),
+    ]
+    digest = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+    path = private_folder(folder) / f"decode-{digest}.so"
+    with contextlib.suppress(OSError):  # when it was last used
+        os.utime(path)
+    if not path.exists():
+        try:
+            with alone_with(folder / "decode.so"):
+                if not path.exists():  # no other process has compiled it meanwhile
+                    compile_to(path, compiler)
+                    remove_old(folder)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be made ({error})") from None
+    require_own(path)
+    return path
+
+
+def compile_to(path: Path, compiler: str) -> None:
+    """Make the library. Raises UserError if the compiler fails or the folder takes no file."""
+    here = Path(__file__).parent / "csrc"
+    with new_file(path) as hidden:
+        units = [str(here / unit) for unit in UNITS]
+        command = [compiler, *FLAGS, *units, "-o", str(hidden), "-lm"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise UserError(f"{compiler} did not finish in {PATIENCE_SECONDS:.0f} s") from None
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no message"])[0]
+            raise UserError(f"{compiler} cannot compile the kernel ({last})")
+
+
+def remove_old(folder: Path) -> None:
+    """Remove libraries of other versions that nobody has loaded for `UNUSED_SECONDS`.
+
+    The caller holds the folder's lock, so none is being made. Those of the first versions lie one
+    folder higher. A process that still runs one keeps it.
+    """
+    for path in (*folder.glob("decode-*.so"), *folder.parent.glob("decode-*.so")):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > UNUSED_SECONDS:
+                path.unlink()
+
+
+POINTER, COUNT, NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+SIGNATURES = {
+    "regpt_decode": (POINTER, POINTER),
+    "regpt_pack_int8": (POINTER, COUNT, COUNT, POINTER, POINTER, POINTER, COUNT),
+    "regpt_supports": (COUNT,),
+    "regpt_adamw": (COUNT, *[POINTER] * 6, COUNT),
+    "regpt_squares": (COUNT, POINTER, COUNT),
+    "regpt_muon": (COUNT, POINTER, POINTER, COUNT, COUNT, COUNT),
+    "regpt_words": (POINTER, COUNT, POINTER),
+    "regpt_draw": (POINTER,),
+    "regpt_norm": (COUNT, COUNT, *[POINTER] * 5, NUMBER, POINTER, POINTER, COUNT),
+    "regpt_norm_again": (COUNT, COUNT, *[POINTER] * 5, COUNT),
+    "regpt_norm_backward": (COUNT, COUNT, *[POINTER] * 8, COUNT),
+    "regpt_add": (COUNT, *[POINTER] * 3, COUNT),
+    "regpt_gelu": (COUNT, POINTER, POINTER, COUNT),
+    "regpt_gelu_backward": (COUNT, COUNT, *[POINTER] * 4, COUNT),
+    "regpt_row_sums": (COUNT, COUNT, *[POINTER] * 3, COUNT),
+    "regpt_loss": (*[COUNT] * 3, POINTER, POINTER, COUNT, NUMBER, POINTER, COUNT, COUNT),
+}
+"""The arguments of each function of the library."""
+RESULTS = {
+    "regpt_supports": ctypes.c_int,
+    "regpt_squares": ctypes.c_double,
+}
+"""What the functions return that return numbers."""
+CAN_FAIL = {
+    *("regpt_decode", "regpt_muon", "regpt_norm_backward", "regpt_gelu_backward"),
+    *("regpt_row_sums", "regpt_loss"),
+}
+"""Those that return how it went, as vectors.h numbers it."""
+DONE, NO_MEMORY, OUTSIDE = range(3)
+
+
+def raise_failure(result: int, function: Any, arguments: tuple[Any, ...]) -> int:
+    """Turn what a function of the library could not do into one line."""
+    if result == NO_MEMORY:
+        raise UserError(f"not enough memory for {function.__name__}: use a smaller batch")
+    if result == OUTSIDE:
+        raise UserError("a token id is outside the model's vocabulary: check the ids given")
+    return result
+
+
+def load_library() -> ctypes.CDLL:
+    """The kernels' library.
+
+    Raises:
+        UserError: in one line, why there is none on this machine.
+    """
+    found = found_library()
+    if isinstance(found, str):
+        raise UserError(found)
+    return found
+
+
+def missing() -> str | None:
+    """Why there are no kernels on this machine, in one line; None where there are, compiled."""
+    found = found_library()
+    return found if isinstance(found, str) else None
+
+
+def refused() -> str | None:
+    """`missing`, if anybody has asked in this process; compiles nothing."""
+    return missing() if found_library.cache_info().currsize else None
+
+
+@lru_cache(maxsize=1)
+def found_library() -> ctypes.CDLL | str:
+    """The library, or why there is none: a compiler that failed once is not asked again."""
+    try:
+        return open_library()
+    except (UserError, OSError) as error:
+        return str(error)
+
+
+def open_library() -> ctypes.CDLL:
+    """Compile what is not compiled, load it, and declare its functions."""
+    import torch  # its OpenMP runtime must be the one that is found
+
+    if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.openmp.is_available():
+        raise UserError("the C kernels are written for x86-64 with OpenMP")
+    absent = [ability for ability in NEEDED if ability not in processor()[1]]
+    if absent:
+        raise UserError(f"this processor lacks {', '.join(absent)}")
+    path = compile_into(cache_folder() / "kernels")
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise UserError(f"the compiled kernels {path} cannot be loaded ({error})") from None
+    for name, arguments in SIGNATURES.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = arguments, RESULTS.get(name)
+        if name in CAN_FAIL:
+            function.restype, function.errcheck = ctypes.c_int, raise_failure
+    return library

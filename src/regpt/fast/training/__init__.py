@@ -1,0 +1,1 @@
+"""Training on a CPU: fused blocks, bfloat16 weights, optimizers."""

@@ -1,0 +1,53 @@
+"""Examples in files of one JSON object per line; whatever is wrong is named by line number."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from regpt.system.errors import UserError
+from regpt.system.json_text import parse_json
+
+T = TypeVar("T")
+
+NAMES = {str: "text", int: "an integer", list: "a list"}
+
+
+def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line numbers, from 1 on, and objects; empty lines are passed over.
+
+    Raises:
+        UserError: a file that cannot be read, has no object in it, or has a malformed line.
+    """
+    found = False
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    found = True
+                    yield number, parse_object(line, path, number)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    if not found:
+        raise UserError(f"{path} has no examples: give a file with one JSON object per line")
+
+
+def parse_object(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    """The object in a line."""
+    try:
+        value = parse_json(line)
+    except ValueError as error:
+        reason = str(error).partition(":")[0]
+        raise UserError(f"{path} line {number} is not JSON ({reason}): mend or drop it") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} line {number} is no JSON object: mend or drop it")
+    return value
+
+
+def field(value: dict[str, Any], name: str, kind: type[T], *, where: str) -> T:
+    """A field of an object, of the type asked for."""
+    if name not in value:
+        raise UserError(f"{where} has no field {name!r}: mend or drop the line")
+    found = value[name]
+    if not isinstance(found, kind) or isinstance(found, bool):
+        raise UserError(f"{where}: field {name!r} is not {NAMES[kind]}: mend or drop the line")
+    return found

@@ -1,0 +1,250 @@
+"""A run is a value: one frozen dataclass, printed and saved as JSON beside its results.
+
+Flags are derived from these fields and never written by hand; the dials people turn are the fields
+of `RunConfig` itself, everything else is reached by its dotted name (`--optimizer.weight-decay`).
+"""
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from regpt.core.data import Order
+from regpt.core.model import GPTConfig
+from regpt.system.errors import UserError
+from regpt.system.json_text import check_types
+from regpt.training.interval import Every, Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """What turns gradients into steps."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """adamw; or muon for the blocks' matrices and adamw for the rest."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's averaging of the gradient and of its square."""
+    epsilon: float = 1e-8
+    """AdamW's floor of the denominator."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay, times the learning rate."""
+    decay: Literal["matrices", "all"] = "matrices"
+    """Which parameters decay: matrices and embeddings, or biases and LayerNorms too."""
+    clip: float | None = 1.0
+    """Gradients above this norm are scaled down to it; None: never."""
+    muon_lr: float = 0.02
+    """Muon's learning rate for the blocks' matrices."""
+    muon_weight_decay: float | None = None
+    """Muon's weight decay, times its learning rate; default: weight_decay."""
+    muon_momentum: float = 0.95
+    """Muon's momentum (Nesterov's form)."""
+    muon_iterations: int = 5
+    """Newton-Schulz iterations: fewer are faster and leave the singular values farther from 1."""
+    muon_polynomials: Literal["same", "falling"] = "same"
+    """Newton-Schulz with Jordan's polynomial each time, or Polar Express's: steep ones first."""
+    muon_stacked: bool = True
+    """Matrices of one shape together; off: torch's Muon, one after the other."""
+
+    def __post_init__(self) -> None:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"optimizer.betas must be in [0, 1), got {self.betas}")
+        if self.weight_decay < 0:
+            raise UserError(f"optimizer.weight_decay must not be negative, got {self.weight_decay}")
+        if self.muon_weight_decay is not None and self.muon_weight_decay < 0:
+            raise UserError(
+                f"optimizer.muon_weight_decay must not be negative, got {self.muon_weight_decay}"
+            )
+        if not 1 <= self.muon_iterations < 100:
+            raise UserError(
+                f"optimizer.muon_iterations must be in 1 .. 99, got {self.muon_iterations}"
+            )
+        if self.muon_polynomials != "same" and not self.muon_stacked:
+            raise UserError(
+                f"optimizer.muon_polynomials {self.muon_polynomials} is not torch's: use same, or "
+                "--optimizer.muon-stacked"
+            )
+        if self.clip is not None and not self.clip > 0:
+            raise UserError(f"optimizer.clip must be positive or None, got {self.clip}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """The learning rate over the steps, as a factor of `lr`."""
+
+    name: Literal["constant", "cosine", "wsd"] = "constant"
+    """constant; cosine decay; or warmup-stable-decay (a plateau, then linear)."""
+    warmup_steps: int = 0
+    """Linear warmup over the first steps."""
+    floor: float = 0.0
+    """The factor that decay ends at, on the last step."""
+    decay_fraction: float = 0.3
+    """wsd: the share of the steps, at the end, in which the rate falls."""
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0:
+            raise UserError(f"schedule.warmup_steps must not be negative, got {self.warmup_steps}")
+        if not 0 <= self.floor <= 1:
+            raise UserError(f"schedule.floor must be in [0, 1], got {self.floor}")
+        if not 0 <= self.decay_fraction <= 1:
+            raise UserError(f"schedule.decay_fraction must be in [0, 1], got {self.decay_fraction}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A training run."""
+
+    data: tuple[str, ...] = ("pydocs",)
+    """What to read: shakespeare, pydocs, UTF-8 text files, or one folder of regpt prepare."""
+    out: str | None = None
+    """The run's directory; default runs/PRESET, numbered if taken."""
+    steps: int = 50
+    """Optimisation steps."""
+    seed: int = 1337
+    """Seed of the initialisation and of the data order."""
+    batch_size: int = 4
+    """Sequences per micro-batch, on each process."""
+    batch_tokens: int | None = None
+    """Tokens per step over all processes; default: one micro-batch each."""
+    block_size: int = 32
+    """Tokens per training sequence (T)."""
+    lr: float = 3e-4
+    """Peak learning rate of AdamW."""
+    eval_every: Every | None = None
+    """From one validation to the next, in steps (250) or tokens (10M); default: only at the end."""
+    quick_eval_every: Every | None = None
+    """The same, but on 1,024 held-out tokens from all over: a curve for little time."""
+    sample_every: Every | None = None
+    """The same for samples; default: only before and after training."""
+    hellaswag: str | None = None
+    """Score HellaSwag while training: a copy of hellaswag_val.jsonl, or the word download."""
+    hellaswag_every: Every | None = None
+    """From one HellaSwag to the next, in steps or tokens; default: only at the end."""
+    hellaswag_examples: int = 1000
+    """How many of its examples, evenly spread over the file."""
+    tensorboard: bool = False
+    """Write the figures as TensorBoard event files as well, beside metrics.jsonl."""
+    save_every: int | None = None
+    """Steps between checkpoints, and one at the end; default: only when interrupted."""
+    keep: int = 2
+    """Newest checkpoints to keep, and the best: with eval_every each is validated when saved."""
+    device: str = "auto"
+    """auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps."""
+    dtype: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
+    """bf16 autocast, fp32, or tf32 (cuda); auto: bf16 where the hardware has it, else fp32."""
+    threads: int | None = None
+    """CPU threads; default: torch's choice."""
+    order: Order = "shuffled"
+    """Data order: shuffled (each window once per epoch), shifted (cut at another place in each
+    epoch), or the lecture's sequential walk."""
+    validation_fraction: float = 0.0
+    """Share of the text, at its end, that is held out; 0: none. Prepared data has its own."""
+    validation_tokens: int | None = None
+    """Validate on the first so many held-out tokens; default: on all."""
+    shard: bool = False
+    """Cut the model over the processes (FSDP2) instead of a copy on each."""
+    replicas: int = 1
+    """With shard: copies of the cut model; processes / replicas hold one together."""
+    checkpoint_activations: bool = False
+    """Compute the blocks' activations again in backward: less memory, slower."""
+    attention: Literal["auto", "plain", "blocks"] = "auto"
+    """plain: the model's own; blocks: out of batched products; auto: blocks on a CPU in bf16."""
+    keep_copies: bool = True
+    """On a CPU in bf16: matrices keep bfloat16 copies and gradients, instead of casts each step."""
+    compile: bool | None = None
+    """torch.compile each block, in place; None: on a GPU, in runs long enough for it to pay."""
+    compact_vocabulary: bool = False
+    """One embedding row for all tokens that do not occur in the text: exact, and faster."""
+    zero_projections: bool = False
+    """Begin with zeros in the residual projections: every block starts as the identity."""
+    pad_vocabulary: bool | None = None
+    """Pad the vocabulary to a multiple of 64, inside only; default: on CUDA."""
+    skip_bad_steps: int = 0
+    """Steps with a non-finite loss or gradient (or a spike) to skip before stopping."""
+    spike_score: float | None = None
+    """Treat a loss this many standard deviations above the last 128 as bad; default: off."""
+    overfit: bool = False
+    """Train on the first batch again and again."""
+    prompts: tuple[str, ...] = ("Hello, I'm a language model,",)
+    """What the samples before, during and after training continue."""
+    sample_tokens: int = 30
+    """Length of those samples in tokens, the prompt included."""
+    model: GPTConfig = field(default_factory=GPTConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    preset: str = "custom"
+    """The preset this run started from."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "block_size", "sample_tokens", "keep", "replicas",
+                     "hellaswag_examples"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.block_size > self.model.block_size:
+            raise UserError(
+                f"block_size {self.block_size} is above the model's {self.model.block_size} "
+                f"positions: use less, or --model.block-size {self.block_size} as well"
+            )
+        if not self.lr > 0:
+            raise UserError(f"lr must be positive, got {self.lr}")
+        if not 0 <= self.validation_fraction < 1:
+            raise UserError(
+                f"validation_fraction must be in [0, 1), got {self.validation_fraction}"
+            )
+        for name in ("eval_every", "quick_eval_every", "sample_every", "hellaswag_every"):
+            if getattr(self, name) is not None:
+                Interval.parse(getattr(self, name), name)
+        if self.hellaswag_every is not None and self.hellaswag is None:
+            raise UserError("hellaswag_every without hellaswag: name a copy of its file as well")
+        for name, least in (("save_every", 1), ("validation_tokens", 2)):
+            if getattr(self, name) is not None and getattr(self, name) < least:
+                raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.compact_vocabulary and (self.shard or self.optimizer.clip is not None):
+            raise UserError(
+                "compact_vocabulary goes with neither shard nor optimizer.clip, whose norm would "
+                "count the shared row once: use --no-compact-vocabulary"
+            )
+        if self.shard and self.optimizer.name == "muon":
+            raise UserError(
+                "shard with optimizer.name muon: Muon needs whole matrices; use adamw, or no shard"
+            )
+        if self.batch_tokens is not None and (
+            self.batch_tokens < 1 or self.batch_tokens % self.block_size
+        ):
+            raise UserError(
+                f"batch_tokens {self.batch_tokens} is not a multiple of block_size "
+                f"{self.block_size}"
+            )
+
+    def sequences(self, world_size: int) -> int:
+        """Sequences of the global batch: what one optimisation step is trained on."""
+        if self.batch_tokens is None:
+            return self.batch_size * world_size
+        return self.batch_tokens // self.block_size
+
+    def with_batch_tokens(self, world_size: int) -> "RunConfig":
+        """The same with its global batch named, so that other numbers of processes keep it."""
+        return replace(self, batch_tokens=self.sequences(world_size) * self.block_size)
+
+    def to_json(self) -> dict[str, Any]:
+        """The configuration as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "RunConfig":
+        """A configuration back from `to_json`'s values; unknown fields are refused by name."""
+        try:
+            values = dict(values)
+            values["data"] = tuple(values["data"])
+            values["prompts"] = tuple(values["prompts"])
+            values["model"] = GPTConfig(**check_types(GPTConfig, values["model"]))
+            optimizer = dict(values["optimizer"])
+            optimizer["betas"] = tuple(optimizer["betas"])
+            values["optimizer"] = OptimizerConfig(**check_types(OptimizerConfig, optimizer))
+            schedule = check_types(ScheduleConfig, values["schedule"])
+            values["schedule"] = ScheduleConfig(**schedule)
+            return cls(**check_types(cls, values))
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"the saved configuration does not fit this version ({error}): resume with the "
+                "version named in run.json"
+            ) from None

@@ -1,0 +1,207 @@
+"""Many processes: torchrun starts them, torch.distributed connects them, this file is all we add.
+
+A `World` is the processes of a run; alone, every verb does nothing, so there is one code path. Two
+ways to spread a model, both applied from outside:
+
+- `replicate` (the default, what DDP does): every process holds the model and its share of the
+  global batch; gradients are summed while backward is still running, bucket by bucket, on the last
+  micro-batch only. No wrapper class: no `.module`, no renamed keys.
+- `shard` (FSDP2, `fully_shard` on a replicate x shard mesh): parameters, gradients and optimizer
+  state are cut over the processes.
+
+Sums, never means: a loss is divided by the targets of the whole global batch before backward, so
+adding up the processes' gradients gives the gradient of that batch exactly, however it was split.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from regpt.core.model import GPT
+from regpt.system.errors import UserError
+from regpt.system.runtime import Runtime
+
+BUCKET_ELEMENTS = 8 << 20
+"""Gradients are summed in buckets of about this many numbers (32 MB in float32)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """The processes of a run."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process prints and writes."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of a tensor over all processes, on every process."""
+        if self.size > 1:
+            tensor = tensor.clone()
+            dist.all_reduce(tensor)
+        return tensor
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is up on any process: how all of them stop at the same step."""
+        if self.size == 1:
+            return flag
+        return bool(self.sum(torch.tensor(float(flag), device=self.device)).item())
+
+    def agree(self, error: UserError | None) -> None:
+        """Raise on every process if the first one met an error: none is left waiting."""
+        failed = self.any(error is not None)
+        if error is not None:
+            raise error
+        if failed:
+            raise UserError("another process stopped with an error: see the first one's message")
+
+    def barrier(self) -> None:
+        """Wait for all."""
+        self.any(False)
+
+
+@contextlib.contextmanager
+def open_world(runtime: Runtime) -> Iterator[World]:
+    """Join the processes torchrun started: gloo between CPUs, nccl between CUDA devices."""
+    if runtime.world_size == 1:
+        yield World(device=runtime.device)
+        return
+    if runtime.device.type == "cuda":
+        torch.cuda.set_device(runtime.device)  # what nccl and FSDP take for this process's own
+    ours = not dist.is_initialized()
+    if ours:
+        dist.init_process_group("nccl" if runtime.device.type == "cuda" else "gloo")
+    try:
+        yield World(rank=runtime.rank, size=runtime.world_size, device=runtime.device)
+    finally:
+        if ours:
+            dist.destroy_process_group()
+
+
+class GradientSum:
+    """Sums gradients over the processes while backward runs.
+
+    Parameters are gathered in buckets, last layer first, as backward reaches them; a bucket whose
+    gradients are all there is on its way while earlier layers still compute. Outside `collecting`
+    (earlier micro-batches) nothing is sent.
+    """
+
+    def __init__(self, model: nn.Module, world: World) -> None:
+        self.active = False
+        self.buckets: list[list[nn.Parameter]] = [[]]
+        self.sent: list[tuple[list[nn.Parameter], Tensor, dist.Work]] = []
+        if world.size == 1:
+            return
+        size = 0
+        for parameter in reversed(list(model.parameters())):
+            if size and size + parameter.numel() > BUCKET_ELEMENTS:
+                self.buckets.append([])
+                size = 0
+            self.buckets[-1].append(parameter)
+            size += parameter.numel()
+            parameter.register_post_accumulate_grad_hook(
+                partial(self._ready, bucket=len(self.buckets) - 1)
+            )
+        self.missing = [len(bucket) for bucket in self.buckets]
+
+    def _ready(self, parameter: Tensor, *, bucket: int) -> None:
+        if not self.active:
+            return
+        self.missing[bucket] -= 1
+        if self.missing[bucket] == 0:
+            parameters = self.buckets[bucket]
+            gradients = [p.grad.flatten() for p in parameters if p.grad is not None]
+            joined = gradients[0] if len(gradients) == 1 else torch.cat(gradients)
+            work = dist.all_reduce(joined, async_op=True)
+            assert work is not None
+            self.sent.append((parameters, joined, work))
+
+    @contextlib.contextmanager
+    def collecting(self, last: bool) -> Iterator[None]:
+        """Around one micro-batch's backward; `last` starts the sums and waits for them."""
+        self.active = last and len(self.buckets[0]) > 0
+        if self.active:
+            self.missing = [len(bucket) for bucket in self.buckets]
+        yield
+        self.active = False
+        for parameters, joined, work in self.sent:
+            work.wait()
+            pieces = joined.split([parameter.numel() for parameter in parameters])
+            for parameter, piece in zip(parameters, pieces, strict=True):
+                parameter.grad = piece.view_as(parameter)
+        self.sent.clear()
+
+
+def shard(model: GPT, world: World, *, replicas: int = 1) -> GPT:
+    """Cut the model over the processes (FSDP2): `replicas` copies, each over size / replicas."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+
+    if world.size == 1:
+        return model
+    if world.size % replicas:
+        raise UserError(f"{world.size} processes cannot form {replicas} replicas: use a divisor")
+    mesh = init_device_mesh(
+        world.device.type,
+        (replicas, world.size // replicas),
+        mesh_dim_names=("replicate", "shard"),
+    )
+    if replicas == 1:
+        mesh = mesh["shard"]
+    for block in model.h:
+        fully_shard(block, mesh=mesh)
+    # The head uses wte after `hidden` has returned, so the root stays whole until backward.
+    fully_shard(model, mesh=mesh, reshard_after_forward=False)
+    register_fsdp_forward_method(model, "hidden")
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)  # sums, as everywhere,
+            module.set_force_sum_reduction_for_comms(True)  # by a reduction gloo has too
+    return model
+
+
+def full(tensor: Tensor) -> Tensor:
+    """A whole tensor from a sharded one (every process must ask); others as they are."""
+    gather = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else gather()
+
+
+@torch.no_grad()
+def fill(tensor: Tensor, whole: Tensor) -> None:
+    """Copy a whole tensor into one that may be sharded."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if isinstance(tensor, DTensor):
+        whole = distribute_tensor(whole.to(tensor.device), tensor.device_mesh, tensor.placements)
+    tensor.copy_(whole)
+
+
+def checkpoint_activations(model: GPT) -> GPT:
+    """Keep only the blocks' inputs for backward and compute the rest again: less memory, slower."""
+    for block in model.h:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    return model
+
+
+@torch.no_grad()
+def pad_vocabulary(model: GPT) -> GPT:
+    """Add rows of zeros to the token embedding so that its size suits the matrix units.
+
+    The model cuts the extra logits off (`GPT.unembed`), so the rows get no gradient and stay zero;
+    `write_model` does not write them. 50257 becomes 50304.
+    """
+    rows = -model.config.vocab_size % 64
+    if rows and len(model.wte.weight) == model.config.vocab_size:
+        zeros = model.wte.weight.new_zeros(rows, model.config.n_embd)
+        model.wte.weight = nn.Parameter(torch.cat([model.wte.weight, zeros]))
+    return model

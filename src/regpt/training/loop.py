@@ -1,0 +1,269 @@
+"""The loop, visible: build, resume, then for each step fetch, step, record, maybe look, maybe save.
+
+`train(config)` is a library function; the command line only prints what it tells its observer. One
+loop serves one process and many: the first prints and writes, all compute.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+
+import torch
+
+from regpt.core.data import Batch
+from regpt.core.schedule import factor
+from regpt.core.step import StepResult, compute_gradients
+from regpt.fast.kernels.build import refused
+from regpt.system.runtime import find_runtime, peak_memory
+from regpt.training.checkpoint import CheckpointWriter
+from regpt.training.compiling import decide
+from regpt.training.config import RunConfig
+from regpt.training.distributed import open_world
+from regpt.training.events import (
+    Event,
+    Finished,
+    Interrupted,
+    Noted,
+    Observer,
+    Saved,
+    Started,
+    Stepped,
+)
+from regpt.training.loss_plot import draw_loss
+from regpt.training.nonfinite import handle_incident, what_is_wrong
+from regpt.training.periodic_evaluation import Looks
+from regpt.training.resume import go_back, look_at, open_directory
+from regpt.training.run_dir import RunDirectory
+from regpt.training.state import (
+    TrainState,
+    build,
+    snapshot_bytes,
+    take_snapshot,
+    takes_copies,
+)
+from regpt.training.tensorboard import TensorBoard
+
+
+def ignore(event: Event) -> None:
+    """The observer that does not look."""
+
+
+def never() -> bool:
+    """The request to stop that never comes."""
+    return False
+
+
+def train(
+    config: RunConfig,
+    observe: Observer = ignore,
+    *,
+    resume: bool = False,
+    stop: Callable[[], bool] = never,
+) -> TrainState:
+    """Run a training from its beginning, or its newest checkpoint, to its end.
+
+    Args:
+        config: the run; with `resume`, `config.out` is the directory to go on in.
+        observe: told what happens, on the first process.
+        resume: go on where the newest sound checkpoint stands.
+        stop: asked after every step; True saves the run and ends it there.
+
+    Raises:
+        UserError: what the configuration, data or directory make impossible; and a step whose
+            numbers went wrong, once no more of them may be skipped.
+    """
+    started = time.perf_counter()
+    runtime = find_runtime(config.device, dtype=config.dtype, threads=config.threads)
+    with open_world(runtime) as world:
+        observe = observe if world.is_first else ignore
+        config = config.with_batch_tokens(world.size)
+        state = build(config, runtime, world)
+        looks = Looks(config, world)
+        directory = open_directory(state, resume=resume)
+        try:
+            run(state, directory, looks, observe, resume=resume, stop=stop, started=started)
+        finally:
+            directory.release()
+        return state
+
+
+def run(
+    state: TrainState,
+    directory: RunDirectory,
+    looks: Looks,
+    observe: Observer,
+    *,
+    resume: bool,
+    stop: Callable[[], bool],
+    started: float,
+) -> None:
+    """A run in its directory, from where it stands to its end or until it is asked to stop."""
+    if resume and directory.is_complete(state.config.steps):
+        look_at(state, directory, observe)
+        return
+    if resume:
+        go_back(state, directory, observe)
+    observe(describe(state, directory, looks))
+    if state.config.tensorboard and state.world.is_first:
+        earlier = directory.read_metrics()
+        directory.mirror = TensorBoard(directory.path, earlier, step=state.step).write
+    looks.before_training(state, directory, observe)
+    writer = CheckpointWriter(directory.checkpoints, keep=state.config.keep)
+    try:
+        finished = run_steps(state, directory, looks, writer, observe, stop)
+    finally:
+        writer.close()
+    state.world.barrier()
+    if not finished:
+        observe(Interrupted(directory=directory.path, step=state.step))
+        return
+    finish(state, directory)
+    observe(Finished(directory=directory.path, seconds=time.perf_counter() - started))
+
+
+def run_steps(
+    state: TrainState,
+    directory: RunDirectory,
+    looks: Looks,
+    writer: CheckpointWriter,
+    observe: Observer,
+    stop: Callable[[], bool],
+) -> bool:
+    """All steps that are left; False if asked to stop before the last."""
+    config, world = state.config, state.world
+    rows = state.data.loader.plan.rows(world.rank, world.size)
+    last = 1 if config.overfit else config.steps
+    first = 0 if config.overfit else state.step
+    batches = state.data.loader.batches(first, last, rows=rows, device=state.runtime.device)
+    batch, begun = None, state.step
+    while state.step < config.steps:
+        clock = time.perf_counter()
+        writer.check()
+        if batch is None or not config.overfit:
+            batch = next(batches)
+        result = compute(state, batch)
+        fault = what_is_wrong(state, result)
+        if fault is None:
+            state.optimizer.step()
+            state.remember_loss(result.loss)
+        else:
+            handle_incident(state, directory, batch, result, fault, observe)
+        record(state, directory, result, batch, clock, observe)
+        if state.step == begun + 1:
+            note_missing_kernels(state, observe)
+        if config.save_every and world.is_first and state.step == begun + 1:
+            writer.make_room(snapshot_bytes(state))
+        tokens_before = state.tokens - batch.num_targets
+        looks.after_step(state, directory, observe, tokens_before=tokens_before)
+        stopping = world.any(stop()) and state.step < config.steps
+        if stopping or (config.save_every and is_due(state.step, config.save_every, config.steps)):
+            save(state, directory, writer, observe)
+        if stopping:
+            return False
+    return True
+
+
+def note_missing_kernels(state: TrainState, observe: Observer) -> None:
+    """Say why the C kernels are not used, where the step asked for them."""
+    reason = refused() if takes_copies(state.config, state.runtime, state.world) else None
+    if reason is not None:
+        observe(Noted(text=f"{reason}; training through torch's operators, which is slower"))
+
+
+def compute(state: TrainState, batch: Batch) -> StepResult:
+    """The gradients of the state's next step, at its learning rate; nothing is applied yet."""
+    config = state.config
+    seed_dropout(state)
+    state.optimizer.set_factor(factor(state.step, config.steps, config.schedule))
+    return compute_gradients(
+        state.model,
+        state.optimizer,
+        batch,
+        state.runtime,
+        state.world,
+        state.gradient_sum,
+        micro_batch=config.batch_size,
+        clip=config.optimizer.clip,
+        multiplicity=state.multiplicity,
+    )
+
+
+def describe(state: TrainState, directory: RunDirectory, looks: Looks) -> Started:
+    """The facts of a run that is about to start."""
+    data = state.data
+    return Started(
+        config=state.config,
+        directory=directory.path,
+        place=state.runtime.describe(),
+        num_parameters=state.whole_model().num_parameters(),
+        train_tokens=len(data.loader.dataset),
+        validation_tokens=len(data.validation) if data.validation else 0,
+        steps_per_epoch=data.loader.plan.steps_per_epoch,
+        sequences=data.loader.plan.sequences,
+        first_step=state.step,
+        processes=state.world.size,
+        compiling=decide(state.config, state.runtime.device),
+        hellaswag=(len(looks.examples), looks.examples_in_all),
+    )
+
+
+def seed_dropout(state: TrainState) -> None:
+    """Make this step's dropout masks a function of (seed, step, process): nothing to save."""
+    if state.config.model.dropout:
+        place = (state.config.seed * 1_000_003 + state.step) * 65_537 + state.world.rank
+        torch.manual_seed(place % 2**63)
+
+
+def is_due(step: int, every: int | None, steps: int) -> bool:
+    """Whether something done every so many steps, and at the end, is due after `step` steps."""
+    return step == steps or (every is not None and step % every == 0)
+
+
+def record(
+    state: TrainState,
+    directory: RunDirectory,
+    result: StepResult,
+    batch: Batch,
+    clock: float,
+    observe: Observer,
+) -> None:
+    """Count the step and write its line; `clock` is when it began."""
+    state.step += 1
+    state.tokens += batch.num_targets
+    event = Stepped(
+        step=state.step,
+        loss=result.loss,
+        learning_rate=state.optimizer.lr,
+        grad_norm=result.grad_norm,
+        tokens=state.tokens,
+        tokens_per_second=batch.num_targets / (time.perf_counter() - clock),
+        peak_memory=peak_memory(state.runtime.device),
+    )
+    if state.world.is_first:
+        directory.append_metrics(asdict(event))
+    observe(event)
+
+
+def save(
+    state: TrainState, directory: RunDirectory, writer: CheckpointWriter, observe: Observer
+) -> None:
+    """Start a checkpoint; training goes on once the numbers are copied."""
+    if state.world.is_first:
+        directory.sync_metrics()
+        seconds = writer.save(lambda memory: take_snapshot(state, memory))
+        observe(Saved(step=state.step, seconds=seconds))
+    elif state.config.shard:
+        take_snapshot(state)  # gathering whole tensors takes every process
+
+
+def finish(state: TrainState, directory: RunDirectory) -> None:
+    """Leave a directory that is a model, with its curve."""
+    snapshot = take_snapshot(state) if state.config.shard else None
+    if state.world.is_first:
+        whole = state.whole_model()
+        directory.write_model(snapshot.model if snapshot else whole.state_dict(), whole.config)
+        title = f"{state.config.preset}: {whole.num_parameters() / 1e6:.1f}M parameters"
+        metrics, vocab_size = directory.read_metrics(), whole.config.vocab_size
+        draw_loss(metrics, directory.picture, title=title, vocab_size=vocab_size)
+        directory.mark_finished(state.step)
+    state.world.barrier()

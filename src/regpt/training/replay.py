@@ -1,0 +1,166 @@
+"""One step of a run again, in float32, with every layer watched: where did the numbers go wrong?
+
+The weights are those that met the step: from its incident, if it was one; else from the newest
+sound checkpoint before it (or the beginning), with the steps between computed again as the run did,
+in its own dtype. The batch needs no file: it is a function of (data, seed, step). Nothing is
+written. One process computes the whole global batch; of a run on many, dropout masks differ.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from regpt.core.data import Batch
+from regpt.system.errors import UserError
+from regpt.system.json_text import check_types, read_json
+from regpt.system.runtime import find_runtime
+from regpt.training.activation_stats import (
+    Layer,
+    first_gradient_not_finite,
+    first_not_finite,
+    watching,
+)
+from regpt.training.checkpoint import load_newest
+from regpt.training.config import RunConfig
+from regpt.training.distributed import World
+from regpt.training.loop import compute
+from regpt.training.nonfinite import incident_path, what_is_wrong
+from regpt.training.run_dir import RunDirectory
+from regpt.training.saved import Incident
+from regpt.training.state import TrainState, build, check_facts, load_model, restore
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """A step, computed again."""
+
+    step: int
+    """From 1, as in metrics.jsonl."""
+    source: str
+    """Where the weights came from."""
+    place: str
+    """Device and dtype of this computation."""
+    loss: float
+    grad_norm: float
+    layers: dict[str, Layer]
+    recorded: dict[str, Any] | None
+    """The run's own line or incident report; None if it left neither."""
+    fault: str | None
+    """What the run found wrong."""
+
+    @property
+    def first_not_finite(self) -> str | None:
+        """The first layer, in the order of computation, whose output is not finite."""
+        return first_not_finite(self.layers)
+
+    @property
+    def first_gradient_not_finite(self) -> str | None:
+        """The first layer, in the order of backward, whose gradient is not finite."""
+        return first_gradient_not_finite(self.layers)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether loss and gradient norm are."""
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
+
+def replay(directory: Path, step: int, *, device: str | None, note: Note) -> Replay:
+    """Compute a step of a run again in float32; `device` default: the run's own.
+
+    Raises:
+        UserError: no such run or step, changed data, or no sound checkpoint to start from.
+    """
+    run = RunDirectory(directory)
+    record = run.read_record()
+    saved = RunConfig.from_json(record["config"])
+    if not 1 <= step <= saved.steps:
+        raise UserError(f"step {step} is not one of the run's 1 to {saved.steps}")
+    config = replace(
+        saved,
+        device=device or saved.device,
+        shard=False,
+        compile=False,
+        checkpoint_activations=False,
+        pad_vocabulary=False,
+    )
+    runtime = find_runtime(config.device, dtype=config.dtype, threads=config.threads)
+    if runtime.world_size > 1:
+        raise UserError("replay runs as one process: start it without torchrun")
+    state = build(config, runtime, World(device=runtime.device))
+    check_facts(record["data"], state.data.facts)
+    source = stand_before(state, run, step, note)
+    batch = batch_of(state)
+    state.runtime = replace(runtime, dtype=torch.float32)
+    with watching(state.model) as layers:
+        result = compute(state, batch)
+    recorded, fault = recorded_of(run, step)
+    return Replay(
+        step=step,
+        source=source,
+        place=state.runtime.describe(),
+        loss=result.loss,
+        grad_norm=result.grad_norm,
+        layers=layers,
+        recorded=recorded,
+        fault=fault,
+    )
+
+
+def stand_before(state: TrainState, run: RunDirectory, step: int, note: Note) -> str:
+    """Bring a fresh state to the weights that met `step`; says where they came from."""
+    incident = incident_path(run, step)
+    if (incident / "model").is_dir():
+        load_model(state, incident / "model")
+        state.step = step - 1
+        return str(incident / "model")
+    checkpoint = load_newest(run.checkpoints, note=note, at_most=step - 1)
+    if checkpoint is None:
+        source = "the beginning"
+    else:
+        source = str(checkpoint.path)
+        restore(state, checkpoint)
+    between = step - 1 - state.step
+    if between:
+        source += f" and {between} steps"
+        note(f"{between} steps lie between {source.removesuffix(f' and {between} steps')} and this")
+    while state.step < step - 1:
+        advance(state)
+    return source
+
+
+def batch_of(state: TrainState) -> Batch:
+    """The whole global batch of the state's next step, on its device."""
+    step = 0 if state.config.overfit else state.step
+    loader, device = state.data.loader, state.runtime.device
+    x, y = loader.batch(step)
+    return Batch(step, x.to(device), y.to(device), loader.num_targets(step))
+
+
+def advance(state: TrainState) -> None:
+    """One step as the run did it: applied unless its numbers were wrong."""
+    result = compute(state, batch_of(state))
+    if what_is_wrong(state, result) is None:
+        state.optimizer.step()
+        state.remember_loss(result.loss)
+    state.step += 1
+
+
+def recorded_of(run: RunDirectory, step: int) -> tuple[dict[str, Any] | None, str | None]:
+    """What the run wrote of a step, and what it found wrong with it."""
+    path = incident_path(run, step) / "report.json"
+    if path.exists():
+        try:
+            report = check_types(Incident, read_json(path))
+            return {name: report[name] for name in ("loss", "grad_norm")}, report["fault"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UserError(f"{path} is damaged: remove {path.parent} to replay without") from None
+    for entry in run.read_metrics():
+        if entry["step"] == step and "loss" in entry:
+            return entry, None
+    return None, None

@@ -1,0 +1,86 @@
+"""Where a run begins: in a directory of its own, or where its newest sound checkpoint stands."""
+
+from pathlib import Path
+
+import torch
+
+from regpt.system.errors import UserError
+from regpt.training.checkpoint import Checkpoint, load, load_newest, name_of
+from regpt.training.events import Noted, Observer
+from regpt.training.run_dir import RunDirectory, free_name
+from regpt.training.state import TrainState, load_model, restore
+
+
+def open_directory(state: TrainState, *, resume: bool) -> RunDirectory:
+    """The run's directory: made and locked by the first process, known to all."""
+    config, world = state.config, state.world
+    path = Path(config.out) if config.out else free_name(config.preset)
+    world.barrier()  # all have looked for a free name before the first takes it
+    directory, error = RunDirectory(path), None
+    if world.is_first:
+        try:
+            if resume:
+                directory.lock()
+            else:
+                directory = RunDirectory.create(path)
+                directory.write_record(config, state.data.facts, state.runtime.describe())
+        except UserError as refused:
+            error = refused
+    world.agree(error)
+    return directory
+
+
+def look_at(state: TrainState, directory: RunDirectory, observe: Observer) -> None:
+    """Take the weights of a run that is complete; nothing is left to do."""
+    load_model(state, directory.path)
+    state.step = directory.read_record()["finished"]
+    text = f"{directory.path} is complete, {state.step:,} steps: nothing is left to do"
+    observe(Noted(text=f"{text}; --steps N goes on to more, from its newest checkpoint"))
+
+
+def go_back(state: TrainState, directory: RunDirectory, observe: Observer) -> None:
+    """Restore the newest sound checkpoint and forget what was recorded after it.
+
+    The first process looks for it and the others take the same one. A run that was killed before
+    its first checkpoint begins again.
+    """
+    world = state.world
+    checkpoint, error = None, None
+    if world.is_first:
+        try:
+            checkpoint = find_checkpoint(directory, observe)
+        except UserError as found:
+            error = found
+    world.agree(error)
+    step = torch.tensor(checkpoint.step if checkpoint else 0, device=world.device)
+    step = int(world.sum(step).item())
+    if step:
+        checkpoint = checkpoint or load(directory.checkpoints / name_of(step))
+        restore(state, checkpoint)
+        saved = checkpoint.progress["world_size"]
+        if saved != world.size:
+            text = f"saved by {saved} processes, resumed by {world.size}: same data, step by step"
+            observe(Noted(text=text))
+        observe(Noted(text=f"resumed after step {step} from {checkpoint.path}"))
+    else:
+        observe(Noted(text=f"{directory.path} has no checkpoint yet: it begins again"))
+    world.barrier()
+    if world.is_first:
+        for change in directory.change_record(state.config, step):
+            observe(Noted(text=f"from here on {change}"))
+        for dropped in directory.rewind(step):
+            observe(Noted(text=dropped))
+
+
+def find_checkpoint(directory: RunDirectory, observe: Observer) -> Checkpoint | None:
+    """The newest sound checkpoint; None if none was ever completed and the run never ended."""
+    checkpoint = load_newest(directory.checkpoints, note=lambda text: observe(Noted(text=text)))
+    began = "finished" not in directory.read_record() and not list(
+        directory.checkpoints.glob("step-*")
+    )
+    if checkpoint is None and not began:
+        raise UserError(
+            f"{directory.path} has no sound checkpoint to resume from: start a new run with "
+            "--save-every"
+        )
+    return checkpoint

@@ -1,0 +1,270 @@
+"""A run's directory: everything a run leaves behind, and a model that anything can load.
+
+    config.json, model.safetensors, tokenizer files   the model, in Hugging Face layout
+    run.json        the resolved configuration, data fingerprint, versions, seed
+    metrics.jsonl   one JSON object per step, and one per validation, HellaSwag, samples
+    loss.png        the loss curve
+    samples.txt     text written before, during and after training
+    events.out.*    the figures for TensorBoard (tensorboard.py), if asked for
+    checkpoints/    what a resume needs (checkpoint.py), if any was asked for
+    incidents/      steps whose numbers went wrong (incident.py), if any did
+    lock            held by the process that trains (lock.py)
+
+A directory that already holds a run is never written to but by its resume, one at a time.
+"""
+
+import json
+import math
+import os
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from regpt import weights
+from regpt.core.model import GPTConfig
+from regpt.system.errors import UserError
+from regpt.system.files import replace_files, writing_to
+from regpt.system.json_text import parse_json, read_json
+from regpt.training.config import RunConfig
+from regpt.training.lock import RunLock
+
+NAMED_LINES = 5
+LARGEST_COUNT, LARGEST_NUMBER = 1 << 53, 1e100
+"""Above any step and any figure of a run: a line with more is damaged."""
+VERSIONS = ("regpt", "torch", "numpy", "tiktoken", "safetensors")
+
+
+def free_name(preset: str, parent: Path = Path("runs")) -> Path:
+    """runs/PRESET, or the first of runs/PRESET-2, -3, ... that does not exist."""
+    path, number = parent / preset, 2
+    while path.exists():
+        path, number = parent / f"{preset}-{number}", number + 1
+    return path
+
+
+def finite(value: Any) -> Any:
+    """The same, with null for numbers JSON does not have, however deep."""
+    if isinstance(value, dict):
+        return {name: finite(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested configuration values by their dotted names, tuples as lists."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def is_sound(entry: dict[str, Any]) -> bool:
+    """Whether a line is one a run writes: a step, numbers or null, and texts by their prompts."""
+    numbers = {name: value for name, value in entry.items() if name != "samples"}
+    if type(entry.get("step")) is not int or not 0 <= entry["step"] < LARGEST_COUNT:
+        return False
+    samples = entry.get("samples", {})
+    return all(
+        value is None or (type(value) in (int, float) and abs(value) < LARGEST_NUMBER)
+        for value in numbers.values()
+    ) and (isinstance(samples, dict) and all(isinstance(text, list) for text in samples.values()))
+
+
+def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The sound lines, and what was dropped."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return [], []
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    entries, dropped = [], []
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = parse_json(line)
+        except ValueError:  # of which a UnicodeDecodeError is one
+            entry = None
+        if isinstance(entry, dict) and is_sound(entry):
+            entries.append(entry)
+        else:
+            dropped.append(number)
+    if not dropped:
+        return entries, []
+    numbers = ", ".join(map(str, dropped[:NAMED_LINES]))
+    more = ", ..." if len(dropped) > NAMED_LINES else ""
+    lines = "1 line" if len(dropped) == 1 else f"{len(dropped)} lines"
+    return entries, [f"{path}: {lines} dropped that are not whole (line {numbers}{more})"]
+
+
+def sample_section(step: int, samples: Mapping[str, list[str]]) -> str:
+    """A part of samples.txt."""
+    texts = [text for written in samples.values() for text in written]
+    return f"== after {step} steps\n" + "".join(f"> {text}\n" for text in texts) + "\n"
+
+
+class RunDirectory:
+    """The one place that knows the files' names."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.record = path / "run.json"
+        self.metrics = path / "metrics.jsonl"
+        self.picture = path / "loss.png"
+        self.samples = path / "samples.txt"
+        self.checkpoints = path / "checkpoints"
+        self.incidents = path / "incidents"
+        self.mirror: Callable[[dict[str, Any]], None] | None = None
+        """Told every line that goes to metrics.jsonl."""
+        self._lock: RunLock | None = None
+
+    def lock(self) -> None:
+        """Be the one process that writes here, until `release` or the process ends."""
+        self._lock = RunLock(self.path / "lock")
+
+    def release(self) -> None:
+        """Let another process write here."""
+        if self._lock is not None:
+            self._lock.release()
+
+    @classmethod
+    def create(cls, path: Path) -> "RunDirectory":
+        """Make and lock the directory; refuse one that holds a run or cannot be written."""
+        directory = cls(path)
+        directory.refuse_a_run()
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            directory.lock()
+            directory.refuse_a_run()  # of another process, begun between the look and the lock
+            directory.metrics.touch()
+        except OSError as error:
+            directory.release()
+            raise UserError(
+                f"cannot write to {path} ({error.strerror}): name another with --out"
+            ) from None
+        except UserError:
+            directory.release()
+            raise
+        return directory
+
+    def refuse_a_run(self) -> None:
+        """Raise UserError if there is a run or a model here."""
+        for name in ("run.json", "config.json"):
+            if (self.path / name).exists():
+                raise UserError(
+                    f"{self.path} already holds a run ({name}): name another with --out"
+                )
+
+    def write_record(self, config: RunConfig, data: dict[str, Any], place: str) -> None:
+        """Write run.json: what was run, on what, with which versions."""
+        self.replace_record(
+            {
+                "config": config.to_json(),
+                "data": data,
+                "runtime": place,
+                "versions": {"python": platform.python_version()}
+                | {name: version(name) for name in VERSIONS},
+            }
+        )
+
+    def replace_record(self, record: dict[str, Any]) -> None:
+        """Write run.json, whole."""
+        replace_files(self.path, {self.record.name: (json.dumps(record, indent=2) + "\n").encode()})
+
+    def is_complete(self, steps: int) -> bool:
+        """Whether the run came to its end with at least so many steps."""
+        return self.read_record().get("finished", 0) >= steps
+
+    def change_record(self, config: RunConfig, step: int) -> list[str]:
+        """Take a resumed run's configuration into run.json; the changes, in words.
+
+        run.json then holds the configuration that a next resume starts from, and under `changes`
+        what each resume changed and after which step.
+        """
+        record = self.read_record()
+        before, now = flatten(record["config"]), flatten(config.to_json())
+        changed = {
+            name: [before.get(name), value]
+            for name, value in now.items()
+            if name != "out" and before.get(name) != value
+        }
+        if changed:
+            record["config"] = config.to_json()
+            record.setdefault("changes", []).append({"after_step": step, "fields": changed})
+            self.replace_record(record)
+        return [f"{name} {new} (was {old})" for name, (old, new) in changed.items()]
+
+    def mark_finished(self, step: int) -> None:
+        """The last thing a run does: say in run.json that it came to its end."""
+        self.replace_record(self.read_record() | {"finished": step})
+
+    def read_record(self) -> dict[str, Any]:
+        """What `write_record` wrote."""
+        try:
+            record = read_json(self.record)
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(
+                f"{self.path} holds no run (no run.json): name a run's directory"
+            ) from None
+        except ValueError:
+            raise UserError(f"{self.record} is not JSON: restore it from a copy") from None
+        except OSError as error:
+            raise UserError(f"cannot read {self.record}: {error.strerror or error}") from None
+        parts = ("config", "data")
+        if not isinstance(record, dict) or not all(
+            isinstance(record.get(name), dict) for name in parts
+        ):
+            raise UserError(
+                f"{self.record} has no {' and '.join(parts)} of a run: restore it from a copy"
+            )
+        return record
+
+    def append_metrics(self, entry: dict[str, Any]) -> None:
+        """Add one line to metrics.jsonl."""
+        with writing_to(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(finite(entry)) + "\n")
+        if self.mirror is not None:
+            self.mirror(entry)
+
+    def sync_metrics(self) -> None:
+        """Force metrics.jsonl to the disk, before a checkpoint that must not be ahead of it."""
+        with writing_to(self.metrics), self.metrics.open("rb+") as file:
+            os.fsync(file.fileno())
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All sound lines of metrics.jsonl; what a kill cut short or a disk damaged is left out."""
+        return read_metrics(self.metrics)[0]
+
+    def rewind(self, step: int) -> list[str]:
+        """Forget what was recorded after `step`, so that a resumed run records it once.
+
+        Returns what else had to be dropped, in words: lines that were not whole.
+        """
+        found, notes = read_metrics(self.metrics)
+        entries = [entry for entry in found if step and entry["step"] <= step]
+        text = "".join(json.dumps(entry) + "\n" for entry in entries)
+        replace_files(self.path, {self.metrics.name: text.encode()})
+        samples = (entry for entry in entries if "samples" in entry)
+        text = "".join(sample_section(entry["step"], entry["samples"]) for entry in samples)
+        replace_files(self.path, {self.samples.name: text.encode()})
+        return notes
+
+    def append_samples(self, step: int, samples: Mapping[str, list[str]]) -> None:
+        """Record the texts written to each prompt after `step` steps: for programs, for people."""
+        self.append_metrics({"step": step, "samples": dict(samples)})
+        with writing_to(self.samples), self.samples.open("a", encoding="utf-8") as file:
+            file.write(sample_section(step, samples))
+
+    def write_model(self, tensors: Mapping[str, Tensor], config: GPTConfig) -> None:
+        """Write the model's files beside the run's, config.json last."""
+        weights.write_model_files(self.path, tensors, asdict(config))

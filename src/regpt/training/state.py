@@ -1,0 +1,283 @@
+"""What a run is made of: built from its configuration, taken down into a snapshot and put back."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from regpt import weights
+from regpt.core.model import GPT
+from regpt.core.optimizer import Optimizer
+from regpt.fast.training.bf16_weights import keep_copies
+from regpt.fast.training.blocked_attention import attend_in_blocks
+from regpt.fast.training.compact_vocabulary import CompactVocabulary, compact, expand
+from regpt.fast.training.fused_block import fuse_blocks
+from regpt.system.errors import UserError
+from regpt.system.runtime import Runtime
+from regpt.training.checkpoint import Checkpoint, Snapshot, without_padding
+from regpt.training.compiling import compiles
+from regpt.training.config import RunConfig
+from regpt.training.distributed import (
+    GradientSum,
+    World,
+    checkpoint_activations,
+    fill,
+    full,
+    pad_vocabulary,
+    shard,
+)
+from regpt.training.host_memory import HostMemory, aligned_size
+from regpt.training.training_data import Data, compact_data, read_data
+
+SPIKE_WINDOW = 128
+"""Losses that a spike is measured against."""
+
+
+@dataclass(kw_only=True)
+class TrainState:
+    """A run under way."""
+
+    config: RunConfig
+    runtime: Runtime
+    world: World
+    data: Data
+    model: GPT
+    """What is trained; with a compact vocabulary, `whole_model` is what is saved and read."""
+    vocabulary: CompactVocabulary | None
+    optimizer: Optimizer
+    gradient_sum: GradientSum
+    step: int = 0
+    """Steps done."""
+    tokens: int = 0
+    """Tokens trained on."""
+    val_loss: float | None = None
+    """The newest validation loss,"""
+    val_step: int | None = None
+    """and after which step it was measured."""
+    recent_losses: list[float] = field(default_factory=list)
+    """The last losses of steps that were applied, newest last."""
+    bad_steps: int = 0
+    """Steps skipped so far."""
+
+    @property
+    def multiplicity(self) -> int:
+        """Tokens that the embedding's last row stands for."""
+        return 1 if self.vocabulary is None else self.vocabulary.shared
+
+    def remember_loss(self, loss: float) -> None:
+        """Take the loss of a step that was applied among those that a spike is measured against."""
+        self.recent_losses = [*self.recent_losses, loss][-SPIKE_WINDOW:]
+
+    def whole_model(self) -> GPT:
+        """The model over the whole vocabulary."""
+        return self.model if self.vocabulary is None else expand(self.model, self.vocabulary)
+
+
+def build(config: RunConfig, runtime: Runtime, world: World) -> TrainState:
+    """Everything a run needs, from its configuration; touches no file but the data."""
+    check_shares(config, world)
+    data = read_data(config, world)
+    torch.manual_seed(config.seed)
+    model = GPT(config.model).to(runtime.device).train()
+    if config.zero_projections:
+        zero_projections(model)
+    vocabulary = None
+    if config.compact_vocabulary:
+        data, vocabulary = compact_data(data, config.model.vocab_size)
+    if vocabulary is not None:
+        model = compact(model, vocabulary)
+    pads = config.pad_vocabulary
+    if pads or (pads is None and runtime.device.type == "cuda"):
+        pad_vocabulary(model)
+    if takes_blocks(config, runtime):
+        attend_in_blocks(model)
+    if takes_copies(config, runtime, world):
+        keep_copies(model)
+        if takes_blocks(config, runtime):
+            fuse_blocks(model)
+    if config.checkpoint_activations:
+        checkpoint_activations(model)
+    if compiles(config, runtime.device):
+        for block in model.h:
+            block.compile()
+    summing = world
+    if config.shard:
+        shard(model, world, replicas=config.replicas)
+        summing = World(device=runtime.device)  # FSDP sums by itself
+    return TrainState(
+        config=config,
+        runtime=runtime,
+        world=world,
+        data=data,
+        model=model,
+        vocabulary=vocabulary,
+        optimizer=Optimizer(model, config.optimizer, lr=config.lr),
+        gradient_sum=GradientSum(model, summing),
+    )
+
+
+def takes_blocks(config: RunConfig, runtime: Runtime) -> bool:
+    """Whether attention goes by blocks: measured faster on a CPU in bf16, not in fp32."""
+    if config.attention == "auto":
+        cpu = runtime.device.type == "cpu"
+        low = runtime.dtype == torch.bfloat16
+        return cpu and low and not compiles(config, runtime.device)
+    return config.attention == "blocks"
+
+
+def takes_copies(config: RunConfig, runtime: Runtime, world: World) -> bool:
+    """Whether matrices keep bfloat16 copies: on one CPU, in bf16."""
+    cpu = runtime.device.type == "cpu" and runtime.dtype == torch.bfloat16
+    alone = cpu and world.size == 1
+    return config.keep_copies and alone and not compiles(config, runtime.device)
+
+
+@torch.no_grad()
+def zero_projections(model: GPT) -> None:
+    """Zeros where a block adds to the residual stream; they grow in the first steps."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("c_proj.weight"):
+            parameter.zero_()
+
+
+def check_shares(config: RunConfig, world: World) -> None:
+    """Refuse shares of a batch that would let one sharded process wait for another for ever."""
+    sequences = config.sequences(world.size)
+    if config.shard and sequences % world.size:
+        raise UserError(
+            f"a batch of {sequences} sequences is not a multiple of {world.size} processes, and "
+            f"shard needs equal shares: use --batch-tokens {world.size * config.block_size} times N"
+        )
+
+
+def snapshot_bytes(state: TrainState) -> int:
+    """The memory that a snapshot's copies take, once the optimizer has its state."""
+    sizes = [aligned_size(tensor) for tensor in state.whole_model().state_dict().values()]
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        sizes.append(aligned_size(tensor))
+        return torch.empty(tensor.shape, device="meta")
+
+    state.optimizer.state_tensors(count)
+    return sum(sizes)
+
+
+def take_snapshot(state: TrainState, memory: HostMemory | None = None) -> Snapshot:
+    """A copy in host memory; with a sharded model every process must ask."""
+    memory = memory or HostMemory()
+
+    def copy(tensor: torch.Tensor) -> torch.Tensor:
+        return memory.copy(full(tensor.detach()))
+
+    vocab_size = state.config.model.vocab_size
+    whole = state.whole_model().state_dict()
+    model = {name: copy(tensor) for name, tensor in whole.items()}
+    optimizer = state.optimizer.state_tensors(copy)
+    if state.vocabulary is not None:
+        optimizer = on_embedding(optimizer, state.vocabulary.expand_rows)
+    return Snapshot(
+        step=state.step,
+        model=without_padding(model, vocab_size),
+        config=asdict(state.config.model),
+        optimizer=without_padding(optimizer, vocab_size),
+        progress={
+            "step": state.step,
+            "tokens": state.tokens,
+            "val_loss": state.val_loss,
+            "recent_losses": state.recent_losses,
+            "val_step": state.val_step,
+            "bad_steps": state.bad_steps,
+            "world_size": state.world.size,
+            "seed": state.config.seed,
+            "data": state.data.facts,
+        },
+        val_loss=state.val_loss if state.val_step == state.step else None,
+    )
+
+
+def restore(state: TrainState, checkpoint: Checkpoint) -> None:
+    """Put a checkpoint's numbers into a freshly built state; refuse, by name, what does not fit."""
+    progress = checkpoint.progress
+    check_facts(progress["data"], state.data.facts)
+    if state.config.steps < checkpoint.step:
+        raise UserError(
+            f"steps {state.config.steps} is fewer than the {checkpoint.step} that are done: ask "
+            f"for --steps {checkpoint.step} or more"
+        )
+    load_model(state, checkpoint.path)
+    try:
+        tensors: Mapping[str, torch.Tensor] = checkpoint.optimizer
+        if state.vocabulary is not None:
+            tensors = on_embedding(tensors, state.vocabulary.compact_rows)
+        if tensors:  # none if every step so far was skipped
+            state.optimizer.load_state_tensors(tensors, fill)
+    except KeyError as error:
+        raise UserError(
+            f"{checkpoint.path} has no optimizer state {error}: resume with the run's own "
+            "--optimizer.name"
+        ) from None
+    except RuntimeError as error:  # torch, of shapes
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{checkpoint.path / 'optimizer.safetensors'} does not fit the model ({reason}): "
+            "remove this checkpoint and resume again"
+        ) from None
+    state.step, state.tokens = progress["step"], progress["tokens"]
+    state.val_loss, state.bad_steps = progress["val_loss"], progress["bad_steps"]
+    state.val_step = progress["val_step"]
+    state.recent_losses = list(progress["recent_losses"])
+
+
+def on_embedding(
+    tensors: Mapping[str, torch.Tensor], change: Callable[[torch.Tensor], torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The tensors, with the token embedding's (and its averages') rows changed."""
+    return {
+        name: change(tensor) if name.endswith("wte.weight") else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def load_model(state: TrainState, directory: Path) -> None:
+    """Put the weights of a model directory into a freshly built state, if they fit."""
+    shape = weights.read_config(directory)
+    for name, value in asdict(state.config.model).items():
+        if shape.get(name) != value:
+            raise UserError(
+                f"model.{name} is {value}, {directory} has {shape.get(name)}: use the "
+                "run's own configuration"
+            )
+    shapes = {name: tuple(t.shape) for name, t in state.model.state_dict().items()}
+    shapes["wte.weight"] = (state.config.model.vocab_size, state.config.model.n_embd)
+    tensors = weights.read_tensors(directory, shapes)
+    if state.vocabulary is not None:
+        tensors = on_embedding(tensors, state.vocabulary.compact_rows)
+    for name, parameter in state.model.named_parameters():
+        whole = tensors[name]
+        if len(whole) < len(parameter):  # the vocabulary's padding is zero
+            whole = torch.cat([whole, whole.new_zeros(len(parameter) - len(whole), whole.shape[1])])
+        fill(parameter, whole)
+
+
+def short(value: object) -> str:
+    """A digest by its beginning, anything else as it is."""
+    return value[:12] if isinstance(value, str) else str(value)
+
+
+def check_facts(saved: dict[str, Any], found: dict[str, Any]) -> None:
+    """Refuse to go on with another text, split or tokenizer."""
+    words = {
+        "fingerprint": "the data has changed",
+        "tokenizer": "the tokenizer has changed",
+        "train_tokens": "the training split has changed",
+        "validation_tokens": "the validation split has changed",
+    }
+    for name, text in words.items():
+        if saved.get(name) != found.get(name):
+            raise UserError(
+                f"{text} since the run began ({name} {short(saved.get(name))}, now "
+                f"{short(found.get(name))}): "
+                "resume with the data it was started on, or start a new run"
+            )

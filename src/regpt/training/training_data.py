@@ -1,0 +1,148 @@
+"""The tokens of a run: texts that are encoded here, or a folder that `regpt prepare` made."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regpt.core.data import IGNORE_INDEX, ArrayDataset, BatchPlan, Dataset, Loader
+from regpt.core.tokenizer import VOCAB_SIZE, get_tokenizer
+from regpt.datasets.corpora import load_corpus
+from regpt.datasets.corpus import Corpus
+from regpt.datasets.manifest import Manifest
+from regpt.datasets.shards import ShardDataset, find_shards
+from regpt.fast.training.compact_vocabulary import CompactVocabulary
+from regpt.system.errors import UserError
+from regpt.training.config import RunConfig
+from regpt.training.distributed import World
+
+
+class Part:
+    """Tokens start .. stop-1 of a dataset, as a dataset."""
+
+    def __init__(self, whole: Dataset, start: int, stop: int) -> None:
+        self.whole, self.start, self.stop = whole, start, stop
+        self.fingerprint = f"{whole.fingerprint} {start}-{stop}"
+        self.vocab_size = whole.vocab_size
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Tokens start .. stop-1 of the part."""
+        return self.whole.read(self.start + start, self.start + stop)
+
+
+class CompactLoader(Loader):
+    """A loader whose batches speak of rows of a compact embedding."""
+
+    def __init__(self, loader: Loader, vocabulary: CompactVocabulary) -> None:
+        super().__init__(loader.dataset, loader.plan)
+        self.lookup = vocabulary.lookup()
+
+    def batch(self, step: int, rows: slice | None = None) -> tuple[Tensor, Tensor]:
+        """x and y of `Loader.batch`, each token by its row."""
+        x, y = super().batch(step, rows)
+        real = y != IGNORE_INDEX
+        return self.lookup[x], torch.where(real, self.lookup[y.where(real, 0)], y)
+
+
+def compact_data(data: "Data", vocab_size: int) -> "tuple[Data, CompactVocabulary | None]":
+    """The data in rows of a compact embedding, and which; as they are if every token occurs."""
+    dataset = data.loader.dataset
+    if not isinstance(dataset, ArrayDataset):
+        raise UserError("compact_vocabulary is for a text in memory, not for a folder of shards")
+    vocabulary = CompactVocabulary.of(dataset.tokens, vocab_size)
+    if vocabulary.shared < 2:
+        return data, None
+    return replace(data, loader=CompactLoader(data.loader, vocabulary)), vocabulary
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """The tokens of a run."""
+
+    loader: Loader
+    validation: Dataset | None
+    facts: dict[str, Any]
+    """What run.json says of them; a resume compares it."""
+
+
+def read_data(config: RunConfig, world: World) -> Data:
+    """The training tokens behind a loader, and the validation tokens if any are held out."""
+    folder = len(config.data) == 1 and Path(config.data[0]).is_dir()
+    training, held_out, facts = (read_folder if folder else read_texts)(config)
+    if held_out is not None and config.validation_tokens is not None:
+        held_out = Part(held_out, 0, min(config.validation_tokens, len(held_out)))
+    plan = BatchPlan(
+        num_tokens=len(training),
+        block_size=config.block_size,
+        sequences=config.sequences(world.size),
+        order=config.order,
+        seed=config.seed,
+    )
+    plan.rows(world.rank, world.size)  # refuses a batch that cannot be shared out
+    facts |= {
+        "train_tokens": len(training),
+        "validation_tokens": len(held_out) if held_out is not None else 0,
+        "tokenizer": get_tokenizer().digest,
+    }
+    return Data(loader=Loader(training, plan), validation=held_out, facts=facts)
+
+
+Read = tuple[Dataset, Dataset | None, dict[str, Any]]
+"""Training tokens, held-out tokens, and what identifies them."""
+
+
+def read_folder(config: RunConfig) -> Read:
+    """Both splits of a folder of shards; one without validation shards has no validation."""
+    folder = config.data[0]
+    training = ShardDataset.open(folder)
+    training.vocab_size = known_tokens(config)
+    fingerprint, held_out = training.fingerprint, None
+    if config.validation_tokens is not None or holds_validation(Path(folder)):
+        held_out = ShardDataset.open(folder, split="val")
+        held_out.vocab_size = known_tokens(config)
+        fingerprint = f"{fingerprint} {held_out.fingerprint}"
+    return training, held_out, {"sources": folder, "fingerprint": fingerprint}
+
+
+def known_tokens(config: RunConfig) -> int:
+    """Token ids below this are the tokenizer's and have a row in the model."""
+    return min(VOCAB_SIZE, config.model.vocab_size)
+
+
+def holds_validation(folder: Path) -> bool:
+    """Whether a folder of shards has any for validation."""
+    manifest = Manifest.read(folder)
+    if manifest is not None:
+        return any(shard.split == "val" for shard in manifest.shards)
+    try:
+        return bool(find_shards(folder, "val"))
+    except UserError:
+        return False
+
+
+def read_texts(config: RunConfig) -> Read:
+    """Texts, encoded now; the last part of them held out if asked for."""
+    corpus = load_corpus(config.data)
+    facts = {"sources": corpus.name, "fingerprint": corpus.fingerprint}
+    return *split(corpus, config), facts
+
+
+def split(corpus: Corpus, config: RunConfig) -> tuple[ArrayDataset, ArrayDataset | None]:
+    """Training and validation tokens of a text."""
+    tokenizer, vocab_size = get_tokenizer(), known_tokens(config)
+    if not config.validation_fraction:
+        return ArrayDataset(corpus.tokens(tokenizer), vocab_size=vocab_size), None
+    training, rest = corpus.split(config.validation_fraction)
+    held_out = ArrayDataset(rest.tokens(tokenizer), vocab_size=vocab_size)
+    if len(held_out) < 2:
+        raise UserError(
+            f"the validation text, the last {config.validation_fraction:g} of {corpus.name}, "
+            f"has {len(held_out)} tokens, but 2 are needed: give more text"
+        )
+    return ArrayDataset(training.tokens(tokenizer), vocab_size=vocab_size), held_out

@@ -1,0 +1,81 @@
+"""One run, one writer: the second is refused by name, and a killed holder holds nothing."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from runs import losses, tiny
+
+from regpt.system.errors import UserError
+from regpt.training.events import Event, Started
+from regpt.training.lock import RunLock
+from regpt.training.loop import train
+from regpt.training.run_dir import RunDirectory
+
+pytest.importorskip("fcntl", reason="no locks of files on this system")
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from regpt.training.lock import RunLock
+RunLock(Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_lock_has_one_holder_at_a_time(tmp_path: Path) -> None:
+    first = RunLock(tmp_path / "lock")
+    holder = f"{tmp_path} is being trained by process {os.getpid()} on "
+    with pytest.raises(UserError) as refused:
+        RunLock(tmp_path / "lock")
+    assert str(refused.value).startswith(holder)
+    assert "\n" not in str(refused.value)
+    first.release()
+    RunLock(tmp_path / "lock").release()
+
+
+def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match=f"by process {process.pid} on"):
+            RunLock(tmp_path / "lock")
+        process.kill()
+        process.wait()
+    RunLock(tmp_path / "lock").release()
+
+
+def test_a_run_under_way_is_neither_resumed_nor_begun_again(
+    text_file: Path, tmp_path: Path
+) -> None:
+    config = tiny(text_file, tmp_path / "run", save_every=2)
+    refused = []
+
+    def intrude(event: Event) -> None:
+        if isinstance(event, Started):
+            for resume in (True, False):
+                with pytest.raises(UserError) as error:
+                    train(config, resume=resume)
+                refused.append(str(error.value))
+
+    train(config, intrude)
+    assert "is being trained by process" in refused[0]
+    assert "already holds a run" in refused[1]
+    assert len(losses(tmp_path / "run")) == config.steps
+    train(replace(config, steps=8), resume=True)  # its end gave the lock back
+    assert len(losses(tmp_path / "run")) == 8
+
+
+def test_a_run_that_begins_this_moment_counts(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    lock = RunLock(tmp_path / "run" / "lock")
+    with pytest.raises(UserError, match="is being trained by process"):
+        RunDirectory.create(tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]
+    lock.release()
+    RunDirectory.create(tmp_path / "run").release()

@@ -1,0 +1,241 @@
+"""A run that was stopped, and goes on, is the run that was not stopped."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from runs import TINY, forget_the_end, losses, steps, tiny
+
+from regpt import GPT, GPTConfig, UserError
+from regpt.training.config import OptimizerConfig, RunConfig, ScheduleConfig
+from regpt.training.events import Event, Interrupted, Noted, Saved
+from regpt.training.loop import train
+
+
+class StopAfter:
+    """Asks a run to stop after so many steps."""
+
+    def __init__(self, asked: int) -> None:
+        self.left = asked
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left == 0
+
+
+def stop_and_resume(config: RunConfig, after: int) -> list[Event]:
+    """Run, stop after some steps, go on to the end; returns the resumed run's events."""
+    stopped: list[Event] = []
+    train(config, stopped.append, stop=StopAfter(after))
+    assert isinstance(stopped[-1], Interrupted)
+    assert stopped[-1].step == after
+    seen: list[Event] = []
+    train(config, seen.append, resume=True)
+    return seen
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_losses_and_weights_are_bit_equal(text_file: Path, tmp_path: Path, optimizer: str) -> None:
+    changes = {
+        "steps": 9,
+        "eval_every": 4,
+        "model": replace(TINY, dropout=0.1),
+        "optimizer": OptimizerConfig(name=optimizer),
+        "schedule": ScheduleConfig(name="cosine", warmup_steps=2),
+        "batch_tokens": 8 * 16,
+    }
+    unbroken = train(tiny(text_file, tmp_path / "one", **changes))
+    config = tiny(text_file, tmp_path / "two", **changes)
+    stop_and_resume(config, 5)
+    assert losses(tmp_path / "two") == losses(tmp_path / "one")
+    assert steps(tmp_path / "two") == list(range(1, 10))
+    again = GPT.from_pretrained(tmp_path / "two")
+    for name, tensor in unbroken.model.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_compact_vocabulary_resumes_and_is_saved_whole(
+    text_file: Path, tmp_path: Path, padded: bool
+) -> None:
+    changes = {
+        "compact_vocabulary": True,
+        "zero_projections": True,
+        "pad_vocabulary": padded,
+        "optimizer": OptimizerConfig(clip=None),
+        "eval_every": 2,
+    }
+    unbroken = train(tiny(text_file, tmp_path / "one", **changes))
+    assert len(unbroken.model.wte.weight) < 200
+    stop_and_resume(tiny(text_file, tmp_path / "two", **changes), 4)
+    assert losses(tmp_path / "two") == losses(tmp_path / "one")
+    model = GPT.from_pretrained(tmp_path / "two")
+    assert len(model.wte.weight) == 50257
+    for name, tensor in unbroken.whole_model().state_dict().items():
+        assert torch.equal(tensor[:50257], model.state_dict()[name]), name
+
+
+def test_padding_the_vocabulary_changes_nothing(text_file: Path, tmp_path: Path) -> None:
+    train(tiny(text_file, tmp_path / "plain"))
+    config = tiny(text_file, tmp_path / "padded", pad_vocabulary=True)
+    stop_and_resume(config, 3)
+    assert losses(tmp_path / "padded") == pytest.approx(losses(tmp_path / "plain"), rel=1e-6)
+    assert len(GPT.from_pretrained(tmp_path / "padded").wte.weight) == 50257
+
+
+def test_only_what_is_wanted_is_kept(text_file: Path, tmp_path: Path) -> None:
+    seen: list[Event] = []
+    train(tiny(text_file, tmp_path / "run", save_every=1, eval_every=1, keep=2), seen.append)
+    assert [event.step for event in seen if isinstance(event, Saved)] == [1, 2, 3, 4, 5, 6]
+    folder = tmp_path / "run" / "checkpoints"
+    best = (folder / "best").read_text().strip()
+    assert (folder / "latest").read_text().strip() == "step-00000006"
+    expected = {"step-00000005", "step-00000006", best, "latest", "best"}
+    assert {path.name for path in folder.iterdir()} == expected
+    GPT.from_pretrained(folder / best)
+
+
+def test_a_damaged_checkpoint_is_passed_over(text_file: Path, tmp_path: Path) -> None:
+    config = tiny(text_file, tmp_path / "run", save_every=2, keep=9)
+    train(config)
+    expected = losses(tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    damaged = folder / "step-00000006" / "optimizer.safetensors"
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+    (folder / "step-00000004" / "model.safetensors").unlink()
+    forget_the_end(tmp_path / "run")
+    seen: list[Event] = []
+    train(config, seen.append, resume=True)
+    notes = [event.text for event in seen if isinstance(event, Noted)]
+    assert "step-00000006 is not sound (optimizer.safetensors does not match" in notes[0]
+    assert "step-00000004 is not sound (model.safetensors is missing)" in notes[1]
+    assert "resumed after step 2" in notes[2]
+    assert losses(tmp_path / "run") == expected
+
+
+def test_without_a_sound_checkpoint_nothing_is_touched(text_file: Path, tmp_path: Path) -> None:
+    config = tiny(text_file, tmp_path / "run")
+    train(config)
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match="no sound checkpoint"):
+        train(replace(config, steps=9), resume=True)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": GPTConfig(block_size=16, n_layer=1, n_head=1, n_embd=16)}, "model.n_head"),
+        ({"model": GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=16)}, "model.n_layer"),
+        ({"validation_fraction": 0.2}, "the training split has changed"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(
+    text_file: Path, tmp_path: Path, change: dict, message: str
+) -> None:
+    config = tiny(text_file, tmp_path / "run", save_every=3)
+    train(config)
+    with pytest.raises(UserError, match=message):
+        train(replace(config, steps=9, **change), resume=True)
+
+
+def test_changed_data_are_refused(text_file: Path, tmp_path: Path) -> None:
+    config = tiny(text_file, tmp_path / "run", save_every=3)
+    train(config)
+    text = text_file.read_text()
+    text_file.write_text(text.replace("cat", "cow", 1))
+    with pytest.raises(UserError, match="the data has changed"):
+        train(replace(config, steps=9), resume=True)
+
+
+COMMAND = [sys.executable, "-m", "regpt", "train"]
+SHAPE = [
+    "--device", "cpu", "--threads", "1", "--dtype", "fp32", "--batch-size", "2",
+    "--block-size", "16", "--eval-every", "7", "--save-every", "1", "--steps", "25",
+    "--model.block-size", "16", "--model.n-layer", "1", "--model.n-head", "1",
+    "--model.n-embd", "8",
+]  # fmt: skip
+
+
+def test_killed_at_random_moments_it_still_comes_to_the_same_end(
+    text_file: Path, tmp_path: Path
+) -> None:
+    preset = ["quickstart", "--data", str(text_file), *SHAPE]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    subprocess.run([*COMMAND, *preset, "--out", str(tmp_path / "whole")], check=True, **quiet)
+    run = tmp_path / "run"
+    moments = random.Random(11)
+    kills = 0
+    arguments = [*preset, "--out", str(run)]
+    for _ in range(3):
+        process = subprocess.Popen([*COMMAND, *arguments], **quiet)
+        while process.poll() is None and not list((run / "checkpoints").glob("step-*")):
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0.0, 0.8))
+        process.kill()
+        kills += process.wait() == -signal.SIGKILL
+        process.stderr.close()
+        arguments = ["--resume", str(run)]
+    done = subprocess.run([*COMMAND, *arguments], text=True, **quiet)
+    assert done.returncode == 0, done.stderr
+    assert kills >= 1
+    assert steps(run) == list(range(1, 26))
+    assert losses(run) == losses(tmp_path / "whole")
+
+
+def test_sigterm_saves_and_says_how_to_go_on(text_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = ["quickstart", "--data", str(text_file), *SHAPE, "--steps", "100000"]
+    arguments[arguments.index("--save-every") + 1] = "1000000"
+    process = subprocess.Popen(
+        [*COMMAND, *arguments, "--out", str(run)], stdout=subprocess.PIPE, text=True
+    )
+    while not (run / "metrics.jsonl").exists() or not losses_so_far(run):
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGTERM)
+    printed, _ = process.communicate()
+    assert process.returncode == 0
+    assert f"regpt train --resume {run}" in printed
+    (checkpoint,) = (run / "checkpoints").glob("step-*")
+    assert int(checkpoint.name[5:]) == max(steps(run))
+
+
+def losses_so_far(run: Path) -> int:
+    """Whole lines in metrics.jsonl."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return len([line for line in lines if line.endswith("}")])
+
+
+def test_bad_numbers_stop_the_run_and_are_kept(text_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    config = tiny(text_file, out, lr=1e20, optimizer=OptimizerConfig(clip=None))
+    with pytest.raises(UserError, match=r"loss is nan|gradient norm is|loss is inf"):
+        train(config)
+    (incident,) = (out / "incidents").iterdir()
+    report = json.loads((incident / "report.json").read_text())
+    assert report["step"] == int(incident.name[5:])
+    assert set(report["parameters"]) == set(GPT(TINY).state_dict())
+    assert "sequence 0" in (incident / "batch.txt").read_text()
+    GPT.from_pretrained(incident / "model")
+
+
+def test_bad_steps_can_be_skipped(text_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    seen: list[Event] = []
+    config = tiny(text_file, out, lr=1e20, skip_bad_steps=2, optimizer=OptimizerConfig(clip=None))
+    with pytest.raises(UserError, match="was not applied"):
+        train(config, seen.append)
+    skipped = [event.text for event in seen if isinstance(event, Noted)]
+    assert len(skipped) == 2
+    assert "skipped" in skipped[0]
+    assert len(list((out / "incidents").iterdir())) == 3
