@@ -29,10 +29,6 @@ TO_TURN = {
     ("core/schedule.py", "training"),
     ("core/step.py", "fast"),
     ("core/step.py", "training"),
-    ("evaluation/continuations.py", "training"),
-    ("evaluation/hellaswag.py", "training"),
-    ("evaluation/lambada.py", "training"),
-    ("evaluation/validation.py", "training"),
 }
 """Imports from before the house had rooms, to be turned round one by one."""
 ROOF = {"commands", "cli", "__main__"}

@@ -18,7 +18,7 @@ from regpt.evaluation import lambada
 from regpt.evaluation.continuations import encode_together
 from regpt.evaluation.reader import PackedReader
 from regpt.fast.decoding.packed_linear import missing
-from regpt.training.distributed import World
+from regpt.system.distributed import World
 
 CPU = find_runtime("cpu", dtype="fp32")
 ALONE = World(device=torch.device("cpu"))

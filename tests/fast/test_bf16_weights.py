@@ -18,8 +18,9 @@ from regpt.fast.training import fused_block as fused
 from regpt.fast.training.bf16_weights import add_rows, copy_of, gradients_in, keep_copies
 from regpt.fast.training.blocked_attention import attend_in_blocks
 from regpt.fast.training.fused_block import fuse_blocks
+from regpt.system.distributed import World
 from regpt.training.config import OptimizerConfig
-from regpt.training.distributed import GradientSum, World, fill
+from regpt.training.distributed import GradientSum, fill
 
 SHAPE = GPTConfig(block_size=16, vocab_size=61, n_layer=2, n_head=2, n_embd=16)
 RUNTIME = find_runtime("cpu", dtype="bf16")

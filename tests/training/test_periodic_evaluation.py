@@ -16,7 +16,7 @@ from regpt.core.data import ArrayDataset
 from regpt.evaluation import hellaswag as swag
 from regpt.evaluation.validation import validate
 from regpt.evaluation.windows import cut_windows
-from regpt.training.distributed import World
+from regpt.system.distributed import World
 from regpt.training.events import Answered, Event, Noted, Sampled, Validated, ValidatedQuickly
 from regpt.training.loop import train
 

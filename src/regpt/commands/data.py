@@ -7,10 +7,10 @@ from typing import Literal
 from regpt.core.data import BatchPlan, Loader, Order, describe_batch
 from regpt.core.tokenizer import get_tokenizer
 from regpt.datasets.shards import ShardDataset
+from regpt.system.distributed import World
 from regpt.system.errors import UserError
 from regpt.system.runtime import find_device
 from regpt.training.config import RunConfig
-from regpt.training.distributed import World
 from regpt.training.run_dir import RunDirectory
 from regpt.training.training_data import read_data
 

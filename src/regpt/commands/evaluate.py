@@ -13,10 +13,10 @@ from regpt.evaluation import lambada as last_word
 from regpt.evaluation.reader import Reader, choose_reader
 from regpt.evaluation.texts import open_texts
 from regpt.evaluation.validation import validate
+from regpt.system.distributed import World, open_world
 from regpt.system.errors import UserError
 from regpt.system.files import replace_files, writing_to
 from regpt.system.runtime import Runtime, find_runtime
-from regpt.training.distributed import World, open_world
 from regpt.training.run_dir import finite
 
 BATCH_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 65536}
@@ -47,7 +47,7 @@ class Evaluation:
                 result = work()
             except UserError as refused:
                 error = refused
-        self.world.agree(error)
+        self.world.raise_if_any_failed(error)
         return result
 
     def write_details(self, name: str, lines: Sequence[dict[str, Any]]) -> None:

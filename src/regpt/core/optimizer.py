@@ -16,8 +16,8 @@ from regpt.core.model import GPT
 from regpt.fast.training.adamw import PiecewiseAdamW
 from regpt.fast.training.bf16_weights import copy_of
 from regpt.fast.training.muon import Rows, StackedMuon
+from regpt.system.distributed import full
 from regpt.training.config import OptimizerConfig
-from regpt.training.distributed import full
 
 
 def split_parameters(

@@ -9,8 +9,9 @@ from regpt.core.loss import next_token_loss
 from regpt.core.model import GPT
 from regpt.core.optimizer import Optimizer
 from regpt.fast.training.bf16_weights import gradients_in
+from regpt.system.distributed import World
 from regpt.system.runtime import Runtime
-from regpt.training.distributed import GradientSum, World
+from regpt.training.distributed import GradientSum
 
 
 @dataclass(frozen=True, kw_only=True)

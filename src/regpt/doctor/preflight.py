@@ -16,11 +16,11 @@ from regpt.doctor.speed import (
     some_rows,
     time_steps,
 )
+from regpt.system.distributed import World
 from regpt.system.errors import UserError
 from regpt.system.memory import available_memory
 from regpt.system.runtime import Runtime, find_runtime, peak_memory
 from regpt.training.config import RunConfig
-from regpt.training.distributed import World
 from regpt.training.nonfinite import KEPT_MODELS
 from regpt.training.run_dir import free_name
 from regpt.training.state import TrainState, build

@@ -24,10 +24,11 @@ from regpt.core.data import IGNORE_INDEX, Batch
 from regpt.core.model import GPT
 from regpt.core.optimizer import Optimizer
 from regpt.core.step import compute_gradients
+from regpt.system.distributed import World
 from regpt.system.runtime import Runtime
 from regpt.training.activation_stats import watched
 from regpt.training.config import RunConfig
-from regpt.training.distributed import GradientSum, World
+from regpt.training.distributed import GradientSum
 from regpt.training.state import zero_projections
 
 OVERFIT_STEPS = 50

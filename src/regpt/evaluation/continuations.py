@@ -14,9 +14,9 @@ from regpt.core.data import IGNORE_INDEX, PADDING_ID
 from regpt.core.tokenizer import END_OF_TEXT_ID, Tokenizer
 from regpt.evaluation.reader import Reader
 from regpt.evaluation.scoring import check_ids, evaluating, target_nats_and_hits
+from regpt.system.distributed import World
 from regpt.system.errors import UserError
 from regpt.system.runtime import Runtime
-from regpt.training.distributed import World
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def score_continuations(
                 score_batch(reader, rows, batch, runtime, nats=nats, misses=misses)
     except UserError as refused:
         error = refused
-    world.agree(error)
+    world.raise_if_any_failed(error)
     if world.size > 1:
         both = torch.from_numpy(np.stack([nats, misses])).to(world.device)
         nats, misses = world.sum(both).cpu().numpy()

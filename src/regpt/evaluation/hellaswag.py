@@ -33,11 +33,11 @@ from regpt.evaluation.continuations import (
 )
 from regpt.evaluation.reader import Reader
 from regpt.system.cache_folder import alone_with, cache_folder
+from regpt.system.distributed import World
 from regpt.system.errors import UserError
 from regpt.system.files import replace_files
 from regpt.system.jsonl import field, read_objects
 from regpt.system.runtime import Runtime
-from regpt.training.distributed import World
 
 URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
 NAME = "hellaswag_val.jsonl"

@@ -15,10 +15,10 @@ from regpt.core.tokenizer import get_tokenizer
 from regpt.evaluation.continuations import Score, encode_together, score_continuations
 from regpt.evaluation.hellaswag import Accuracy
 from regpt.evaluation.reader import Reader
+from regpt.system.distributed import World
 from regpt.system.errors import UserError
 from regpt.system.jsonl import field, read_objects
 from regpt.system.runtime import Runtime
-from regpt.training.distributed import World
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,9 +18,9 @@ from regpt.core.tokenizer import VOCAB_SIZE, get_tokenizer
 from regpt.evaluation.reader import Reader
 from regpt.evaluation.scoring import check_ids, evaluating, target_nats
 from regpt.evaluation.windows import Windows, cut_windows
+from regpt.system.distributed import World
 from regpt.system.errors import UserError
 from regpt.system.runtime import Runtime
-from regpt.training.distributed import World
 
 BATCH_TOKENS = 2048
 """Tokens read at once."""
@@ -151,7 +151,7 @@ def score_windows(
                 total += nats.cpu().double().sum().item()
     except UserError as refused:  # a token that only one process reads: all must hear of it
         error = refused
-    world.agree(error)
+    world.raise_if_any_failed(error)
     return sum_over(world, total)
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from regpt.core.model import GPT
-from regpt.training.distributed import World
+from regpt.system.distributed import World
 
 LOGITS = "logits"
 

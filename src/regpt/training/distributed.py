@@ -1,7 +1,4 @@
-"""Many processes: torchrun starts them, torch.distributed connects them, this file is all we add.
-
-A `World` is the processes of a run; alone, every verb does nothing, so there is one code path. Two
-ways to spread a model, both applied from outside:
+"""One model on many processes: two ways to spread it, both applied from outside.
 
 - `replicate` (the default, what DDP does): every process holds the model and its share of the
   global batch; gradients are summed while backward is still running, bucket by bucket, on the last
@@ -15,7 +12,6 @@ adding up the processes' gradients gives the gradient of that batch exactly, how
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -24,68 +20,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from regpt.core.model import GPT
+from regpt.system.distributed import World
 from regpt.system.errors import UserError
-from regpt.system.runtime import Runtime
 
 BUCKET_ELEMENTS = 8 << 20
 """Gradients are summed in buckets of about this many numbers (32 MB in float32)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class World:
-    """The processes of a run."""
-
-    rank: int = 0
-    size: int = 1
-    device: torch.device
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this process prints and writes."""
-        return self.rank == 0
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        """The sum of a tensor over all processes, on every process."""
-        if self.size > 1:
-            tensor = tensor.clone()
-            dist.all_reduce(tensor)
-        return tensor
-
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is up on any process: how all of them stop at the same step."""
-        if self.size == 1:
-            return flag
-        return bool(self.sum(torch.tensor(float(flag), device=self.device)).item())
-
-    def agree(self, error: UserError | None) -> None:
-        """Raise on every process if the first one met an error: none is left waiting."""
-        failed = self.any(error is not None)
-        if error is not None:
-            raise error
-        if failed:
-            raise UserError("another process stopped with an error: see the first one's message")
-
-    def barrier(self) -> None:
-        """Wait for all."""
-        self.any(False)
-
-
-@contextlib.contextmanager
-def open_world(runtime: Runtime) -> Iterator[World]:
-    """Join the processes torchrun started: gloo between CPUs, nccl between CUDA devices."""
-    if runtime.world_size == 1:
-        yield World(device=runtime.device)
-        return
-    if runtime.device.type == "cuda":
-        torch.cuda.set_device(runtime.device)  # what nccl and FSDP take for this process's own
-    ours = not dist.is_initialized()
-    if ours:
-        dist.init_process_group("nccl" if runtime.device.type == "cuda" else "gloo")
-    try:
-        yield World(rank=runtime.rank, size=runtime.world_size, device=runtime.device)
-    finally:
-        if ours:
-            dist.destroy_process_group()
 
 
 class GradientSum:
@@ -168,12 +107,6 @@ def shard(model: GPT, world: World, *, replicas: int = 1) -> GPT:
             module.set_gradient_divide_factor(1.0)  # sums, as everywhere,
             module.set_force_sum_reduction_for_comms(True)  # by a reduction gloo has too
     return model
-
-
-def full(tensor: Tensor) -> Tensor:
-    """A whole tensor from a sharded one (every process must ask); others as they are."""
-    gather = getattr(tensor, "full_tensor", None)
-    return tensor if gather is None else gather()
 
 
 @torch.no_grad()

@@ -14,11 +14,11 @@ from regpt.core.data import Batch
 from regpt.core.schedule import factor
 from regpt.core.step import StepResult, compute_gradients
 from regpt.fast.kernels.build import refused
+from regpt.system.distributed import open_world
 from regpt.system.runtime import find_runtime, peak_memory
 from regpt.training.checkpoint import CheckpointWriter
 from regpt.training.compiling import decide
 from regpt.training.config import RunConfig
-from regpt.training.distributed import open_world
 from regpt.training.events import (
     Event,
     Finished,

@@ -27,11 +27,11 @@ from regpt.core.data import Batch, describe_batch
 from regpt.core.model import GPT
 from regpt.core.step import StepResult
 from regpt.core.tokenizer import get_tokenizer
+from regpt.system.distributed import full
 from regpt.system.errors import UserError
 from regpt.system.files import new_directory, replace_files, writing_to
 from regpt.training.activation_stats import Layer, first_not_finite, over_processes, watching
 from regpt.training.checkpoint import remove, without_padding
-from regpt.training.distributed import full
 from regpt.training.events import Noted, Observer
 from regpt.training.run_dir import RunDirectory, finite
 from regpt.training.state import SPIKE_WINDOW, TrainState

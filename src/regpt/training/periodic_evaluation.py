@@ -22,9 +22,9 @@ from regpt.evaluation import hellaswag as swag
 from regpt.evaluation.reader import choose_reader
 from regpt.evaluation.validation import BATCH_TOKENS, score_windows, validate
 from regpt.evaluation.windows import cut_windows
+from regpt.system.distributed import World
 from regpt.training.compiling import compiles
 from regpt.training.config import RunConfig
-from regpt.training.distributed import World
 from regpt.training.events import Answered, Observer, Sample, Sampled, Validated, ValidatedQuickly
 from regpt.training.interval import Every, Interval
 from regpt.training.run_dir import RunDirectory

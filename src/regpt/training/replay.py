@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from regpt.core.data import Batch
+from regpt.system.distributed import World
 from regpt.system.errors import UserError
 from regpt.system.json_text import check_types, read_json
 from regpt.system.runtime import find_runtime
@@ -26,7 +27,6 @@ from regpt.training.activation_stats import (
 )
 from regpt.training.checkpoint import load_newest
 from regpt.training.config import RunConfig
-from regpt.training.distributed import World
 from regpt.training.loop import compute
 from regpt.training.nonfinite import incident_path, what_is_wrong
 from regpt.training.run_dir import RunDirectory

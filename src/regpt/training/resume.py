@@ -26,7 +26,7 @@ def open_directory(state: TrainState, *, resume: bool) -> RunDirectory:
                 directory.write_record(config, state.data.facts, state.runtime.describe())
         except UserError as refused:
             error = refused
-    world.agree(error)
+    world.raise_if_any_failed(error)
     return directory
 
 
@@ -51,7 +51,7 @@ def go_back(state: TrainState, directory: RunDirectory, observe: Observer) -> No
             checkpoint = find_checkpoint(directory, observe)
         except UserError as found:
             error = found
-    world.agree(error)
+    world.raise_if_any_failed(error)
     step = torch.tensor(checkpoint.step if checkpoint else 0, device=world.device)
     step = int(world.sum(step).item())
     if step:

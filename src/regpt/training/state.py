@@ -14,6 +14,7 @@ from regpt.fast.training.bf16_weights import keep_copies
 from regpt.fast.training.blocked_attention import attend_in_blocks
 from regpt.fast.training.compact_vocabulary import CompactVocabulary, compact, expand
 from regpt.fast.training.fused_block import fuse_blocks
+from regpt.system.distributed import World, full
 from regpt.system.errors import UserError
 from regpt.system.runtime import Runtime
 from regpt.training.checkpoint import Checkpoint, Snapshot, without_padding
@@ -21,10 +22,8 @@ from regpt.training.compiling import compiles
 from regpt.training.config import RunConfig
 from regpt.training.distributed import (
     GradientSum,
-    World,
     checkpoint_activations,
     fill,
-    full,
     pad_vocabulary,
     shard,
 )

@@ -15,9 +15,9 @@ from regpt.datasets.corpus import Corpus
 from regpt.datasets.manifest import Manifest
 from regpt.datasets.shards import ShardDataset, find_shards
 from regpt.fast.training.compact_vocabulary import CompactVocabulary
+from regpt.system.distributed import World
 from regpt.system.errors import UserError
 from regpt.training.config import RunConfig
-from regpt.training.distributed import World
 
 
 class Part:
