@@ -20,7 +20,8 @@ from regpt.system.malloc import keep_pages
 
 keep_pages()  # as the command line does, before torch is loaded
 
-from regpt.training.config import RunConfig, ScheduleConfig  # noqa: E402
+from regpt.core.schedule import ScheduleConfig  # noqa: E402
+from regpt.training.config import RunConfig  # noqa: E402
 from regpt.training.events import Event  # noqa: E402
 from regpt.training.loop import train  # noqa: E402
 from regpt.training.presets import quickstart  # noqa: E402

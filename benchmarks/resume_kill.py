@@ -23,8 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from regpt import GPTConfig
+from regpt.core.optimizer import OptimizerConfig
+from regpt.core.schedule import ScheduleConfig
 from regpt.training.checkpoint import verify
-from regpt.training.config import OptimizerConfig, RunConfig, ScheduleConfig
+from regpt.training.config import RunConfig
 from regpt.training.events import Event, Noted
 from regpt.training.loop import train
 

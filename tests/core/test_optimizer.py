@@ -6,12 +6,11 @@ import pytest
 import torch
 
 from regpt import GPT, GPTConfig
-from regpt.core.optimizer import Optimizer, split_parameters
+from regpt.core.optimizer import Optimizer, OptimizerConfig, split_parameters
 from regpt.fast.kernels import muon as native
 from regpt.fast.kernels.build import missing
 from regpt.fast.training import muon
 from regpt.fast.training.bf16_weights import copy_of, keep_copies
-from regpt.training.config import OptimizerConfig
 from regpt.training.distributed import fill
 
 TINY = GPTConfig(block_size=8, vocab_size=40, n_layer=2, n_head=2, n_embd=16)

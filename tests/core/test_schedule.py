@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regpt.core.schedule import factor
-from regpt.training.config import ScheduleConfig
+from regpt.core.schedule import ScheduleConfig, factor
 
 
 def test_constant_is_one() -> None:

@@ -4,10 +4,9 @@ import torch
 
 from regpt import GPT, GPTConfig, find_runtime
 from regpt.core.data import Batch
-from regpt.core.optimizer import Optimizer
+from regpt.core.optimizer import Optimizer, OptimizerConfig
 from regpt.core.step import compute_gradients
 from regpt.system.distributed import World
-from regpt.training.config import OptimizerConfig
 from regpt.training.distributed import GradientSum
 
 TINY = GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=16)

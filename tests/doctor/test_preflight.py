@@ -12,6 +12,7 @@ from runs import TINY, tiny
 from regpt import GPT, GPTConfig, UserError
 from regpt.cli import main
 from regpt.core.loss import next_token_loss
+from regpt.core.optimizer import OptimizerConfig
 from regpt.doctor import examine
 from regpt.doctor import memory as arithmetic
 from regpt.doctor.memory import count_memory
@@ -20,7 +21,7 @@ from regpt.fast.training.bf16_weights import keep_copies
 from regpt.fast.training.blocked_attention import attend_in_blocks
 from regpt.system.memory import container_memory
 from regpt.system.runtime import find_runtime
-from regpt.training.config import OptimizerConfig, RunConfig
+from regpt.training.config import RunConfig
 from regpt.training.nonfinite import KEPT_MODELS
 
 RUNTIME = find_runtime("cpu", dtype="fp32")

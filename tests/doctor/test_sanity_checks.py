@@ -10,6 +10,7 @@ from runs import tiny
 from torch import Tensor, nn
 
 from regpt import GPT, GPTConfig
+from regpt.core.optimizer import OptimizerConfig
 from regpt.doctor.sanity_checks import (
     Check,
     check_first_loss,
@@ -21,7 +22,7 @@ from regpt.doctor.sanity_checks import (
     is_learnt,
 )
 from regpt.system.runtime import find_runtime
-from regpt.training.config import OptimizerConfig, RunConfig
+from regpt.training.config import RunConfig
 
 VOCABULARY = 512
 SHAPE = GPTConfig(block_size=16, vocab_size=VOCABULARY, n_layer=2, n_head=2, n_embd=32)

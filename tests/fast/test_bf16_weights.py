@@ -9,7 +9,7 @@ from torch import Tensor
 from regpt import GPT, GPTConfig, find_runtime
 from regpt.core import loss
 from regpt.core.data import Batch
-from regpt.core.optimizer import Optimizer
+from regpt.core.optimizer import Optimizer, OptimizerConfig
 from regpt.core.step import StepResult, compute_gradients
 from regpt.fast.kernels.build import missing
 from regpt.fast.training import adamw, muon
@@ -19,7 +19,6 @@ from regpt.fast.training.bf16_weights import add_rows, copy_of, gradients_in, ke
 from regpt.fast.training.blocked_attention import attend_in_blocks
 from regpt.fast.training.fused_block import fuse_blocks
 from regpt.system.distributed import World
-from regpt.training.config import OptimizerConfig
 from regpt.training.distributed import GradientSum, fill
 
 SHAPE = GPTConfig(block_size=16, vocab_size=61, n_layer=2, n_head=2, n_embd=16)

@@ -6,9 +6,8 @@ import torch
 
 from regpt import GPT, GPTConfig
 from regpt.core.loss import next_token_loss, plain_loss
-from regpt.core.optimizer import Optimizer
+from regpt.core.optimizer import Optimizer, OptimizerConfig
 from regpt.fast.training.compact_vocabulary import CompactVocabulary, compact, expand
-from regpt.training.config import OptimizerConfig
 
 SHAPE = GPTConfig(block_size=16, vocab_size=200, n_layer=2, n_head=2, n_embd=16)
 TOKENS = np.random.default_rng(3).choice([2, 3, 5, 7, 11, 13, 17, 19, 101, 199], size=400)

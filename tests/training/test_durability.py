@@ -16,10 +16,10 @@ import torch
 from runs import forget_the_end, losses, steps, tiny
 
 from regpt import UserError
+from regpt.core.optimizer import OptimizerConfig
 from regpt.core.step import StepResult
 from regpt.system.distributed import World
 from regpt.training.checkpoint import Snapshot, verify, write_checkpoint
-from regpt.training.config import OptimizerConfig
 from regpt.training.events import Event, Noted, Stepped
 from regpt.training.loop import train
 from regpt.training.state import TrainState, check_shares

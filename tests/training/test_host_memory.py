@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from runs import TINY, tiny
 
-from regpt.training.config import OptimizerConfig
+from regpt.core.optimizer import OptimizerConfig
 from regpt.training.host_memory import HostMemory, aligned_size
 from regpt.training.loop import train
 from regpt.training.state import snapshot_bytes, take_snapshot

@@ -12,8 +12,9 @@ import torch
 from runs import TINY, losses, tiny
 
 from regpt import GPT, UserError, find_runtime
+from regpt.core.optimizer import OptimizerConfig
+from regpt.core.schedule import ScheduleConfig
 from regpt.training.compiling import compiles, decide
-from regpt.training.config import OptimizerConfig, ScheduleConfig
 from regpt.training.events import Event, Finished, Noted, Sampled, Started, Stepped, Validated
 from regpt.training.interval import Interval
 from regpt.training.loop import train

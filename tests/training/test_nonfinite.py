@@ -10,10 +10,10 @@ import torch
 from runs import losses, tiny
 
 from regpt import UserError
+from regpt.core.optimizer import OptimizerConfig
 from regpt.core.step import StepResult
 from regpt.system.distributed import World
 from regpt.system.runtime import find_runtime
-from regpt.training.config import OptimizerConfig
 from regpt.training.loop import train
 from regpt.training.nonfinite import KEPT_MODELS, what_is_wrong
 from regpt.training.replay import replay

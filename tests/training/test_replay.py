@@ -10,8 +10,9 @@ from runs import TINY, losses, tiny
 
 from regpt import GPT, UserError
 from regpt.cli import main
+from regpt.core.optimizer import OptimizerConfig
+from regpt.core.schedule import ScheduleConfig
 from regpt.training.activation_stats import first_gradient_not_finite, first_not_finite, watching
-from regpt.training.config import OptimizerConfig, ScheduleConfig
 from regpt.training.loop import train
 from regpt.training.replay import replay
 

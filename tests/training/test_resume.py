@@ -15,7 +15,9 @@ import torch
 from runs import TINY, forget_the_end, losses, steps, tiny
 
 from regpt import GPT, GPTConfig, UserError
-from regpt.training.config import OptimizerConfig, RunConfig, ScheduleConfig
+from regpt.core.optimizer import OptimizerConfig
+from regpt.core.schedule import ScheduleConfig
+from regpt.training.config import RunConfig
 from regpt.training.events import Event, Interrupted, Noted, Saved
 from regpt.training.loop import train
 

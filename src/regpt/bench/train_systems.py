@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from regpt.bench.worker import Call
 from regpt.core.data import Batch
 from regpt.core.model import GPT, GPTConfig
+from regpt.core.optimizer import OptimizerConfig
 from regpt.system.distributed import World
 from regpt.system.runtime import Runtime, find_runtime
-from regpt.training.config import OptimizerConfig, RunConfig
+from regpt.training.config import RunConfig
 from regpt.training.distributed import pad_vocabulary
 from regpt.training.loop import compute
 from regpt.training.nonfinite import what_is_wrong

@@ -25,7 +25,6 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from regpt import weights
 from regpt.system.errors import UserError
 
 MOST_LAYERS, LARGEST_SIZE = 1024, 1 << 24
@@ -252,6 +251,8 @@ class GPT(nn.Module):
         cls, name_or_directory: str | Path, *, revision: str | None = None
     ) -> "GPT":
         """A model from a hub name or a directory in Hugging Face layout, float32, in eval mode."""
+        from regpt import weights  # the architecture itself needs no files
+
         directory = weights.locate(name_or_directory, revision=revision)
         with torch.device("meta"):
             model = cls(GPTConfig(**weights.read_config(directory)))  # pyright: ignore
@@ -261,4 +262,6 @@ class GPT(nn.Module):
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write a directory that transformers, llama.cpp's converter and CTranslate2 read."""
+        from regpt import weights
+
         weights.write_model(Path(directory), self.state_dict(), asdict(self.config))

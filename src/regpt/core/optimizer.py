@@ -8,6 +8,8 @@ biases stay with AdamW, as Muon's author has it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +19,58 @@ from regpt.fast.training.adamw import PiecewiseAdamW
 from regpt.fast.training.bf16_weights import copy_of
 from regpt.fast.training.muon import Rows, StackedMuon
 from regpt.system.distributed import full
-from regpt.training.config import OptimizerConfig
+from regpt.system.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """What turns gradients into steps."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """adamw; or muon for the blocks' matrices and adamw for the rest."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's averaging of the gradient and of its square."""
+    epsilon: float = 1e-8
+    """AdamW's floor of the denominator."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay, times the learning rate."""
+    decay: Literal["matrices", "all"] = "matrices"
+    """Which parameters decay: matrices and embeddings, or biases and LayerNorms too."""
+    clip: float | None = 1.0
+    """Gradients above this norm are scaled down to it; None: never."""
+    muon_lr: float = 0.02
+    """Muon's learning rate for the blocks' matrices."""
+    muon_weight_decay: float | None = None
+    """Muon's weight decay, times its learning rate; default: weight_decay."""
+    muon_momentum: float = 0.95
+    """Muon's momentum (Nesterov's form)."""
+    muon_iterations: int = 5
+    """Newton-Schulz iterations: fewer are faster and leave the singular values farther from 1."""
+    muon_polynomials: Literal["same", "falling"] = "same"
+    """Newton-Schulz with Jordan's polynomial each time, or Polar Express's: steep ones first."""
+    muon_stacked: bool = True
+    """Matrices of one shape together; off: torch's Muon, one after the other."""
+
+    def __post_init__(self) -> None:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"optimizer.betas must be in [0, 1), got {self.betas}")
+        if self.weight_decay < 0:
+            raise UserError(f"optimizer.weight_decay must not be negative, got {self.weight_decay}")
+        if self.muon_weight_decay is not None and self.muon_weight_decay < 0:
+            raise UserError(
+                f"optimizer.muon_weight_decay must not be negative, got {self.muon_weight_decay}"
+            )
+        if not 1 <= self.muon_iterations < 100:
+            raise UserError(
+                f"optimizer.muon_iterations must be in 1 .. 99, got {self.muon_iterations}"
+            )
+        if self.muon_polynomials != "same" and not self.muon_stacked:
+            raise UserError(
+                f"optimizer.muon_polynomials {self.muon_polynomials} is not torch's: use same, or "
+                "--optimizer.muon-stacked"
+            )
+        if self.clip is not None and not self.clip > 0:
+            raise UserError(f"optimizer.clip must be positive or None, got {self.clip}")
 
 
 def split_parameters(

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from regpt.core.model import GPTConfig
+from regpt.core.optimizer import OptimizerConfig
+from regpt.core.schedule import ScheduleConfig
 from regpt.system.errors import UserError
-from regpt.training.config import OptimizerConfig, RunConfig, ScheduleConfig
+from regpt.training.config import RunConfig
 
 LECTURE_OPTIMIZER = OptimizerConfig(betas=(0.9, 0.999), weight_decay=0.01, decay="all", clip=None)
 """torch's AdamW as the lecture calls it at this stage: only the learning rate is given."""
