@@ -38,7 +38,7 @@ def growth() -> dict[str, object]:
     print(f"ms a step at position {heads}   1000 : 10")
     figures = {}
     for kind in KINDS:
-        decoder, note = choose_decoder(model, engine="fast", dtype=kind, length=1024)
+        decoder, note = choose_decoder(model, engine="fast", dtype=kind)
         assert isinstance(decoder, PackedDecoder)
         print(note or "", end="\n" if note else "")
         for rows in (1, 5):
@@ -66,11 +66,11 @@ import time; begin = time.perf_counter()
 import torch; first = time.perf_counter()
 from regpt.cli import *; import regpt.commands.sample as s; second = time.perf_counter()
 model = s.load(MODEL, seed=42); third = time.perf_counter()
-decoder, _ = s.choose_decoder(model, engine="auto", dtype="fp32", length=256)
+decoder, _ = s.choose_decoder(model, engine="auto", dtype="fp32")
 guesser = s.choose_guesser(decoder, "auto", rows=1); fourth = time.perf_counter()
 params = s.SamplingParams(max_length=256, num_samples=1)
-next(s.generate(model, [s.get_tokenizer().encode("Hello, I'm a language model,")], params,
-     decoder=decoder, guesser=guesser)); fifth = time.perf_counter()
+next(s.generate_steps(model, [s.get_tokenizer().encode("Hello, I'm a language model,")], params,
+     decoder=decoder, drafter=guesser)); fifth = time.perf_counter()
 print(first - begin, second - first, third - second, fourth - third, fifth - fourth)
 """
 
@@ -114,9 +114,7 @@ def quality(run: str, data: str, windows: int) -> dict[str, object]:
     tokens = tokens[-(len(tokens) // 10) :]
     count = min(windows, (len(tokens) - 1) // block)
     sums = {kind: [0.0, 0.0] for kind in KINDS}
-    decoders = {
-        kind: choose_decoder(model, engine="fast", dtype=kind, length=block)[0] for kind in KINDS
-    }
+    decoders = {kind: choose_decoder(model, engine="fast", dtype=kind)[0] for kind in KINDS}
     for number in range(count):
         part = torch.tensor(tokens[number * block : (number + 1) * block + 1])
         exact = None

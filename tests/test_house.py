@@ -19,11 +19,8 @@ MAY_IMPORT = {
 }
 """What the lower rooms may use of the others; for the rest there is only: no circles."""
 TO_TURN = {
-    ("core/generate.py", "fast"),
     ("core/loss.py", "fast"),
-    ("core/noise.py", "fast"),
     ("core/optimizer.py", "fast"),
-    ("core/sampling.py", "fast"),
     ("core/step.py", "fast"),
     ("core/step.py", "training"),
 }

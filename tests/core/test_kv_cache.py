@@ -34,8 +34,8 @@ def model() -> GPT:
 @torch.no_grad()
 def test_cached_equals_uncached(model: GPT, lengths: list[int], steps: int) -> None:
     rows = texts(*lengths)
-    decoder = PlainDecoder(model, length=48)
-    logits = decoder.prefill(rows)
+    decoder = PlainDecoder(model)
+    logits = decoder.prefill(rows, length=48)
     for _ in range(steps):
         for row, text in enumerate(rows):
             expected, _ = model(torch.tensor([text]))
@@ -60,13 +60,13 @@ def test_a_prompt_in_two_parts_equals_one(model: GPT) -> None:
 def test_rows_of_different_lengths_read_several_tokens_and_forget_some(
     model: GPT, packed: bool
 ) -> None:
-    decoder = PlainDecoder(model, length=48)
+    decoder = PlainDecoder(model)
     if packed:
         if (reason := missing("fp32")) is not None:
             pytest.skip(reason)
-        decoder = PackedDecoder(PackedModel(model, "fp32"), length=48)
+        decoder = PackedDecoder(PackedModel(model, "fp32"))
     rows = texts(5, 11, 2)
-    decoder.prefill(rows)
+    decoder.prefill(rows, length=48)
     cache = decoder.cache
     assert cache is not None
     decoder.read(torch.tensor(texts(4, 4, 4)), cache)  # wrong guesses, to be forgotten
@@ -119,9 +119,9 @@ def test_rows_that_end_leave_the_others_text_alone(model: GPT, seed: int) -> Non
     ends = {50256, *range(0, 50256, 9)}
     rows, generator = [list(prompt) for _ in range(6)], params.generator(torch.device("cpu"))
     running = list(range(6))
-    decoder = PlainDecoder(often, length=40)
+    decoder = PlainDecoder(often)
     with torch.no_grad():
-        logits = decoder.prefill(rows)
+        logits = decoder.prefill(rows, length=48)
         while running and len(rows[running[0]]) < 40:
             tokens = sample(logits, params, generator, rows=torch.tensor(running), batch=6)
             for row, token in zip(running, tokens.tolist(), strict=True):

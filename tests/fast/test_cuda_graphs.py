@@ -17,10 +17,10 @@ def model() -> GPT:
 
 def compare(model: GPT, dtype: torch.dtype, bound: float, lengths: tuple[int, ...]) -> None:
     """Ten steps, then without the first row ten more: across a bucket's end."""
-    plain = PlainDecoder(model, length=48)
-    fast = GraphDecoder(model, dtype=dtype, length=48)
+    plain = PlainDecoder(model)
+    fast = GraphDecoder(model, dtype=dtype)
     rows = texts(*lengths)
-    expected, found = plain.prefill(rows), fast.prefill(rows)
+    expected, found = plain.prefill(rows, length=48), fast.prefill(rows, length=48)
     for step in range(20):
         assert (found - expected).norm() <= bound * expected.norm()
         if step == 10 and len(rows) > 1:
@@ -50,14 +50,14 @@ def test_a_static_step_is_a_plain_one(
 def test_it_writes_the_plain_paths_text(model: GPT, seed: int) -> None:
     params = SamplingParams(seed=seed, max_length=24)
     prompt = texts(6)[0]
-    decoder = GraphDecoder(model, dtype=torch.float32, length=24)
+    decoder = GraphDecoder(model, dtype=torch.float32)
     assert complete(model, prompt, params, decoder=decoder) == complete(model, prompt, params)
 
 
 @torch.no_grad()
 def test_a_full_cache_is_refused(model: GPT) -> None:
-    decoder = GraphDecoder(model, dtype=torch.float32, length=10)
-    logits = decoder.prefill(texts(9))
+    decoder = GraphDecoder(model, dtype=torch.float32)
+    logits = decoder.prefill(texts(9), length=10)
     decoder.step(logits.argmax(dim=-1))
     with pytest.raises(UserError, match="11 tokens do not fit in a cache of 10"):
         decoder.step(logits.argmax(dim=-1))
@@ -73,7 +73,7 @@ def test_a_recorded_step_is_a_plain_one(model: GPT, monkeypatch: pytest.MonkeyPa
     on_gpu.load_state_dict(model.state_dict())
     for lengths in ((9,), (5, 5, 5), (1, 26, 7)):
         compare(on_gpu, torch.float32, 1e-4, lengths)
-    decoder, note = choose_decoder(on_gpu, engine="fast", dtype="bf16", length=40)
+    decoder, note = choose_decoder(on_gpu, engine="fast", dtype="bf16")
     assert isinstance(decoder, GraphDecoder)
     assert note is None
     prompt, params = texts(6)[0], SamplingParams(max_length=24)

@@ -24,10 +24,10 @@ def test_logits_stay_near_the_plain_ones(
     model: GPT, packing: Packing, kind: Kind, lengths: tuple[int, ...]
 ) -> None:
     usable(packing, kind)
-    plain = PlainDecoder(model, length=48)
-    fast = PackedDecoder(packing(model, kind), length=48)
+    plain = PlainDecoder(model)
+    fast = PackedDecoder(packing(model, kind))
     rows = texts(*lengths)
-    expected, found = plain.prefill(rows), fast.prefill(rows)
+    expected, found = plain.prefill(rows, length=48), fast.prefill(rows, length=48)
     for _ in range(6):
         assert found.shape == expected.shape
         assert (found - expected).norm() <= ERROR[kind] * expected.norm()
@@ -45,7 +45,7 @@ def test_logits_stay_near_the_plain_ones(
 def test_fp32_writes_the_plain_paths_text(model: GPT, seed: int) -> None:
     usable(PackedModel, "fp32")
     params = SamplingParams(seed=seed, max_length=24)
-    decoder = PackedDecoder(PackedModel(model, "fp32"), length=48)
+    decoder = PackedDecoder(PackedModel(model, "fp32"))
     prompt = texts(6)[0]
     assert complete(model, prompt, params, decoder=decoder) == complete(model, prompt, params)
 
@@ -56,9 +56,9 @@ def test_a_row_does_not_know_its_neighbours(model: GPT, kind: Kind) -> None:
     usable(PackedModel, kind)
     packed = PackedModel(model, kind)
     rows = texts(4, 11, 11)
-    together, alone = PackedDecoder(packed, length=20), PackedDecoder(packed, length=20)
-    both = together.prefill(rows)
-    single = alone.prefill(rows[1:2])
+    together, alone = PackedDecoder(packed), PackedDecoder(packed)
+    both = together.prefill(rows, length=48)
+    single = alone.prefill(rows[1:2], length=48)
     for _ in range(4):
         scale = single.norm()
         assert (both[1] - single[0]).norm() <= 0.2 * ERROR[kind] * scale
@@ -93,13 +93,13 @@ def test_a_machine_without_the_operators_falls_back(
     monkeypatch.setattr(
         "regpt.fast.decoding.decoders.missing_native", lambda kind: "no compiler here"
     )
-    decoder, note = choose_decoder(model, engine="auto", dtype="fp32", length=20)
+    decoder, note = choose_decoder(model, engine="auto", dtype="fp32")
     assert type(decoder) is PlainDecoder
     assert note == "no fp32 here; decoding on the plain path"
     with pytest.raises(UserError, match="no int8 here"):
-        choose_decoder(model, engine="auto", dtype="int8", length=20)
+        choose_decoder(model, engine="auto", dtype="int8")
     with pytest.raises(UserError, match="no bf16 here"):
-        choose_decoder(model, engine="fast", dtype="bf16", length=20)
+        choose_decoder(model, engine="fast", dtype="bf16")
 
 
 def test_a_wrong_product_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,6 +113,6 @@ def test_a_wrong_product_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_engines_and_dtypes_that_do_not_exist(model: GPT) -> None:
     with pytest.raises(UserError, match="dtype 'fp8' is not one of fp32, bf16, int8"):
-        choose_decoder(model, engine="auto", dtype="fp8", length=20)
+        choose_decoder(model, engine="auto", dtype="fp8")
     with pytest.raises(UserError, match="fast engine only"):
-        choose_decoder(model, engine="plain", dtype="int8", length=20)
+        choose_decoder(model, engine="plain", dtype="int8")

@@ -122,7 +122,7 @@ def test_shapes_it_is_not_made_for_go_through_torch(monkeypatch: pytest.MonkeyPa
         NativeModel(GPT(shape), "fp32")
     monkeypatch.setattr("regpt.fast.decoding.decoders.missing_native", lambda kind: "no C compiler")
     monkeypatch.setattr("regpt.fast.decoding.decoders.missing", lambda kind: None)
-    decoder, note = choose_decoder(GPT(shape), engine="auto", dtype="fp32", length=8)
+    decoder, note = choose_decoder(GPT(shape), engine="auto", dtype="fp32")
     assert isinstance(decoder, PackedDecoder)
     assert isinstance(decoder.packed, PackedModel)
     assert note == "no C compiler; decoding through torch's operators"
@@ -320,7 +320,7 @@ def test_texts_do_not_notice_the_screening(screening: NativeModel) -> None:
         )
         rows = texts(6, 6, 6)
         one, other = (
-            list(generate(native.model, rows, params, decoder=PackedDecoder(native, length=40)))
+            list(generate(native.model, rows, params, decoder=PackedDecoder(native)))
             for native in (whole, screening)
         )
         assert torch.equal(torch.stack(one), torch.stack(other))

@@ -1,5 +1,7 @@
 """Guessing ahead writes the same text, token for token, in fewer steps."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from test_model import sharpen
@@ -10,6 +12,7 @@ from regpt.core.kv_cache import KeyValueCache, PlainDecoder
 from regpt.fast.decoding.decoders import PackedDecoder
 from regpt.fast.decoding.drafters import Draft, Guesser, Lookup
 from regpt.fast.decoding.kernel_model import NativeModel, missing_native
+from regpt.fast.decoding.speculative import generate_steps
 
 CONFIG = GPTConfig(block_size=64, vocab_size=50257, n_layer=2, n_head=2, n_embd=32)
 
@@ -22,6 +25,12 @@ class Counting(PlainDecoder):
     def read_all(self, idx: torch.Tensor, cache: KeyValueCache) -> torch.Tensor:
         self.steps += 1
         return super().read_all(idx, cache)
+
+
+def speculative(*arguments, **named) -> Iterator[torch.Tensor]:
+    """The tokens of speculative decoding."""
+    for step in generate_steps(*arguments, **named):
+        yield step.tokens
 
 
 @pytest.fixture(scope="module")
@@ -73,11 +82,11 @@ def test_the_text_is_the_same_and_the_stream_where_it_was(
         expected = list(generate(model, prompts(kind), params, generator=one))
         guesser: Guesser = Lookup(depth=5)
         if guessing == "draft":
-            guesser = Draft(PlainDecoder(nearly(model), length=40), depth=4)
-        decoder = Counting(model, length=40)
+            guesser = Draft(PlainDecoder(nearly(model)), depth=4)
+        decoder = Counting(model)
         found = list(
-            generate(
-                model, prompts(kind), params, generator=other, decoder=decoder, guesser=guesser
+            speculative(
+                model, prompts(kind), params, generator=other, decoder=decoder, drafter=guesser
             )
         )
         assert torch.equal(torch.stack(found), torch.stack(expected))
@@ -87,10 +96,10 @@ def test_the_text_is_the_same_and_the_stream_where_it_was(
 
 
 def test_a_perfect_guesser_costs_one_step_in_its_depth(model: GPT) -> None:
-    decoder = Counting(model, length=46)
-    guesser = Draft(PlainDecoder(model, length=46), depth=4)
+    decoder = Counting(model)
+    guesser = Draft(PlainDecoder(model), depth=4)
     params = SamplingParams(max_length=46, stop_at_eot=False)
-    steps = list(generate(model, prompts("one"), params, decoder=decoder, guesser=guesser))
+    steps = list(speculative(model, prompts("one"), params, decoder=decoder, drafter=guesser))
     assert len(steps) == 40
     assert decoder.steps == 8  # after the first token 39 are left: 7 x 5 + 4
 
@@ -110,9 +119,9 @@ def test_int8_drafts_leave_the_exact_text_of_the_kernel(model: GPT) -> None:
     for seed in range(4):
         params = SamplingParams(max_length=48, seed=seed)
         rows = prompts("equal")
-        expected = list(generate(model, rows, params, decoder=PackedDecoder(exact, length=48)))
-        guesser = Draft(PackedDecoder(cheap, length=48))
+        expected = list(generate(model, rows, params, decoder=PackedDecoder(exact)))
+        guesser = Draft(PackedDecoder(cheap))
         found = list(
-            generate(model, rows, params, decoder=PackedDecoder(exact, length=48), guesser=guesser)
+            speculative(model, rows, params, decoder=PackedDecoder(exact), drafter=guesser)
         )
         assert torch.equal(torch.stack(found), torch.stack(expected))

@@ -22,16 +22,16 @@ def regpt(model: str, dtype: str, engine: str) -> Call:
     keep_pages()  # as the command line does
     import torch
 
-    from regpt.core.generate import generate
     from regpt.core.model import GPT
     from regpt.core.sampling import SamplingParams
     from regpt.fast.decoding.decoders import choose_decoder
     from regpt.fast.decoding.drafters import Guesser, choose_guesser
+    from regpt.fast.decoding.speculative import generate_steps
     from regpt.system.runtime import find_runtime
 
     runtime = find_runtime("auto", dtype="bf16" if dtype == "bf16" else "fp32")
     gpt = GPT.from_pretrained(model).to(runtime.device)
-    decoder, note = choose_decoder(gpt, engine=engine, dtype=dtype, length=gpt.config.block_size)  # pyright: ignore[reportArgumentType]
+    decoder, note = choose_decoder(gpt, engine=engine, dtype=dtype)  # pyright: ignore[reportArgumentType]
     if note:
         raise ValueError(note)
     guessers: dict[int, Guesser | None] = {}
@@ -39,13 +39,13 @@ def regpt(model: str, dtype: str, engine: str) -> Call:
     def call(prompt: list[int], rows: int, new: int) -> None:
         length = len(prompt) + new
         params = SamplingParams(max_length=length, top_k=TOP_K, seed=SEED, stop_at_eot=False)
-        decoder.length = length
         if rows not in guessers:  # in the first call, which only warms up
             how = "auto" if engine == "auto" else "off"
             guessers[rows] = choose_guesser(decoder, how, rows=rows)
         with runtime.autocast():
             texts = [prompt] * rows
-            drawn = list(generate(gpt, texts, params, decoder=decoder, guesser=guessers[rows]))
+            steps = generate_steps(gpt, texts, params, decoder=decoder, drafter=guessers[rows])
+            drawn = [step.tokens for step in steps]
         assert torch.stack(drawn).shape == (new, rows)
 
     return call

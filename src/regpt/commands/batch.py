@@ -23,6 +23,7 @@ from regpt.core.model import GPT
 from regpt.core.sampling import SamplingParams
 from regpt.core.tokenizer import get_tokenizer
 from regpt.fast.decoding.decoders import Engine, choose_decoder
+from regpt.fast.decoding.topk_sampling import sample
 from regpt.system.errors import UserError
 from regpt.system.files import replace_files
 from regpt.system.json_text import parse_json
@@ -109,8 +110,7 @@ def write_batch(
     done = read_done(place)
     if done or (place.exists() and place.stat().st_size and not facts_beside(place).exists()):
         check_making(place, making, done, path, prompts)
-    length = min(params.max_length, model.config.block_size)
-    decoder, note = choose_decoder(model, engine=engine, dtype=dtype, length=length)
+    decoder, note = choose_decoder(model, engine=engine, dtype=dtype)
     if note:
         sys.stderr.write(f"regpt: note: {note}\n")
     write_facts(place, making)
@@ -145,7 +145,9 @@ def complete_rows(
     rows = as_lists(prompts)
     starts = [len(row) for row in rows]
     drawn: list[list[int]] = [[] for _ in rows]
-    for step in generate_steps(model, rows, params, decoder=decoder, numbers=numbers):
+    for step in generate_steps(
+        model, rows, params, decoder=decoder, numbers=numbers, sampler=sample
+    ):
         for row, token in zip(drawn, step.tokens.tolist(), strict=True):
             row.append(token)
     return [

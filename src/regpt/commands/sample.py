@@ -2,6 +2,8 @@
 
 import json as json_lines
 import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -10,27 +12,27 @@ import torch
 from regpt.commands.batch import write_batch
 from regpt.core.detokenize import cut_at_stop, stream_text
 from regpt.core.generate import (
-    Decoder,
     as_lists,
-    can_guess,
     check_lengths,
     complete,
-    generate,
-    generate_steps,
     until_end,
 )
 from regpt.core.model import GPT, GPTConfig
 from regpt.core.sampling import SamplingParams, Stream
+from regpt.core.sequences import Step
 from regpt.core.tokenizer import get_tokenizer
 from regpt.fast.decoding.decoders import Engine, choose_decoder, fastest_kind
-from regpt.fast.decoding.drafters import Guesser, Speculation, choose_guesser
+from regpt.fast.decoding.drafters import Speculation, choose_guesser
 from regpt.fast.decoding.packed_linear import Kind
+from regpt.fast.decoding.speculative import can_draft, generate_steps
 from regpt.system.errors import UserError
 from regpt.system.runtime import find_runtime
 from regpt.weights import locate
 from regpt.weights.tokenizer_files import check_tokenizer
 
 DEFAULTS = SamplingParams()
+Generate = Callable[..., Iterator[Step]]
+"""`generate_steps`, its decoder and drafter chosen."""
 
 
 def load(model: str, *, seed: int) -> GPT:
@@ -121,17 +123,17 @@ def sample(
             return write_batch(gpt, file, output, params, stop=stop, engine=engine, dtype=dtype)
         start = get_tokenizer().encode(prompt)
         check_lengths(as_lists([start]), params, gpt)
-        length = min(max_length, gpt.config.block_size)
-        decoder, note = choose_decoder(gpt, engine=engine, dtype=dtype, length=length)
+        decoder, note = choose_decoder(gpt, engine=engine, dtype=dtype)
         sys.stderr.write(f"regpt: note: {note}\n" if note else "")
-        how = speculate if logprobs is None and can_guess(params, gpt) else "off"
-        guess = choose_guesser(decoder, how, rows=params.num_samples)
+        how = speculate if logprobs is None and can_draft(params, gpt) else "off"
+        drafter = choose_guesser(decoder, how, rows=params.num_samples)
+        write = partial(generate_steps, decoder=decoder, drafter=drafter)
         if logprobs is not None:
-            write_logprobs(gpt, start, params, decoder, stop, top=logprobs)
+            write_logprobs(gpt, start, params, write, stop, top=logprobs)
         elif stream:
-            write_stream(gpt, prompt, params, decoder, guess, stop)
+            write_stream(gpt, prompt, params, write, stop)
         else:
-            write_samples(gpt, start, params, decoder, guess, stop, json=json)
+            write_samples(gpt, start, params, write, stop, json=json)
 
 
 def told_fastest(gpt: GPT, rows: int) -> Kind:
@@ -155,16 +157,15 @@ def write_stream(
     model: GPT,
     prompt: str,
     params: SamplingParams,
-    decoder: Decoder,
-    guesser: Guesser | None,
+    write: Generate,
     stop: tuple[str, ...],
 ) -> None:
     """Print one text as its tokens come."""
     tokenizer = get_tokenizer()
     start = [tokenizer.encode(prompt)]
-    steps = generate(model, start, params, decoder=decoder, guesser=guesser)
+    steps = write(model, start, params)
     sys.stdout.write(prompt)
-    for piece in stream_text((int(token) for token in steps), tokenizer, stop=stop):
+    for piece in stream_text((int(step.tokens) for step in steps), tokenizer, stop=stop):
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
@@ -174,14 +175,13 @@ def write_samples(
     model: GPT,
     start: list[int],
     params: SamplingParams,
-    decoder: Decoder,
-    guesser: Guesser | None,
+    write: Generate,
     stop: tuple[str, ...],
     *,
     json: bool,
 ) -> None:
     """Print every sample, a text or a JSON object each."""
-    rows = complete(model, start, params, decoder=decoder, guesser=guesser)
+    rows = complete(model, start, params, generate=write)
     for index, row in enumerate(rows):
         row, text = cut_at_stop(row, len(start), get_tokenizer(), stop=stop)
         line = f"> {text}"
@@ -194,7 +194,7 @@ def write_logprobs(
     model: GPT,
     start: list[int],
     params: SamplingParams,
-    decoder: Decoder,
+    write: Generate,
     stop: tuple[str, ...],
     *,
     top: int,
@@ -203,7 +203,7 @@ def write_logprobs(
     tokenizer = get_tokenizer()
     prompt = as_lists([start])[0]
     rows = [prompt] * params.num_samples
-    steps = list(generate_steps(model, rows, params, decoder=decoder, top=top))
+    steps = list(write(model, rows, params, top=top))
     for index in range(params.num_samples):
         drawn = until_end([int(step.tokens[index]) for step in steps], params)
         row, text = cut_at_stop(prompt + drawn, len(prompt), tokenizer, stop=stop)

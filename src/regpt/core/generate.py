@@ -6,7 +6,8 @@ it). `complete` collects them into lists.
 
 The prompts are read once (equal ones once together), then every step reads one token per row from a
 key-value cache. What computes the logits is a `Decoder`: the plain one goes through the model
-itself (`kv_cache.py`), the fast ones swap its matrices for packed ones (`packed_linear.py`).
+itself (`kv_cache.py`). The fast decoders, draws and speculative decoding of `regpt.fast.decoding`
+go in as arguments.
 
 A row ends at end-of-text and costs nothing from then on. Like transformers, it goes on yielding
 end-of-text and, under the `hf` and `lecture` streams, consuming random numbers, so the other rows
@@ -14,7 +15,8 @@ do not notice. Past the model's last position generation is an error, or slides:
 are full, the newest three quarters of the text are read in again as if they began there.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -25,11 +27,10 @@ from regpt.core.model import GPT
 from regpt.core.sampling import SamplingParams, sample
 from regpt.core.sequences import Rows, Step
 from regpt.core.tokenizer import END_OF_TEXT_ID
-from regpt.fast.decoding.drafters import Guesser
-from regpt.fast.decoding.speculative import speculative_steps
-from regpt.fast.kernels import draws
 from regpt.system.errors import UserError
 
+Sampler = Callable[..., Tensor]
+"""A function with the arguments and the result of `sampling.sample`."""
 SLIDE_KEEPS = 0.75
 """Share of the positions that a sliding window keeps when it is full."""
 
@@ -37,8 +38,14 @@ SLIDE_KEEPS = 0.75
 class Decoder(Protocol):
     """What turns tokens into logits, one position at a time."""
 
-    def prefill(self, prompts: list[list[int]]) -> Tensor:
-        """Read the prompts in; logits of the token after each, (B, V)."""
+    def prefill(self, prompts: list[list[int]], *, length: int, top_k: int | None = None) -> Tensor:
+        """Read the prompts in; logits of the token after each, (B, V).
+
+        Args:
+            prompts: token ids of each row.
+            length: room for so many tokens a row.
+            top_k: from now on only so many of the largest logits matter; the others may be -inf.
+        """
         ...
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -88,7 +95,7 @@ def generate(
     *,
     generator: torch.Generator | None = None,
     decoder: Decoder | None = None,
-    guesser: Guesser | None = None,
+    sampler: Sampler = sample,
 ) -> Iterator[Tensor]:
     """Yield the next token of every row until all have ended.
 
@@ -99,7 +106,7 @@ def generate(
         params: lengths, filters, random stream. `num_samples` is the caller's business.
         generator: the random stream; default: a new one from `params.seed`.
         decoder: what computes the logits; default: the plain one.
-        guesser: guesses tokens ahead, which saves time and changes nothing (`speculative.py`).
+        sampler: draws the tokens: `sampling.sample`, or a faster function that draws the same.
 
     Yields:
         (B,) int64 tokens on the model's device.
@@ -107,9 +114,10 @@ def generate(
     Raises:
         UserError: lengths or tokens that the model has no room for, before the first step.
     """
-    for step in generate_steps(
-        model, prompts, params, generator=generator, decoder=decoder, guesser=guesser
-    ):
+    steps = generate_steps(
+        model, prompts, params, generator=generator, decoder=decoder, sampler=sampler
+    )
+    for step in steps:
         yield step.tokens
 
 
@@ -123,32 +131,28 @@ def generate_steps(
     decoder: Decoder | None = None,
     top: int | None = None,
     numbers: Sequence[int] | None = None,
-    guesser: Guesser | None = None,
+    sampler: Sampler = sample,
 ) -> Iterator[Step]:
     """`generate` with log-probabilities: of the chosen token, and of the `top` most likely.
 
-    `numbers` are the rows' numbers for the portable stream, 0, 1, ... if not given. A `guesser`
-    makes the same text cheaper (`speculative.py`); where it cannot (log-probabilities, a repetition
-    penalty, a sliding window) it is not asked.
+    `numbers` are the rows' numbers for the portable stream, 0, 1, ... if not given.
     """
     texts = as_lists(prompts)
     check_lengths(texts, params, model)
     generator = generator or params.generator(model.device)
     rows = Rows(texts, params, numbers)
     length = min(params.max_length, model.config.block_size)
-    decoder = decoder or PlainDecoder(model, length=length)
-    if isinstance(decoder, PlainDecoder):
-        decoder.top_k = enough_logits(params) if top is None else None
+    decoder = decoder or PlainDecoder(model)
+    needed = params.logits_needed if top is None else None
     was_training = model.training
     model.eval()
     try:
-        guesser = guesser if top is None and can_guess(params, model) else None
-        if guesser is not None and isinstance(decoder, PlainDecoder):
-            yield from speculative_steps(decoder, guesser, rows, params, generator)
+        if not rows.active:
             return
-        logits = decoder.prefill([texts[row] for row in rows.active]) if rows.active else None
-        while logits is not None:
-            step = draw(logits, rows, params, generator, top)
+        starts = [texts[row] for row in rows.active]
+        logits = decoder.prefill(starts, length=length, top_k=needed)
+        while True:
+            step = draw(logits, rows, params, generator, top, sampler)
             running = len(rows.active)
             going_on = rows.append(step.tokens[rows.active].tolist())
             yield step
@@ -156,38 +160,22 @@ def generate_steps(
                 return
             if len(going_on) < running:
                 decoder.keep(torch.tensor(going_on))
-            logits = advance(decoder, rows, step.tokens[rows.active], model.config.block_size)
+            tokens = step.tokens[rows.active]
+            if max(rows.held(row) for row in rows.active) <= length:
+                logits = decoder.step(tokens)
+            else:
+                texts = slide(rows, length)
+                logits = decoder.prefill(texts, length=length, top_k=needed)
     finally:
         model.train(was_training)
 
 
-def can_guess(params: SamplingParams, model: GPT) -> bool:
-    """Whether guessing ahead is possible: a penalty looks back, a window slides."""
-    return params.repetition_penalty == 1.0 and params.max_length <= model.config.block_size
-
-
-def enough_logits(params: SamplingParams) -> int | None:
-    """How many of the largest logits decide a draw; None: all take part.
-
-    A penalty changes their order, and the lecture's softmax rounds over the whole vocabulary.
-    """
-    if params.repetition_penalty != 1.0:
-        return None
-    if params.temperature == 0:
-        return 1
-    if params.rng == "lecture" or params.top_k is None or params.top_k > draws.LARGEST_K:
-        return None
-    return params.top_k
-
-
-def advance(decoder: Decoder, rows: Rows, tokens: Tensor, positions: int) -> Tensor:
-    """Logits after the newest tokens of the rows that go on; slides if the positions are full."""
-    if max(rows.held(row) for row in rows.active) <= positions:
-        return decoder.step(tokens)
+def slide(rows: Rows, positions: int) -> list[list[int]]:
+    """The newest part of each active row's text, to be read in again: the positions are full."""
     kept = max(int(positions * SLIDE_KEEPS), 1)
     for row in rows.active:
         rows.forgotten[row] = max(len(rows.texts[row]) - kept, 0)
-    return decoder.prefill([rows.texts[row][rows.forgotten[row] :] for row in rows.active])
+    return [rows.texts[row][rows.forgotten[row] :] for row in rows.active]
 
 
 def draw(
@@ -196,6 +184,7 @@ def draw(
     params: SamplingParams,
     generator: torch.Generator,
     top: int | None,
+    sampler: Sampler,
 ) -> Step:
     """Draw a token for each active row, from (active, V) logits; ended rows get end-of-text."""
     device, batch = logits.device, len(rows.texts)
@@ -207,7 +196,7 @@ def draw(
         # a row's own first token fills up the rows that are shorter: it is in their text already
         padded = [text + [text[0]] * (longest - len(text)) for text in texts]
         context = torch.tensor(padded, device=device)
-    chosen = sample(
+    chosen = sampler(
         logits,
         params,
         generator,
@@ -238,12 +227,18 @@ def complete(
     params: SamplingParams,
     *,
     decoder: Decoder | None = None,
-    guesser: Guesser | None = None,
+    generate: Callable[..., Iterator[Step]] = generate_steps,
 ) -> list[list[int]]:
-    """`num_samples` continuations of one prompt, prompt included, cut after end-of-text."""
+    """`num_samples` continuations of one prompt, prompt included, cut after end-of-text.
+
+    `generate` is `generate_steps`, or another that writes the same text
+    (`regpt.fast.decoding.speculative.generate_steps`).
+    """
+    if decoder is not None:
+        generate = partial(generate, decoder=decoder)
     start = as_lists([prompt])[0]
     prompts = [start] * params.num_samples
-    steps = list(generate(model, prompts, params, decoder=decoder, guesser=guesser))
+    steps = [step.tokens for step in generate(model, prompts, params)]
     drawn = torch.stack(steps, dim=1).tolist() if steps else [[] for _ in prompts]
     return [start + until_end(row, params) for row in drawn]
 

@@ -137,22 +137,17 @@ class LayerCache:
 class PlainDecoder:
     """Decoding through the model itself and a key-value cache: the plain path of `generate`."""
 
-    top_k: int | None = None
-    """If set, only so many of the largest logits of a token matter: the others may be -inf."""
-
-    def __init__(self, model: GPT, *, length: int) -> None:
+    def __init__(self, model: GPT) -> None:
         self.model = model
-        self.length = length
+        self.top_k: int | None = None
         self.cache: KeyValueCache | None = None
 
-    def new_cache(self) -> KeyValueCache:
+    def new_cache(self, length: int) -> KeyValueCache:
         """An empty cache of one row."""
         device, dtype = self.model.device, torch.float32
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
-        return KeyValueCache(
-            self.model.config, rows=1, length=self.length, device=device, dtype=dtype
-        )
+        return KeyValueCache(self.model.config, rows=1, length=length, device=device, dtype=dtype)
 
     def read(self, idx: Tensor, cache: KeyValueCache) -> Tensor:
         """Append (B, T) tokens to a cache; logits (B, V) of the token after the last only."""
@@ -162,16 +157,17 @@ class PlainDecoder:
         """Append (B, T) tokens to a cache; logits (B, T, V) after each of them."""
         return self.model.unembed(self.model.hidden(idx, cache))
 
-    def prefill(self, prompts: list[list[int]]) -> Tensor:
-        """Read the prompts in; logits of the token after each, (B, V).
+    def prefill(self, prompts: list[list[int]], *, length: int, top_k: int | None = None) -> Tensor:
+        """Read the prompts in; logits of the token after each, (B, V). Arguments: see `Decoder`.
 
         Equal prompts are computed once. Each is read alone, so no prompt is padded.
         """
+        self.top_k = top_k
         unique = sorted(set(map(tuple, prompts)))
         caches: list[KeyValueCache] = []
         logits: list[Tensor] = []
         for prompt in unique:
-            cache = self.new_cache()
+            cache = self.new_cache(length)
             idx = torch.tensor([prompt], device=self.model.device)
             logits.append(self.read(idx, cache))
             caches.append(cache)

@@ -25,19 +25,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from regpt.core.filters import keep_min_p, keep_top_k, keep_top_p, penalize
-from regpt.core.noise import draw_words, exponential_of, words_are_exponential
 from regpt.core.philox import exponential
-from regpt.fast.kernels import draws
 from regpt.system.errors import UserError
 
 Stream = Literal["hf", "lecture", "portable"]
 STREAMS: tuple[Stream, ...] = ("hf", "lecture", "portable")
-
-SPARE = 14
-"""Logits looked at beyond the top k, for those that equal the k-th."""
-CLOSE = 1e-5
-"""Relative distance below which two candidates' scores count as equal: float32 sums differ less."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +85,50 @@ class SamplingParams:
         if self.rng not in STREAMS:
             raise UserError(f"rng {self.rng!r} is not one of {', '.join(STREAMS)}")
 
+    @property
+    def logits_needed(self) -> int | None:
+        """How many of the largest logits decide a draw; None: all take part.
+
+        A penalty changes their order, and the lecture's softmax rounds over the whole vocabulary.
+        """
+        if self.repetition_penalty != 1.0:
+            return None
+        if self.temperature == 0:
+            return 1
+        return None if self.rng == "lecture" else self.top_k
+
     def generator(self, device: torch.device) -> torch.Generator:
         """A generator on `device` in the state that `torch.manual_seed(seed)` leaves it in."""
         return torch.Generator(device).manual_seed(self.seed)
+
+
+def penalize(logits: Tensor, context: Tensor, penalty: float) -> Tensor:
+    """Make tokens of `context` (B, T) less likely in `logits` (B, V)."""
+    seen = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, context, True)
+    penalized = torch.where(logits < 0, logits * penalty, logits / penalty)
+    return torch.where(seen, penalized, logits)
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """Mask (B, V) logits below the k-th largest of their row; ties with it stay."""
+    kth = torch.topk(logits, min(k, logits.shape[-1])).values[:, -1:]
+    return logits.masked_fill(logits < kth, -torch.inf)
+
+
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """Mask all but the smallest set of (B, V) logits that holds probability p."""
+    ascending, order = torch.sort(logits, descending=False)
+    remove = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - p
+    remove[:, -1] = False  # the most likely token always stays
+    return logits.masked_fill(remove.scatter(1, order, remove), -torch.inf)
+
+
+def keep_min_p(logits: Tensor, p: float) -> Tensor:
+    """Mask (B, V) logits whose probability is below p times the largest of their row."""
+    probabilities = logits.softmax(dim=-1)
+    top, index = probabilities.max(dim=-1, keepdim=True)
+    remove = (probabilities < p * top).scatter(1, index, False)
+    return logits.masked_fill(remove, -torch.inf)
 
 
 def filtered(logits: Tensor, params: SamplingParams, *, top_k: bool = True) -> Tensor:
@@ -122,29 +155,14 @@ def draw_noise(
     """All randomness of one step of `batch` rows, to be given to `sample`; None: it needs none.
 
     Drawing it apart lets a step be drawn twice from the same numbers, or for some rows only.
-    Returns words, (batch, V) int64 (`noise.py`), or Exp(1) numbers, (batch, V) or, for `lecture`,
-    (batch, k), float32.
+    Returns Exp(1) numbers, float32: (batch, V) or, for `lecture`, (batch, k).
     """
     if params.temperature == 0 or params.rng == "portable":
         return None
     if params.rng == "lecture":
         columns = min(params.top_k or vocab_size, vocab_size)
         return torch.empty(batch, columns, device=device).exponential_(generator=generator)
-    if has_few_candidates(params, vocab_size, device):
-        return draw_words(batch, vocab_size, generator)
     return torch.empty(batch, vocab_size, device=device).exponential_(generator=generator)
-
-
-def has_few_candidates(params: SamplingParams, vocab_size: int, device: torch.device) -> bool:
-    """Whether `draw_among_few` draws what `draw_hf` means, for less."""
-    return (
-        device.type == "cpu"
-        and params.top_k is not None
-        and params.top_k + SPARE < vocab_size
-        and params.top_p in (None, 1.0)
-        and params.min_p is None
-        and words_are_exponential()
-    )
 
 
 def draw_hf(logits: Tensor, params: SamplingParams, noise: Tensor) -> Tensor:
@@ -152,52 +170,7 @@ def draw_hf(logits: Tensor, params: SamplingParams, noise: Tensor) -> Tensor:
 
     argmax of p / q is torch.multinomial's own way to draw once; noise (B, V) is its q.
     """
-    if noise.dtype == torch.int64:
-        noise = exponential_of(noise)
     return (F.softmax(filtered(logits, params), dim=-1) / noise).argmax(dim=-1)
-
-
-def draw_among_few(
-    logits: Tensor, params: SamplingParams, words: Tensor | Sequence[Tensor]
-) -> Tensor:
-    """The token `draw_hf` draws, from words (B, V) or rows of them: only the top k are looked at.
-
-    transformers keeps every logit equal to the k-th. Where two candidates are as good as equal, so
-    that the order of the softmax's sum could decide, the row goes the long way.
-    """
-    assert params.top_k is not None
-    if draws.works(params.top_k):
-        tokens, undecided = draws.draw(
-            logits, words, top_k=params.top_k, temperature=params.temperature, close=CLOSE
-        )
-    else:
-        tokens, undecided = race_among_few(logits, params, words)
-    if bool(undecided.any()):
-        places = undecided.nonzero().flatten().tolist()
-        rows = torch.stack([words[place] for place in places])
-        tokens[undecided] = draw_hf(logits[undecided], params, rows)
-    return tokens
-
-
-def race_among_few(
-    logits: Tensor, params: SamplingParams, words: Tensor | Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Tokens (B,), and which rows are not decided: `draws.py` in torch's operators.
-
-    A few more than k are looked at, for the ties with the k-th; where even the last of them is
-    equal to it, the row is not decided.
-    """
-    assert params.top_k is not None
-    if params.temperature != 1.0:
-        logits = logits / params.temperature
-    values, ids = torch.topk(logits, params.top_k + SPARE)
-    kth = values[:, params.top_k - 1 : params.top_k]
-    tied = values[:, -1:] == kth
-    values = values.masked_fill(values < kth, -torch.inf)
-    noise = exponential_of(torch.stack([row[few] for row, few in zip(words, ids, strict=True)]))
-    best, places = (values.softmax(dim=-1) / noise).topk(2)
-    tokens = ids.gather(1, places[:, :1]).squeeze(1)
-    return tokens, (best[:, 0] <= best[:, 1] * (1 + CLOSE)) | tied.squeeze(1)
 
 
 def draw_lecture(logits: Tensor, params: SamplingParams, noise: Tensor) -> Tensor:
@@ -270,9 +243,6 @@ def sample(
     if noise is None:
         noise = draw_noise(params, generator, batch=batch or B, vocab_size=V, device=logits.device)
         assert noise is not None
-    if noise[0].dtype == torch.int64:
-        chosen = noise if len(noise) == B else [noise[row] for row in rows.tolist()]
-        return draw_among_few(logits, params, chosen)
     if not isinstance(noise, Tensor):
         noise = torch.stack(list(noise))
     draw = draw_lecture if params.rng == "lecture" else draw_hf

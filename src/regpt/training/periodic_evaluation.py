@@ -11,17 +11,19 @@ Figures go to metrics.jsonl as lines of their own, so a resumed run forgets them
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from regpt.core.generate import complete
+from regpt.core.generate import complete, generate_steps
 from regpt.core.sampling import SamplingParams
 from regpt.core.tokenizer import get_tokenizer
 from regpt.evaluation import hellaswag as swag
 from regpt.evaluation.reader import choose_reader
 from regpt.evaluation.validation import BATCH_TOKENS, score_windows, validate
 from regpt.evaluation.windows import cut_windows
+from regpt.fast.decoding.topk_sampling import sample
 from regpt.system.distributed import World
 from regpt.training.compiling import compiles
 from regpt.training.config import RunConfig
@@ -209,8 +211,9 @@ def write_samples(state: TrainState, directory: RunDirectory, observe: Observer)
         ids = tokenizer.encode(prompt)[: max(positions // 2, 1)]
         length = min(max(config.sample_tokens, len(ids)), positions)
         params = SamplingParams(max_length=length, num_samples=SAMPLES)
+        write = partial(generate_steps, sampler=sample)
         with state.runtime.autocast(), as_written(state):
-            texts = [tokenizer.decode(row) for row in complete(model, ids, params)]
+            texts = [tokenizer.decode(row) for row in complete(model, ids, params, generate=write)]
         samples.append(Sample(prompt=prompt, texts=texts))
     if state.world.is_first:
         directory.append_samples(state.step, {part.prompt: part.texts for part in samples})

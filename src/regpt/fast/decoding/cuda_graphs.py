@@ -95,19 +95,19 @@ class Recording:
 class GraphDecoder(PlainDecoder):
     """Decoding by replaying recorded steps; on a device without graphs, by running them."""
 
-    def __init__(self, model: GPT, *, dtype: torch.dtype, length: int) -> None:
-        super().__init__(model, length=length)
+    def __init__(self, model: GPT, *, dtype: torch.dtype) -> None:
+        super().__init__(model)
         self.dtype = dtype
         self.static = StaticStep(model, dtype)
         self._recordings: dict[tuple[int, int, int], Recording] = {}
         self._buffers: dict[tuple[int, int], Tensor] = {}
 
-    def new_cache(self) -> KeyValueCache:
+    def new_cache(self, length: int) -> KeyValueCache:
         """An empty cache of one row."""
         return KeyValueCache(
             self.model.config,
             rows=1,
-            length=self.length,
+            length=length,
             device=self.model.device,
             dtype=self.dtype,
         )

@@ -136,17 +136,17 @@ def attend(qkv: Tensor, layer: LayerCache, mask: Tensor | None) -> Tensor:
 class PackedDecoder(PlainDecoder):
     """Decoding through packed matrices; prompts and rows are handled as in the plain path."""
 
-    def __init__(self, packed: PackedModel | NativeModel, *, length: int) -> None:
-        super().__init__(packed.model, length=length)
+    def __init__(self, packed: PackedModel | NativeModel) -> None:
+        super().__init__(packed.model)
         self.packed = packed
 
-    def new_cache(self) -> KeyValueCache:
+    def new_cache(self, length: int) -> KeyValueCache:
         """An empty cache of one row, as precise as the matrices need it."""
         native = isinstance(self.packed, NativeModel)
         return KeyValueCache(
             self.model.config,
             rows=1,
-            length=self.length,
+            length=length,
             dtype=self.packed.cache_dtype,
             clean=not native,  # the kernel looks at nothing beyond a row's end
         )
@@ -214,9 +214,7 @@ def fastest_kind(model: GPT, rows: int) -> Kind:
     return best
 
 
-def choose_decoder(
-    model: GPT, *, engine: Engine, dtype: str, length: int
-) -> tuple[PlainDecoder, str | None]:
+def choose_decoder(model: GPT, *, engine: Engine, dtype: str) -> tuple[PlainDecoder, str | None]:
     """A decoder, and one line to tell the person if it is not the one hoped for.
 
     `fast` insists on packed matrices, in the C kernel where it works, else in torch's operators;
@@ -230,16 +228,16 @@ def choose_decoder(
     if kind == "int8" and not packs:
         raise UserError("dtype int8 exists on the fast engine only, on a cpu: use --engine fast")
     if not packs:
-        return PlainDecoder(model, length=length), None
+        return PlainDecoder(model), None
     if model.device.type == "cuda" and kind != "int8":
-        return GraphDecoder(model, dtype=DTYPES[kind], length=length), None
+        return GraphDecoder(model, dtype=DTYPES[kind]), None
     if model.device.type != "cpu":
         raise UserError(
             f"the fast engine decodes {kind} on a cpu, not on {model.device}: use --engine plain"
         )
     packed, note = pack_model(model, kind)
     if packed is not None:
-        return PackedDecoder(packed, length=length), note
+        return PackedDecoder(packed), note
     if engine == "fast" or kind == "int8":
         raise UserError(f"{note}: use --dtype fp32 --engine plain")
-    return PlainDecoder(model, length=length), f"{note}; decoding on the plain path"
+    return PlainDecoder(model), f"{note}; decoding on the plain path"

@@ -142,8 +142,7 @@ class Draft:
 
     def begin(self, prompts: list[list[int]], length: int) -> None:
         """Read the prompts."""
-        self.decoder.length = length
-        self.decoder.prefill(prompts)
+        self.decoder.prefill(prompts, length=length)
 
     def guess(self, texts: list[list[int]], count: int, draw: Draw) -> list[list[int]]:
         """Write on, as if it were alone."""
@@ -185,17 +184,17 @@ def choose_guesser(decoder: PlainDecoder, how: Speculation, *, rows: int) -> Gue
     if isinstance(native, NativeModel) and native.kind == "fp32":
         reason = missing_native("int8")
         if reason is None:
-            return int8_draft(native, decoder.length, insist=how == "draft", rows=rows)
+            return int8_draft(native, insist=how == "draft", rows=rows)
     if how == "draft":
         raise UserError(f"{reason}: use --speculate lookup or off")
     return None
 
 
-def int8_draft(exact: NativeModel, length: int, *, insist: bool, rows: int) -> Draft | None:
+def int8_draft(exact: NativeModel, *, insist: bool, rows: int) -> Draft | None:
     """The int8 draft of a float32 model; None if it does not pay, unless one insists."""
     model = exact.model
     if not is_large(model):  # reading its weights is not what a step waits for
-        return Draft(PackedDecoder(NativeModel(model, "int8"), length=length)) if insist else None
+        return Draft(PackedDecoder(NativeModel(model, "int8"))) if insist else None
     checking = speed_of(exact)
     known = known_speed(model, "native", "int8")
     if known is not None and not insist and not pays(rows, checking, known):
@@ -204,7 +203,7 @@ def int8_draft(exact: NativeModel, length: int, *, insist: bool, rows: int) -> D
     speeds = checking, speed_of(cheap)
     if not insist and not pays(rows, *speeds):
         return None
-    return Draft(PackedDecoder(cheap, length=length), speeds=speeds)
+    return Draft(PackedDecoder(cheap), speeds=speeds)
 
 
 def pays(rows: int, exact: Speed, cheap: Speed) -> bool:

@@ -18,6 +18,7 @@ from regpt.core.model import GPT, Block, GPTConfig
 from regpt.fast.decoding.packed_linear import TOLERANCE, EngineName, Kind
 from regpt.fast.kernels.bindings import BF16, FP32, INT8, CBlock, CCall, CLinear, CModel
 from regpt.fast.kernels.build import load_library
+from regpt.fast.kernels.draws import LARGEST_K
 from regpt.system.errors import UserError
 
 KIND_NUMBERS: dict[Kind, int] = {"fp32": FP32, "bf16": BF16, "int8": INT8}
@@ -254,7 +255,7 @@ class NativeModel:
     def _screen(self, call: CCall, tokens: int, top_k: int | None) -> Tensor | None:
         """Ask for the k largest logits only, where that is worth it; where the counts will be."""
         too_often = self._overflowed > FEW_OVERFLOWS + self._screened // 4
-        if top_k is None or not self.screens or not tokens or too_often:
+        if top_k is None or top_k > LARGEST_K or not self.screens or not tokens or too_often:
             return None
         counts = torch.empty(tokens, dtype=torch.int64)
         call.top_k = top_k

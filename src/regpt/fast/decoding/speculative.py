@@ -2,7 +2,7 @@
 
 A decoding step reads every weight once, for one token a row or for several alike. So somebody cheap
 guesses the next tokens, the model reads all guesses in one step, and draws each place's token from
-its own logits with the random numbers that place would have had anyway (`sampling.draw_noise`).
+its own logits with the random numbers that place would have had anyway (`topk_sampling.py`).
 As long as the drawn token is the guessed one, the next place has been computed from the right text
 and counts too; the first that differs is drawn as it should be, and the rest is forgotten. Sampling
 by rejection would keep the distribution; this keeps the text: with one seed, guessing or not, token
@@ -17,11 +17,55 @@ from itertools import takewhile
 import torch
 from torch import Tensor
 
+from regpt.core import generate as plain
 from regpt.core.kv_cache import PlainDecoder
-from regpt.core.sampling import SamplingParams, draw_noise, sample
+from regpt.core.model import GPT
+from regpt.core.sampling import SamplingParams
 from regpt.core.sequences import Rows, Step
 from regpt.core.tokenizer import END_OF_TEXT_ID
 from regpt.fast.decoding.drafters import DEEPEST, Draw, Guesser
+from regpt.fast.decoding.topk_sampling import draw_noise, sample
+
+
+@torch.no_grad()
+def generate_steps(
+    model: GPT,
+    prompts: Tensor | Sequence[Sequence[int]],
+    params: SamplingParams,
+    *,
+    decoder: PlainDecoder,
+    drafter: Guesser | None = None,
+    generator: torch.Generator | None = None,
+    top: int | None = None,
+    numbers: Sequence[int] | None = None,
+) -> Iterator[Step]:
+    """`regpt.core.generate.generate_steps`, sooner; a `drafter` runs ahead where it can."""
+    if drafter is None or top is not None or not can_draft(params, model):
+        yield from plain.generate_steps(
+            model,
+            prompts,
+            params,
+            generator=generator,
+            decoder=decoder,
+            top=top,
+            numbers=numbers,
+            sampler=sample,
+        )
+        return
+    texts = plain.as_lists(prompts)
+    plain.check_lengths(texts, params, model)
+    generator = generator or params.generator(model.device)
+    was_training = model.training
+    model.eval()
+    try:
+        yield from draft_and_check(decoder, drafter, Rows(texts, params, numbers), generator)
+    finally:
+        model.train(was_training)
+
+
+def can_draft(params: SamplingParams, model: GPT) -> bool:
+    """Whether running ahead is possible: a penalty looks back, a window slides."""
+    return params.repetition_penalty == 1.0 and params.max_length <= model.config.block_size
 
 
 class Noise:
@@ -62,23 +106,20 @@ class Noise:
             self.generator.set_state(self.blocks[steps - 1][1])
 
 
-def speculative_steps(
-    decoder: PlainDecoder,
-    guesser: Guesser,
-    rows: Rows,
-    params: SamplingParams,
-    generator: torch.Generator,
+def draft_and_check(
+    decoder: PlainDecoder, guesser: Guesser, rows: Rows, generator: torch.Generator
 ) -> Iterator[Step]:
     """The steps of `generate_steps`; rows run ahead of one another inside."""
+    params = rows.params
     batch = len(rows.texts)
     starts = [len(text) for text in rows.texts]
     if not rows.active:
         return
     prompts = [rows.texts[row] for row in rows.active]
     # room for a row's guesses to run past its end while another's are still wanted
-    decoder.length = min(params.max_length + DEEPEST, decoder.model.config.block_size)
-    logits = decoder.prefill(prompts)
-    guesser.begin(prompts, decoder.length)
+    length = min(params.max_length + DEEPEST, decoder.model.config.block_size)
+    logits = decoder.prefill(prompts, length=length, top_k=params.logits_needed)
+    guesser.begin(prompts, length)
     noise = Noise(params, generator, batch=batch, logits=logits)
     given = 0
 

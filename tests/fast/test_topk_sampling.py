@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from regpt import SamplingParams
-from regpt.core.noise import draw_words, exponential_of, words_are_exponential
-from regpt.core.sampling import draw_hf, draw_noise, race_among_few, sample
+from regpt.core.sampling import draw_hf
+from regpt.fast.decoding import random_bits, topk_sampling
+from regpt.fast.decoding.random_bits import draw_words, exponential_of, words_are_exponential
+from regpt.fast.decoding.topk_sampling import draw_noise, race_topk, sample
 from regpt.fast.kernels import draws, words
 
 CPU = torch.device("cpu")
@@ -44,7 +46,7 @@ def test_another_generator_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_another_way_to_make_them_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     words_are_exponential.cache_clear()
-    monkeypatch.setattr("regpt.core.noise.exponential_of", lambda words: words.float())
+    monkeypatch.setattr(random_bits, "exponential_of", lambda words: words.float())
     assert not words_are_exponential()
     words_are_exponential.cache_clear()
 
@@ -96,12 +98,12 @@ def test_the_race_in_c_is_the_one_in_torch(columns: int, top_k: int, temperature
     ours, undecided = draws.draw(
         logits, list(chosen), top_k=top_k, temperature=temperature, close=1e-5
     )
-    theirs, open_too = race_among_few(logits, params, list(chosen))
+    theirs, open_too = race_topk(logits, params, list(chosen))
     decided = ~(undecided | open_too)
     assert torch.equal(ours[decided], theirs[decided])
     assert undecided[6], "what is no number is left to torch"
     assert decided[[0, 1, 3, 4, 8]].all()
-    whole = draw_hf(logits, params, chosen)
+    whole = draw_hf(logits, params, exponential_of(chosen))
     assert torch.equal(ours[~undecided], whole[~undecided])
     assert torch.equal(sample(logits, params, noise=list(chosen)), whole)
 
@@ -112,9 +114,9 @@ def test_candidates_as_good_as_equal_go_the_long_way(monkeypatch: pytest.MonkeyP
     logits = torch.randn(4, 50257, generator=torch.Generator().manual_seed(3))
     expected = sample(logits, params, params.generator(CPU))
     seen = []
-    monkeypatch.setattr("regpt.core.sampling.CLOSE", torch.inf)
+    monkeypatch.setattr(topk_sampling, "TIE_TOLERANCE", torch.inf)
     monkeypatch.setattr(
-        "regpt.core.sampling.draw_hf", lambda *a: (seen.append(len(a[0])), draw_hf(*a))[1]
+        topk_sampling, "draw_hf", lambda *a: (seen.append(len(a[0])), draw_hf(*a))[1]
     )
     assert torch.equal(sample(logits, params, params.generator(CPU)), expected)
     assert seen == [4]

@@ -1,0 +1,128 @@
+"""The draw among the top k, sooner: only the candidates get a random number.
+
+transformers' draw takes one exponential number for every entry of the vocabulary. With a top-k of
+50, all but 50 of their logarithms are computed in vain: here the generator's 64-bit words are drawn
+for the whole row (`random_bits.py`) and only the candidates' become numbers, in one C loop where
+there is a kernel. Same stream, same text as `regpt.core.sampling.sample`, token for token.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from regpt.core import sampling
+from regpt.core.sampling import SamplingParams, draw_hf
+from regpt.fast.decoding.random_bits import draw_words, exponential_of, words_are_exponential
+from regpt.fast.kernels import draws
+
+SPARE = 14
+"""Logits looked at beyond the top k, for those that equal the k-th."""
+TIE_TOLERANCE = 1e-5
+"""Relative distance below which two candidates' scores count as equal: float32 sums differ less."""
+
+
+def draw_noise(
+    params: SamplingParams,
+    generator: torch.Generator | None,
+    *,
+    batch: int,
+    vocab_size: int,
+    device: torch.device,
+) -> Tensor | None:
+    """`sampling.draw_noise`; (batch, V) int64 words of the generator where they are enough."""
+    if has_few_candidates(params, vocab_size, device):
+        return draw_words(batch, vocab_size, generator)
+    return sampling.draw_noise(params, generator, batch=batch, vocab_size=vocab_size, device=device)
+
+
+def has_few_candidates(params: SamplingParams, vocab_size: int, device: torch.device) -> bool:
+    """Whether `sample_topk` draws what `draw_hf` means, for less."""
+    return (
+        device.type == "cpu"
+        and params.rng == "hf"
+        and params.temperature > 0
+        and params.top_k is not None
+        and params.top_k + SPARE < vocab_size
+        and params.top_p in (None, 1.0)
+        and params.min_p is None
+        and words_are_exponential()
+    )
+
+
+def sample(
+    logits: Tensor,
+    params: SamplingParams,
+    generator: torch.Generator | None = None,
+    *,
+    context: Tensor | None = None,
+    rows: Tensor | None = None,
+    numbers: Tensor | None = None,
+    positions: Tensor | None = None,
+    batch: int | None = None,
+    noise: Tensor | Sequence[Tensor] | None = None,
+) -> Tensor:
+    """`sampling.sample`, arguments and result alike; `noise` is this module's `draw_noise`."""
+    B, V = logits.shape
+    if noise is None:
+        noise = draw_noise(params, generator, batch=batch or B, vocab_size=V, device=logits.device)
+    if noise is None or noise[0].dtype != torch.int64:
+        return sampling.sample(
+            logits,
+            params,
+            generator,
+            context=context,
+            rows=rows,
+            numbers=numbers,
+            positions=positions,
+            batch=batch,
+            noise=noise,
+        )
+    logits = logits.float()
+    if params.repetition_penalty != 1.0:
+        assert context is not None, "a repetition penalty needs the text so far"
+        logits = sampling.penalize(logits, context, params.repetition_penalty)
+    if rows is not None and len(noise) != B:
+        noise = [noise[row] for row in rows.tolist()]
+    return sample_topk(logits, params, noise)
+
+
+def sample_topk(logits: Tensor, params: SamplingParams, words: Tensor | Sequence[Tensor]) -> Tensor:
+    """The token `draw_hf` draws, from words (B, V) or rows of them: only the top k are looked at.
+
+    transformers keeps every logit equal to the k-th. Where two candidates are as good as equal, so
+    that the order of the softmax's sum could decide, the row goes the long way.
+    """
+    assert params.top_k is not None
+    if draws.works(params.top_k):
+        tokens, undecided = draws.draw(
+            logits, words, top_k=params.top_k, temperature=params.temperature, close=TIE_TOLERANCE
+        )
+    else:
+        tokens, undecided = race_topk(logits, params, words)
+    if bool(undecided.any()):
+        places = undecided.nonzero().flatten().tolist()
+        rows = torch.stack([words[place] for place in places])
+        tokens[undecided] = draw_hf(logits[undecided], params, exponential_of(rows))
+    return tokens
+
+
+def race_topk(
+    logits: Tensor, params: SamplingParams, words: Tensor | Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Tokens (B,), and which rows are not decided: `draws.py` in torch's operators.
+
+    A few more than k are looked at, for the ties with the k-th; where even the last of them is
+    equal to it, the row is not decided.
+    """
+    assert params.top_k is not None
+    if params.temperature != 1.0:
+        logits = logits / params.temperature
+    values, ids = torch.topk(logits, params.top_k + SPARE)
+    kth = values[:, params.top_k - 1 : params.top_k]
+    tied = values[:, -1:] == kth
+    values = values.masked_fill(values < kth, -torch.inf)
+    noise = exponential_of(torch.stack([row[few] for row, few in zip(words, ids, strict=True)]))
+    best, places = (values.softmax(dim=-1) / noise).topk(2)
+    tokens = ids.gather(1, places[:, :1]).squeeze(1)
+    return tokens, (best[:, 0] <= best[:, 1] * (1 + TIE_TOLERANCE)) | tied.squeeze(1)
