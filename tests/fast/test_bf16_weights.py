@@ -9,8 +9,8 @@ from torch import Tensor
 from regpt import GPT, GPTConfig, find_runtime
 from regpt.core import loss
 from regpt.core.data import Batch
-from regpt.core.optimizer import Optimizer, OptimizerConfig
-from regpt.core.step import StepResult, compute_gradients
+from regpt.core.optimizer import OptimizerConfig
+from regpt.core.train import StepResult, StepSettings, compute_gradients
 from regpt.fast.kernels.build import missing
 from regpt.fast.training import adamw, muon
 from regpt.fast.training import bf16_weights as kept_module
@@ -18,8 +18,11 @@ from regpt.fast.training import fused_block as fused
 from regpt.fast.training.bf16_weights import add_rows, copy_of, gradients_in, keep_copies
 from regpt.fast.training.blocked_attention import attend_in_blocks
 from regpt.fast.training.fused_block import fuse_blocks
+from regpt.fast.training.fused_loss import next_token_loss
+from regpt.fast.training.optimizer import FastOptimizer as Optimizer
 from regpt.system.distributed import World
-from regpt.training.distributed import GradientSum, fill
+from regpt.training.distributed import fill
+from regpt.training.optimizer_state import load_state_tensors, state_tensors
 
 SHAPE = GPTConfig(block_size=16, vocab_size=61, n_layer=2, n_head=2, n_embd=16)
 RUNTIME = find_runtime("cpu", dtype="bf16")
@@ -46,10 +49,11 @@ def batch(step: int = 0) -> Batch:
 def gradients(
     model: GPT, optimizer: Optimizer, data: Batch, *, micro_batch: int = 4, clip: float | None = 1.0
 ) -> StepResult:
-    summing = GradientSum(model, WORLD)
-    return compute_gradients(
-        model, optimizer, data, RUNTIME, WORLD, summing, micro_batch=micro_batch, clip=clip
+    gradients_in(model, bfloat16=micro_batch == len(data.x))
+    settings = StepSettings(
+        micro_batch=micro_batch, clip=clip, loss_fn=next_token_loss, autocast=RUNTIME.autocast
     )
+    return compute_gradients(model, optimizer, data, settings)
 
 
 def of(model: GPT) -> dict[str, Tensor]:
@@ -98,7 +102,7 @@ def test_training_is_the_same(
             optimizer.step()
         assert losses[1] == pytest.approx(losses[0], rel=3e-3)
     assert losses[0] < 3.0, "nothing was learnt"
-    plain, kept = (optimizer.state_tensors(torch.clone) for optimizer in optimizers)
+    plain, kept = (state_tensors(optimizer, torch.clone) for optimizer in optimizers)
     assert plain.keys() == kept.keys()
     assert plain["step"] == kept["step"] == 12
 
@@ -179,7 +183,7 @@ def test_a_state_taken_back_goes_on_as_if_it_had_never_left(
     go_on(one, whole, range(5))
     go_on(two, before, range(2))
     other.load_state_dict(two.state_dict())
-    after.load_state_tensors(before.state_tensors(torch.clone), fill)
+    load_state_tensors(after, state_tensors(before, torch.clone), fill)
     go_on(other, after, range(2, 5))
     for (name, expected), found in zip(one.named_parameters(), other.parameters(), strict=True):
         assert torch.equal(found, expected), name

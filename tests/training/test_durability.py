@@ -17,12 +17,13 @@ from runs import forget_the_end, losses, steps, tiny
 
 from regpt import UserError
 from regpt.core.optimizer import OptimizerConfig
-from regpt.core.step import StepResult
+from regpt.core.train import StepResult
 from regpt.system.distributed import World
+from regpt.training.build import check_shares
 from regpt.training.checkpoint import Snapshot, verify, write_checkpoint
 from regpt.training.events import Event, Noted, Stepped
 from regpt.training.loop import train
-from regpt.training.state import TrainState, check_shares
+from regpt.training.state import TrainState
 
 
 def contents(out: Path) -> dict[str, bytes]:

@@ -14,13 +14,13 @@ from runs import TINY, losses, tiny
 from regpt import GPT, UserError, find_runtime
 from regpt.core.optimizer import OptimizerConfig
 from regpt.core.schedule import ScheduleConfig
+from regpt.training.build import takes_blocks
 from regpt.training.compiling import compiles, decide
 from regpt.training.events import Event, Finished, Noted, Sampled, Started, Stepped, Validated
 from regpt.training.interval import Interval
 from regpt.training.loop import train
 from regpt.training.loss_plot import draw_loss
 from regpt.training.presets import quickstart
-from regpt.training.state import takes_blocks
 
 
 def test_a_run_leaves_a_model_and_its_record(text_file: Path, tmp_path: Path) -> None:

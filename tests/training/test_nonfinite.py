@@ -11,13 +11,14 @@ from runs import losses, tiny
 
 from regpt import UserError
 from regpt.core.optimizer import OptimizerConfig
-from regpt.core.step import StepResult
+from regpt.core.train import StepResult
 from regpt.system.distributed import World
 from regpt.system.runtime import find_runtime
+from regpt.training.build import build
 from regpt.training.loop import train
 from regpt.training.nonfinite import KEPT_MODELS, what_is_wrong
 from regpt.training.replay import replay
-from regpt.training.state import SPIKE_WINDOW, TrainState, build
+from regpt.training.state import SPIKE_WINDOW, TrainState
 
 
 def state_of(text_file: Path, tmp_path: Path, **changes: object) -> TrainState:

@@ -21,13 +21,14 @@ from regpt.bench.worker import Call
 from regpt.core.data import Batch
 from regpt.core.model import GPT, GPTConfig
 from regpt.core.optimizer import OptimizerConfig
+from regpt.core.schedule import factor
+from regpt.core.train import compute_gradients
 from regpt.system.distributed import World
 from regpt.system.runtime import Runtime, find_runtime
+from regpt.training.build import StateHooks, build
 from regpt.training.config import RunConfig
 from regpt.training.distributed import pad_vocabulary
-from regpt.training.loop import compute
 from regpt.training.nonfinite import what_is_wrong
-from regpt.training.state import build
 from regpt.training.training_data import read_data
 from regpt.weights.config import hugging_face_config
 
@@ -100,7 +101,10 @@ def ours(**settings: Unpack[Settings]) -> Call:
     state = build(config, runtime, World(device=runtime.device))
 
     def step(batch: Batch) -> float:
-        result = compute(state, batch)
+        state.optimizer.set_factor(factor(state.step, state.config.steps, state.config.schedule))
+        result = compute_gradients(
+            state.model, state.optimizer, batch, state.settings, StateHooks(state)
+        )
         fault = what_is_wrong(state, result)
         if fault is not None:
             raise RuntimeError(fault)

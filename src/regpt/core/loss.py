@@ -16,6 +16,7 @@ the field's most repeated accumulation bug (transformers#34191, litgpt#1947).
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,15 +24,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regpt.core.model import GPT
-from regpt.fast.kernels import training
-from regpt.fast.kernels.build import missing
-from regpt.fast.training.bf16_weights import TILE, copy_of
 
 IGNORE = -100
 CHUNK_ROWS = 1024
 """Logits in memory at once, in rows: 1024 x 50304 in bfloat16 are 0.1 GB."""
-WORTH_COMPILING = 1 << 20
-"""Logits from which on the C kernel is asked for: it is compiled once, in seconds."""
+TILE = 64
+"""Rows of a low-precision copy of the embedding are a multiple of this; matrix units like it."""
 CACHED_ROWS = 32
 """Rows whose float32 softmax is worked on at once on a CPU: 32 x 50257 are 6.4 MB."""
 
@@ -46,15 +44,13 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 def plain_loss(model: GPT, idx: Tensor, targets: Tensor, *, divisor: float = 1.0) -> Tensor:
     """Summed cross-entropy / divisor through all logits at once: the reference."""
     logits = model.unembed(model.hidden(idx))
-    nats = F.cross_entropy(
+    nll = F.cross_entropy(
         logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="sum"
     )
-    return nats / divisor
+    return nll / divisor
 
 
-def next_token_loss(
-    model: GPT, idx: Tensor, targets: Tensor, *, divisor: float = 1.0, multiplicity: int = 1
-) -> Tensor:
+def next_token_loss(model: GPT, idx: Tensor, targets: Tensor, *, divisor: float = 1.0) -> Tensor:
     """Summed cross-entropy in nats / divisor, float32 scalar, over the targets that are not -100.
 
     Args:
@@ -62,17 +58,34 @@ def next_token_loss(
         idx: (B, T) int64 token ids.
         targets: (B, T) int64, the token after each position, or -100 where there is none.
         divisor: what the sum is divided by, usually the targets of the whole global batch.
-        multiplicity: how many equal tokens the last row of the embedding stands for
-            (`compact_vocabulary.py`); its gradient is then that of one of them.
     """
     hidden = model.hidden(idx).flatten(0, 1)  # (B*T, C)
-    weight, vocab_size = model.wte.weight, model.config.vocab_size
-    dtype = compute_dtype(idx.device)
-    kept = copy_of(weight)
-    fast = kept is not None and dtype == torch.bfloat16
-    tiles = kept.fresh() if kept is not None and fast else in_tiles(weight, dtype)
+    tiles = in_tiles(model.wte.weight, compute_dtype(idx.device))
+    return chunked_loss(model, hidden, tiles, targets, divisor, to_gradient)
+
+
+ToGradient = Callable[[Tensor, Tensor, int, int], Tensor]
+"""A function with the arguments and the result of `to_gradient`."""
+
+
+def chunked_loss(
+    model: GPT,
+    hidden: Tensor,
+    tiles: Tensor,
+    targets: Tensor,
+    divisor: float,
+    to_gradient: ToGradient,
+) -> Tensor:
+    """The loss from hidden states (B*T, C) and `in_tiles` of the embedding."""
     return ChunkedLoss.apply(
-        hidden, weight, tiles, targets.flatten(), vocab_size, divisor, multiplicity, fast
+        hidden,
+        model.wte.weight,
+        tiles,
+        targets.flatten(),
+        model.config.vocab_size,
+        divisor,
+        model.multiplicity,
+        to_gradient,
     )
 
 
@@ -87,8 +100,8 @@ def softmax_in_place(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     at_target = logits.gather(1, column)
     largest = logits.amax(dim=1)
     torch.softmax(logits, dim=1, out=logits)
-    nats = largest - logits.amax(dim=1).log() - at_target.squeeze(1)
-    return nats * real, real
+    nll = largest - logits.amax(dim=1).log() - at_target.squeeze(1)
+    return nll * real, real
 
 
 def in_tiles(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -114,11 +127,11 @@ class ChunkedLoss(torch.autograd.Function):
         vocab_size: int,
         divisor: float,
         multiplicity: int,
-        fast: bool,
+        to_gradient: ToGradient,
     ) -> Tensor:
-        """hidden (N, C), weight (rows, C), `in_tiles` of it, targets (N,); returns nats / divisor.
+        """hidden (N, C), weight (rows, C), `in_tiles` of it, targets (N,); returns nll / divisor.
 
-        The products run in the dtype of the tiles. `fast`: through the C kernel, if it fits.
+        The products run in the dtype of the tiles.
         """
         N = len(hidden)
         with_gradients = any(ctx.needs_input_grad)
@@ -128,13 +141,12 @@ class ChunkedLoss(torch.autograd.Function):
         buffer = h.new_empty(chunk, len(w))
         grad_hidden = torch.empty_like(h) if with_gradients else None
         grad_weight: Tensor | None = None
-        nats = torch.zeros((), device=h.device)
-        native = fast and fits_kernel(buffer)
+        nll = torch.zeros((), device=h.device)
         for start in range(0, N, chunk):
             part, target = h[start : start + chunk], targets[start : start + chunk]
             logits = buffer[: len(part)]
             torch.mm(part, w.t(), out=logits)
-            nats += to_gradient(logits, target, vocab_size, multiplicity, native=native)
+            nll += to_gradient(logits, target, vocab_size, multiplicity)
             if grad_hidden is None:
                 continue
             torch.mm(logits, w, out=grad_hidden[start : start + chunk])
@@ -149,7 +161,7 @@ class ChunkedLoss(torch.autograd.Function):
             grad_hidden = (grad_hidden * (1 / divisor)).to(hidden.dtype)
             grad_weight[vocab_size - 1] /= multiplicity
             ctx.save_for_backward(grad_hidden, grad_weight)
-        return nats / divisor
+        return nll / divisor
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
@@ -161,35 +173,15 @@ class ChunkedLoss(torch.autograd.Function):
         return grad_hidden * grad_output, grad_weight.mul_(grad_output), *nothing
 
 
-def nats_of(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of each target (n,) in nats, float32, from logits (n, V)."""
-    if logits.is_contiguous() and fits_kernel(logits):
-        return training.loss(
-            logits, targets, logits.shape[1], ignored=IGNORE, more=0.0, gradient=False
-        )
-    return F.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="none")
+def to_gradient(logits: Tensor, targets: Tensor, vocab_size: int, multiplicity: int = 1) -> Tensor:
+    """Turn a chunk's logits, (n, rows) in any dtype, into their gradient; summed negative
+    log-likelihood.
 
-
-def fits_kernel(logits: Tensor) -> bool:
-    """Whether the C kernel takes them; compiled now, if it never was, for a loss worth it."""
-    cpu = logits.device.type == "cpu" and logits.dtype == torch.bfloat16
-    return cpu and logits.numel() >= WORTH_COMPILING and missing() is None
-
-
-def to_gradient(
-    logits: Tensor, targets: Tensor, vocab_size: int, multiplicity: int = 1, *, native: bool = False
-) -> Tensor:
-    """Turn a chunk's logits, (n, rows) in any dtype, into their gradient; summed nats.
-
-    Columns from vocab_size on only pad the matrix: they take no part and get no gradient. `native`
-    is for logits that `fits_kernel`: one pass in C instead of one for each operator.
+    Columns from vocab_size on only pad the matrix: they take no part and get no gradient. The last
+    column of the vocabulary stands for `multiplicity` equal tokens; its gradient is one's of them.
     """
-    if native:
-        more = math.log(multiplicity)
-        each = training.loss(logits, targets, vocab_size, ignored=IGNORE, more=more, gradient=True)
-        return each.sum()
     rows = CACHED_ROWS if logits.device.type == "cpu" else len(logits)
-    nats = torch.zeros((), device=logits.device)
+    nll = torch.zeros((), device=logits.device)
     logits[:, vocab_size:] = 0
     for start in range(0, len(logits), rows):
         block = logits[start : start + rows, :vocab_size]
@@ -198,7 +190,7 @@ def to_gradient(
         if multiplicity != 1:
             probabilities[:, -1] += math.log(multiplicity)
         each, real = softmax_in_place(probabilities, target)
-        nats += each.sum()
+        nll += each.sum()
         column = target.clamp(min=0)[:, None]
         probabilities.scatter_add_(1, column, torch.full_like(column, -1.0, dtype=torch.float32))
         if not block.is_cuda and bool(real.all()):
@@ -206,4 +198,4 @@ def to_gradient(
         else:
             torch.mul(probabilities, real[:, None], out=probabilities)
             block.copy_(probabilities)
-    return nats
+    return nll

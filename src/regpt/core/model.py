@@ -166,6 +166,8 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
+        self.multiplicity = 1
+        """Tokens that the embedding's last row stands for; above 1 in a compact vocabulary."""
         device = torch.get_default_device()
         with torch.device("meta"):  # shapes first, so that no tensor is drawn twice
             self.wte = Embedding(config.vocab_size, config.n_embd)

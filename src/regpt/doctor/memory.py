@@ -28,8 +28,8 @@ from regpt.core.model import GPT, GPTConfig
 from regpt.core.optimizer import split_parameters
 from regpt.fast.training.blocked_attention import BLOCK
 from regpt.system.runtime import Runtime
+from regpt.training.build import takes_blocks
 from regpt.training.config import RunConfig
-from regpt.training.state import takes_blocks
 
 HEADROOM = 0.9
 """The share of the memory that is counted on."""

@@ -20,10 +20,11 @@ from regpt.system.distributed import World
 from regpt.system.errors import UserError
 from regpt.system.memory import available_memory
 from regpt.system.runtime import Runtime, find_runtime, peak_memory
+from regpt.training.build import build
 from regpt.training.config import RunConfig
 from regpt.training.nonfinite import KEPT_MODELS
 from regpt.training.run_dir import free_name
-from regpt.training.state import TrainState, build
+from regpt.training.state import TrainState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,9 +193,7 @@ def try_steps(report: Report, state: TrainState, batch_size: int, rows: int) -> 
             report.largest_batch -= max(report.largest_batch // 10, 1)
     report.checks.append(check_first_loss(speed.first_loss, config))
     batch = some_rows(state, min(4, max(rows, 1)))
-    report.checks += diagnose(
-        state.model, config, state.runtime, batch.x, batch.y, multiplicity=state.multiplicity
-    )
+    report.checks += diagnose(state.model, config, state.runtime, batch.x, batch.y)
 
 
 def affordable(report: Report, runtime: Runtime) -> bool:

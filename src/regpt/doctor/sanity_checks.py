@@ -22,14 +22,14 @@ from torch import Tensor, nn
 
 from regpt.core.data import IGNORE_INDEX, Batch
 from regpt.core.model import GPT
-from regpt.core.optimizer import Optimizer
-from regpt.core.step import compute_gradients
-from regpt.system.distributed import World
+from regpt.core.train import StepSettings, compute_gradients
+from regpt.fast.training.bf16_weights import gradients_in
+from regpt.fast.training.fused_loss import next_token_loss
+from regpt.fast.training.optimizer import FastOptimizer
 from regpt.system.runtime import Runtime
 from regpt.training.activation_stats import watched
+from regpt.training.build import zero_projections
 from regpt.training.config import RunConfig
-from regpt.training.distributed import GradientSum
-from regpt.training.state import zero_projections
 
 OVERFIT_STEPS = 50
 OVERFIT_ROWS, OVERFIT_TOKENS = 4, 32
@@ -162,7 +162,6 @@ def learn_by_heart(
     y: Tensor,
     *,
     scale: float = 1.0,
-    multiplicity: int = 1,
 ) -> list[float]:
     """The losses of some steps on one batch, from fresh weights, at `scale` times the rates."""
     torch.manual_seed(config.seed)
@@ -170,24 +169,17 @@ def learn_by_heart(
     if config.zero_projections:
         zero_projections(model)
     settings = replace(config.optimizer, muon_lr=config.optimizer.muon_lr * scale)
-    optimizer = Optimizer(model, settings, lr=config.lr * scale)
+    optimizer = FastOptimizer(model, settings, lr=config.lr * scale)
     batch = Batch(0, x, y, int((y != IGNORE_INDEX).sum()))
-    world = World(device=runtime.device)
+    step_settings = StepSettings(
+        clip=settings.clip, loss_fn=next_token_loss, autocast=runtime.autocast
+    )
     losses: list[float] = []
     with torch.compiler.set_stance("force_eager"):
         for step in range(OVERFIT_STEPS):
             optimizer.set_factor(min(1.0, (step + 1) / 5))
-            result = compute_gradients(
-                model,
-                optimizer,
-                batch,
-                runtime,
-                world,
-                GradientSum(model, world),
-                micro_batch=len(x),
-                clip=settings.clip,
-                multiplicity=multiplicity,
-            )
+            gradients_in(model, bfloat16=True)
+            result = compute_gradients(model, optimizer, batch, step_settings)
             losses.append(result.loss)
             if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
                 break
@@ -213,12 +205,10 @@ def what_was_learnt(model: GPT, x: Tensor) -> int:
     return min(losses, key=lambda offset: losses[offset])
 
 
-def check_one_batch(
-    model: GPT, config: RunConfig, runtime: Runtime, x: Tensor, y: Tensor, *, multiplicity: int = 1
-) -> Check:
+def check_one_batch(model: GPT, config: RunConfig, runtime: Runtime, x: Tensor, y: Tensor) -> Check:
     """Learn one batch by heart; where that fails, try other learning rates."""
     x, y = x[:OVERFIT_ROWS, :OVERFIT_TOKENS], y[:OVERFIT_ROWS, :OVERFIT_TOKENS]
-    learn = partial(learn_by_heart, model, config, runtime, x, y, multiplicity=multiplicity)
+    learn = partial(learn_by_heart, model, config, runtime, x, y)
     losses = learn()
     path = f"{losses[0]:.2f} to {losses[-1]:.2f} in {len(losses)} steps"
     if is_learnt(losses):
@@ -241,14 +231,12 @@ def check_one_batch(
     return Check(name="one batch", passed=False, text=text)
 
 
-def diagnose(
-    model: GPT, config: RunConfig, runtime: Runtime, x: Tensor, y: Tensor, *, multiplicity: int = 1
-) -> list[Check]:
+def diagnose(model: GPT, config: RunConfig, runtime: Runtime, x: Tensor, y: Tensor) -> list[Check]:
     """All checks of a model on one batch; its weights are not kept."""
     sample = x[:OVERFIT_ROWS, :OVERFIT_TOKENS]
     return [
         check_targets(x, y),
         check_mask(model, sample),
         check_tie(model),
-        check_one_batch(model, config, runtime, x, y, multiplicity=multiplicity),
+        check_one_batch(model, config, runtime, x, y),
     ]

@@ -7,13 +7,14 @@ slow, fewer of its sequences are timed, and the answer says how many.
 
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from regpt.core.data import IGNORE_INDEX, Batch
-from regpt.core.step import StepResult, compute_gradients
+from regpt.core.train import StepResult, compute_gradients
 from regpt.system.runtime import peak_memory
+from regpt.training.build import StateHooks
 from regpt.training.compiling import compiles
 from regpt.training.state import TrainState
 
@@ -56,17 +57,8 @@ def some_rows(state: TrainState, rows: int) -> Batch:
 
 def gradients_of(state: TrainState, batch: Batch) -> StepResult:
     """The real step function on one micro-batch."""
-    return compute_gradients(
-        state.model,
-        state.optimizer,
-        batch,
-        state.runtime,
-        state.world,
-        state.gradient_sum,
-        micro_batch=len(batch.x),
-        clip=state.config.optimizer.clip,
-        multiplicity=state.multiplicity,
-    )
+    settings = replace(state.settings, micro_batch=None)
+    return compute_gradients(state.model, state.optimizer, batch, settings, StateHooks(state))
 
 
 def time_steps(state: TrainState, *, rows: int) -> Speed:

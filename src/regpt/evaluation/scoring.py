@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from regpt.core.data import IGNORE_INDEX
-from regpt.core.loss import nats_of
 from regpt.evaluation.reader import Reader
+from regpt.fast.training.fused_loss import token_nll
 from regpt.system.errors import UserError
 
 HEAD_ROWS = {"cpu": 256}
@@ -82,5 +82,5 @@ def score(model: Reader, idx: Tensor, targets: Tensor, *, best: bool) -> tuple[T
         logits = model.unembed(rows[start : start + count])  # (count, V)
         if best:
             hits.append(logits.argmax(dim=-1) == target)
-        nats.append(nats_of(logits, target))
+        nats.append(token_nll(logits, target))
     return torch.cat(nats), torch.cat(hits)

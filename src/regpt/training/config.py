@@ -15,6 +15,9 @@ from regpt.system.errors import UserError
 from regpt.system.json_text import check_types
 from regpt.training.interval import Every, Interval
 
+REMOVED_OPTIONS = {"muon_iterations": 5, "muon_polynomials": "same", "muon_stacked": True}
+"""Of the optimizer, in runs of earlier versions: the value that is now the only one."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -166,6 +169,9 @@ class RunConfig:
             values["model"] = GPTConfig(**check_types(GPTConfig, values["model"]))
             optimizer = dict(values["optimizer"])
             optimizer["betas"] = tuple(optimizer["betas"])
+            for name, value in REMOVED_OPTIONS.items():
+                if optimizer.pop(name, value) != value:
+                    raise TypeError(f"optimizer.{name} is no longer an option")
             values["optimizer"] = OptimizerConfig(**check_types(OptimizerConfig, optimizer))
             schedule = check_types(ScheduleConfig, values["schedule"])
             values["schedule"] = ScheduleConfig(**schedule)

@@ -5,17 +5,16 @@ loop serves one process and many: the first prints and writes, all compute.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
-import torch
-
 from regpt.core.data import Batch
-from regpt.core.schedule import factor
-from regpt.core.step import StepResult, compute_gradients
+from regpt.core.train import StepResult
+from regpt.core.train import train as train_model
 from regpt.fast.kernels.build import refused
 from regpt.system.distributed import open_world
 from regpt.system.runtime import find_runtime, peak_memory
+from regpt.training.build import StateHooks, build, takes_copies
 from regpt.training.checkpoint import CheckpointWriter
 from regpt.training.compiling import decide
 from regpt.training.config import RunConfig
@@ -36,10 +35,8 @@ from regpt.training.resume import go_back, look_at, open_directory
 from regpt.training.run_dir import RunDirectory
 from regpt.training.state import (
     TrainState,
-    build,
     snapshot_bytes,
     take_snapshot,
-    takes_copies,
 )
 from regpt.training.tensorboard import TensorBoard
 
@@ -130,37 +127,30 @@ def run_steps(
     stop: Callable[[], bool],
 ) -> bool:
     """All steps that are left; False if asked to stop before the last."""
-    config, world = state.config, state.world
-    rows = state.data.loader.plan.rows(world.rank, world.size)
-    last = 1 if config.overfit else config.steps
-    first = 0 if config.overfit else state.step
-    batches = state.data.loader.batches(first, last, rows=rows, device=state.runtime.device)
-    batch, begun = None, state.step
-    while state.step < config.steps:
-        clock = time.perf_counter()
-        writer.check()
-        if batch is None or not config.overfit:
-            batch = next(batches)
-        result = compute(state, batch)
-        fault = what_is_wrong(state, result)
-        if fault is None:
-            state.optimizer.step()
-            state.remember_loss(result.loss)
-        else:
-            handle_incident(state, directory, batch, result, fault, observe)
-        record(state, directory, result, batch, clock, observe)
-        if state.step == begun + 1:
-            note_missing_kernels(state, observe)
-        if config.save_every and world.is_first and state.step == begun + 1:
-            writer.make_room(snapshot_bytes(state))
-        tokens_before = state.tokens - batch.num_targets
-        looks.after_step(state, directory, observe, tokens_before=tokens_before)
-        stopping = world.any(stop()) and state.step < config.steps
-        if stopping or (config.save_every and is_due(state.step, config.save_every, config.steps)):
-            save(state, directory, writer, observe)
-        if stopping:
-            return False
-    return True
+    hooks = RunHooks(state, directory, looks, writer, observe, stop)
+    train_model(
+        state.model,
+        batches_left(state),
+        state.optimizer,
+        steps=state.config.steps,
+        schedule=state.config.schedule,
+        settings=state.settings,
+        hooks=hooks,
+    )
+    return not hooks.stopped
+
+
+def batches_left(state: TrainState) -> Iterator[Batch]:
+    """The batches of this process from the state's step on; in `overfit` one again and again."""
+    config, world, loader = state.config, state.world, state.data.loader
+    rows = loader.plan.rows(world.rank, world.size)
+    device = state.runtime.device
+    if not config.overfit:
+        yield from loader.batches(state.step, config.steps, rows=rows, device=device)
+        return
+    (batch,) = loader.batches(0, 1, rows=rows, device=device)
+    for step in range(state.step, config.steps):
+        yield batch._replace(step=step)
 
 
 def note_missing_kernels(state: TrainState, observe: Observer) -> None:
@@ -170,22 +160,51 @@ def note_missing_kernels(state: TrainState, observe: Observer) -> None:
         observe(Noted(text=f"{reason}; training through torch's operators, which is slower"))
 
 
-def compute(state: TrainState, batch: Batch) -> StepResult:
-    """The gradients of the state's next step, at its learning rate; nothing is applied yet."""
-    config = state.config
-    seed_dropout(state)
-    state.optimizer.set_factor(factor(state.step, config.steps, config.schedule))
-    return compute_gradients(
-        state.model,
-        state.optimizer,
-        batch,
-        state.runtime,
-        state.world,
-        state.gradient_sum,
-        micro_batch=config.batch_size,
-        clip=config.optimizer.clip,
-        multiplicity=state.multiplicity,
-    )
+class RunHooks(StateHooks):
+    """What happens around a step of a run: guard, record, evaluation, checkpoints, the end."""
+
+    def __init__(
+        self,
+        state: TrainState,
+        directory: RunDirectory,
+        looks: Looks,
+        writer: CheckpointWriter,
+        observe: Observer,
+        stop: Callable[[], bool],
+    ) -> None:
+        super().__init__(state)
+        self.directory, self.looks, self.writer = directory, looks, writer
+        self.observe, self.stop = observe, stop
+        self.begun = state.step
+        self.stopped = False
+        self.clock = time.perf_counter()
+
+    def accept(self, batch: Batch, result: StepResult) -> bool:
+        """Whether loss and gradient are sound; if not, keep the evidence, or end the run."""
+        fault = what_is_wrong(self.state, result)
+        if fault is None:
+            self.state.remember_loss(result.loss)
+        else:
+            handle_incident(self.state, self.directory, batch, result, fault, self.observe)
+        return fault is None
+
+    def after_step(self, batch: Batch, result: StepResult) -> bool:
+        """Record, evaluate and save what is due; False when asked to stop."""
+        state, config = self.state, self.state.config
+        record(state, self.directory, result, batch, self.clock, self.observe)
+        if state.step == self.begun + 1:
+            note_missing_kernels(state, self.observe)
+        if config.save_every and state.world.is_first and state.step == self.begun + 1:
+            self.writer.make_room(snapshot_bytes(state))
+        tokens_before = state.tokens - batch.num_targets
+        self.looks.after_step(state, self.directory, self.observe, tokens_before=tokens_before)
+        self.stopped = state.world.any(self.stop()) and state.step < config.steps
+        due = config.save_every and is_due(state.step, config.save_every, config.steps)
+        if self.stopped or due:
+            save(state, self.directory, self.writer, self.observe)
+        self.clock = time.perf_counter()
+        self.writer.check()
+        return not self.stopped
 
 
 def describe(state: TrainState, directory: RunDirectory, looks: Looks) -> Started:
@@ -205,13 +224,6 @@ def describe(state: TrainState, directory: RunDirectory, looks: Looks) -> Starte
         compiling=decide(state.config, state.runtime.device),
         hellaswag=(len(looks.examples), looks.examples_in_all),
     )
-
-
-def seed_dropout(state: TrainState) -> None:
-    """Make this step's dropout masks a function of (seed, step, process): nothing to save."""
-    if state.config.model.dropout:
-        place = (state.config.seed * 1_000_003 + state.step) * 65_537 + state.world.rank
-        torch.manual_seed(place % 2**63)
 
 
 def is_due(step: int, every: int | None, steps: int) -> bool:

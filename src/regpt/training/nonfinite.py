@@ -25,8 +25,8 @@ import torch
 from regpt import weights
 from regpt.core.data import Batch, describe_batch
 from regpt.core.model import GPT
-from regpt.core.step import StepResult
 from regpt.core.tokenizer import get_tokenizer
+from regpt.core.train import StepResult
 from regpt.system.distributed import full
 from regpt.system.errors import UserError
 from regpt.system.files import new_directory, replace_files, writing_to

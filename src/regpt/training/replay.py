@@ -15,6 +15,8 @@ from typing import Any
 import torch
 
 from regpt.core.data import Batch
+from regpt.core.schedule import factor
+from regpt.core.train import StepResult, compute_gradients
 from regpt.system.distributed import World
 from regpt.system.errors import UserError
 from regpt.system.json_text import check_types, read_json
@@ -25,13 +27,13 @@ from regpt.training.activation_stats import (
     first_not_finite,
     watching,
 )
+from regpt.training.build import StateHooks, build
 from regpt.training.checkpoint import load_newest
 from regpt.training.config import RunConfig
-from regpt.training.loop import compute
 from regpt.training.nonfinite import incident_path, what_is_wrong
 from regpt.training.run_dir import RunDirectory
 from regpt.training.saved import Incident
-from regpt.training.state import TrainState, build, check_facts, load_model, restore
+from regpt.training.state import TrainState, check_facts, load_model, restore
 
 Note = Callable[[str], None]
 
@@ -97,8 +99,9 @@ def replay(directory: Path, step: int, *, device: str | None, note: Note) -> Rep
     source = stand_before(state, run, step, note)
     batch = batch_of(state)
     state.runtime = replace(runtime, dtype=torch.float32)
+    state.settings = replace(state.settings, autocast=state.runtime.autocast)
     with watching(state.model) as layers:
-        result = compute(state, batch)
+        result = gradients_of(state, batch)
     recorded, fault = recorded_of(run, step)
     return Replay(
         step=step,
@@ -142,9 +145,16 @@ def batch_of(state: TrainState) -> Batch:
     return Batch(step, x.to(device), y.to(device), loader.num_targets(step))
 
 
+def gradients_of(state: TrainState, batch: Batch) -> StepResult:
+    """The gradients of the state's next step, at its learning rate; nothing is applied."""
+    config = state.config
+    state.optimizer.set_factor(factor(state.step, config.steps, config.schedule))
+    return compute_gradients(state.model, state.optimizer, batch, state.settings, StateHooks(state))
+
+
 def advance(state: TrainState) -> None:
     """One step as the run did it: applied unless its numbers were wrong."""
-    result = compute(state, batch_of(state))
+    result = gradients_of(state, batch_of(state))
     if what_is_wrong(state, result) is None:
         state.optimizer.step()
         state.remember_loss(result.loss)

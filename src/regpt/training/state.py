@@ -1,4 +1,4 @@
-"""What a run is made of: built from its configuration, taken down into a snapshot and put back."""
+"""What a run is made of: a state, taken down into a snapshot and put back."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -10,25 +10,17 @@ import torch
 from regpt import weights
 from regpt.core.model import GPT
 from regpt.core.optimizer import Optimizer
-from regpt.fast.training.bf16_weights import keep_copies
-from regpt.fast.training.blocked_attention import attend_in_blocks
-from regpt.fast.training.compact_vocabulary import CompactVocabulary, compact, expand
-from regpt.fast.training.fused_block import fuse_blocks
+from regpt.core.train import StepSettings
+from regpt.fast.training.compact_vocabulary import CompactVocabulary, expand
 from regpt.system.distributed import World, full
 from regpt.system.errors import UserError
 from regpt.system.runtime import Runtime
 from regpt.training.checkpoint import Checkpoint, Snapshot, without_padding
-from regpt.training.compiling import compiles
 from regpt.training.config import RunConfig
-from regpt.training.distributed import (
-    GradientSum,
-    checkpoint_activations,
-    fill,
-    pad_vocabulary,
-    shard,
-)
+from regpt.training.distributed import GradientSum, fill
 from regpt.training.host_memory import HostMemory, aligned_size
-from regpt.training.training_data import Data, compact_data, read_data
+from regpt.training.optimizer_state import load_state_tensors, state_tensors
+from regpt.training.training_data import Data
 
 SPIKE_WINDOW = 128
 """Losses that a spike is measured against."""
@@ -47,6 +39,7 @@ class TrainState:
     vocabulary: CompactVocabulary | None
     optimizer: Optimizer
     gradient_sum: GradientSum
+    settings: StepSettings
     step: int = 0
     """Steps done."""
     tokens: int = 0
@@ -60,11 +53,6 @@ class TrainState:
     bad_steps: int = 0
     """Steps skipped so far."""
 
-    @property
-    def multiplicity(self) -> int:
-        """Tokens that the embedding's last row stands for."""
-        return 1 if self.vocabulary is None else self.vocabulary.shared
-
     def remember_loss(self, loss: float) -> None:
         """Take the loss of a step that was applied among those that a spike is measured against."""
         self.recent_losses = [*self.recent_losses, loss][-SPIKE_WINDOW:]
@@ -72,83 +60,6 @@ class TrainState:
     def whole_model(self) -> GPT:
         """The model over the whole vocabulary."""
         return self.model if self.vocabulary is None else expand(self.model, self.vocabulary)
-
-
-def build(config: RunConfig, runtime: Runtime, world: World) -> TrainState:
-    """Everything a run needs, from its configuration; touches no file but the data."""
-    check_shares(config, world)
-    data = read_data(config, world)
-    torch.manual_seed(config.seed)
-    model = GPT(config.model).to(runtime.device).train()
-    if config.zero_projections:
-        zero_projections(model)
-    vocabulary = None
-    if config.compact_vocabulary:
-        data, vocabulary = compact_data(data, config.model.vocab_size)
-    if vocabulary is not None:
-        model = compact(model, vocabulary)
-    pads = config.pad_vocabulary
-    if pads or (pads is None and runtime.device.type == "cuda"):
-        pad_vocabulary(model)
-    if takes_blocks(config, runtime):
-        attend_in_blocks(model)
-    if takes_copies(config, runtime, world):
-        keep_copies(model)
-        if takes_blocks(config, runtime):
-            fuse_blocks(model)
-    if config.checkpoint_activations:
-        checkpoint_activations(model)
-    if compiles(config, runtime.device):
-        for block in model.h:
-            block.compile()
-    summing = world
-    if config.shard:
-        shard(model, world, replicas=config.replicas)
-        summing = World(device=runtime.device)  # FSDP sums by itself
-    return TrainState(
-        config=config,
-        runtime=runtime,
-        world=world,
-        data=data,
-        model=model,
-        vocabulary=vocabulary,
-        optimizer=Optimizer(model, config.optimizer, lr=config.lr),
-        gradient_sum=GradientSum(model, summing),
-    )
-
-
-def takes_blocks(config: RunConfig, runtime: Runtime) -> bool:
-    """Whether attention goes by blocks: measured faster on a CPU in bf16, not in fp32."""
-    if config.attention == "auto":
-        cpu = runtime.device.type == "cpu"
-        low = runtime.dtype == torch.bfloat16
-        return cpu and low and not compiles(config, runtime.device)
-    return config.attention == "blocks"
-
-
-def takes_copies(config: RunConfig, runtime: Runtime, world: World) -> bool:
-    """Whether matrices keep bfloat16 copies: on one CPU, in bf16."""
-    cpu = runtime.device.type == "cpu" and runtime.dtype == torch.bfloat16
-    alone = cpu and world.size == 1
-    return config.keep_copies and alone and not compiles(config, runtime.device)
-
-
-@torch.no_grad()
-def zero_projections(model: GPT) -> None:
-    """Zeros where a block adds to the residual stream; they grow in the first steps."""
-    for name, parameter in model.named_parameters():
-        if name.endswith("c_proj.weight"):
-            parameter.zero_()
-
-
-def check_shares(config: RunConfig, world: World) -> None:
-    """Refuse shares of a batch that would let one sharded process wait for another for ever."""
-    sequences = config.sequences(world.size)
-    if config.shard and sequences % world.size:
-        raise UserError(
-            f"a batch of {sequences} sequences is not a multiple of {world.size} processes, and "
-            f"shard needs equal shares: use --batch-tokens {world.size * config.block_size} times N"
-        )
 
 
 def snapshot_bytes(state: TrainState) -> int:
@@ -159,7 +70,7 @@ def snapshot_bytes(state: TrainState) -> int:
         sizes.append(aligned_size(tensor))
         return torch.empty(tensor.shape, device="meta")
 
-    state.optimizer.state_tensors(count)
+    state_tensors(state.optimizer, count)
     return sum(sizes)
 
 
@@ -173,7 +84,7 @@ def take_snapshot(state: TrainState, memory: HostMemory | None = None) -> Snapsh
     vocab_size = state.config.model.vocab_size
     whole = state.whole_model().state_dict()
     model = {name: copy(tensor) for name, tensor in whole.items()}
-    optimizer = state.optimizer.state_tensors(copy)
+    optimizer = state_tensors(state.optimizer, copy)
     if state.vocabulary is not None:
         optimizer = on_embedding(optimizer, state.vocabulary.expand_rows)
     return Snapshot(
@@ -211,7 +122,7 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
         if state.vocabulary is not None:
             tensors = on_embedding(tensors, state.vocabulary.compact_rows)
         if tensors:  # none if every step so far was skipped
-            state.optimizer.load_state_tensors(tensors, fill)
+            load_state_tensors(state.optimizer, tensors, fill)
     except KeyError as error:
         raise UserError(
             f"{checkpoint.path} has no optimizer state {error}: resume with the run's own "

@@ -22,10 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from regpt.core.loss import TILE
 from regpt.core.model import GPT
-
-TILE = 64
-"""Rows of the embedding's copy are a multiple of this; the matrix units are faster so."""
 
 MAY_BE_LOW = hasattr(torch.Tensor, "grad_dtype")
 """Whether torch lets a parameter's gradient have another dtype; before 2.13 it does not, and

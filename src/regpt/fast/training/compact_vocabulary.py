@@ -72,7 +72,9 @@ def compact(model: GPT, vocabulary: CompactVocabulary) -> GPT:
     tokens that do not occur become one row of zeros."""
     rows = vocabulary.compact_rows(model.wte.weight)
     rows[-1] = 0
-    return with_embedding(model, vocabulary.config(model.config), rows)
+    small = with_embedding(model, vocabulary.config(model.config), rows)
+    small.multiplicity = vocabulary.shared
+    return small
 
 
 @torch.no_grad()

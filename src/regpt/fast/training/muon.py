@@ -25,15 +25,6 @@ from regpt.fast.training.bf16_weights import Copy
 
 STACK_NUMBERS = 1 << 22
 """Numbers of one stack at most: 8 MB in bfloat16, so that a few copies stay in a CPU's cache."""
-FALLING = (
-    (8.28721201814563, -23.595886519098837, 17.300387312530933),
-    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
-    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
-    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
-    (2.300652019954817, -1.6689039845749493, 0.4188073119525673),
-)
-"""Polar Express (Amsel, Persson, Musco, Gower 2025): for each iteration the polynomial that brings
-what the ones before have left nearest to 1; the last serves from the fifth on."""
 ALONE = 1 << 19
 """Matrices of more numbers than this keep two cores busy alone; stacked they are slower."""
 
@@ -54,8 +45,6 @@ class StackedMuon(torch.optim.Muon):
     """torch's Muon with another `step`; `scale` multiplies gradients left in bfloat16."""
 
     scale: float = 1.0
-    falling: bool = False
-    """Polar Express's polynomials instead of one for all iterations."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -79,8 +68,6 @@ class StackedMuon(torch.optim.Muon):
 
     def _polynomials(self, group: dict[str, Any]) -> list[tuple[float, float, float]]:
         """One for each iteration."""
-        if self.falling:
-            return [FALLING[min(i, len(FALLING) - 1)] for i in range(group["ns_steps"])]
         return [group["ns_coefficients"]] * group["ns_steps"]
 
     def _step_natively(self, matrices: list[Tensor], group: dict[str, Any]) -> list[Tensor]:

@@ -2,15 +2,12 @@
 
 import torch
 
-from regpt import GPT, GPTConfig, find_runtime
+from regpt import GPT, GPTConfig
 from regpt.core.data import Batch
 from regpt.core.optimizer import Optimizer, OptimizerConfig
-from regpt.core.step import compute_gradients
-from regpt.system.distributed import World
-from regpt.training.distributed import GradientSum
+from regpt.core.train import StepSettings, compute_gradients
 
 TINY = GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=16)
-RUNTIME = find_runtime("cpu", dtype="fp32")
 
 
 def test_four_micro_batches_equal_one() -> None:
@@ -22,17 +19,12 @@ def test_four_micro_batches_equal_one() -> None:
     for micro_batch in (4, 1):
         torch.manual_seed(0)
         model = GPT(TINY)
-        world = World(device=RUNTIME.device)
         results.append(
             compute_gradients(
                 model,
                 Optimizer(model, OptimizerConfig(), lr=1e-3),
                 batch,
-                RUNTIME,
-                world,
-                GradientSum(model, world),
-                micro_batch=micro_batch,
-                clip=None,
+                StepSettings(micro_batch=micro_batch),
             )
         )
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
