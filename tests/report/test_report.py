@@ -150,6 +150,19 @@ def test_the_loss_is_drawn_from_its_first_step(tmp_path: Path) -> None:
     assert "ln 50257" not in close
 
 
+def test_a_single_validation_is_a_figure_and_no_chart(tmp_path: Path) -> None:
+    def page(name: str, **made: Any) -> str:
+        report(make_run(tmp_path / name, **made))
+        return (tmp_path / name / "report.html").read_text(encoding="utf-8")
+
+    title = 'aria-label="Validation, nats per character"'
+    once = page("once", steps=20, fingerprint="ab")
+    assert title not in once
+    assert '<td class="number">1.8000</td>' in once
+    assert title in page("twice", steps=40, fingerprint="ab")
+    assert title in page("published", steps=20), "one point beside published lines says something"
+
+
 def test_the_same_page_every_time(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     report(run, "--out", tmp_path / "a" / "page.html")

@@ -149,7 +149,9 @@ def plain_chart(
     levels: Sequence[Level] = (),
     noisy: bool = False,
 ) -> str:
-    """One number of all runs; noisy ones smoothed, over the single steps."""
+    """One number of all runs; noisy ones smoothed. A point beside nothing is no chart."""
+    if not levels and all(len(run.points(name)) < 2 for run in runs):
+        return ""
     curves = []
     for index, run in enumerate(runs):
         color, points = COLORS[index % len(COLORS)], axis.points(run, name)
@@ -196,12 +198,8 @@ def charts(runs: Sequence[History], axis: Axis) -> tuple[list[str], list[Referen
         plain_chart("Gradient norm", "grad_norm", runs, axis, noisy=True),
         plain_chart("Tokens per second", "tokens_per_second", runs, axis, noisy=True),
     ]
-    body = [
-        '<div class="charts">',
-        f'<div class="wide">{wide}{notes}</div>' if wide else "",
-        *filter(None, small),
-        "</div>",
-    ]
+    wide = f'<div class="wide">{wide}{notes}</div>' if wide else ""
+    body = ['<div class="charts">', wide, *filter(None, small), "</div>"]
     return body, [reference for unit in units for reference in drawn[unit]]
 
 
