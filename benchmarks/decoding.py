@@ -67,10 +67,10 @@ import torch; first = time.perf_counter()
 from regpt.cli import *; import regpt.commands.sample as s; second = time.perf_counter()
 model = s.load(MODEL, seed=42); third = time.perf_counter()
 decoder, _ = s.choose_decoder(model, engine="auto", dtype="fp32")
-guesser = s.choose_guesser(decoder, "auto", rows=1); fourth = time.perf_counter()
+drafter = s.choose_drafter(decoder, "auto", rows=1); fourth = time.perf_counter()
 params = s.SamplingParams(max_length=256, num_samples=1)
 next(s.generate_steps(model, [s.get_tokenizer().encode("Hello, I'm a language model,")], params,
-     decoder=decoder, drafter=guesser)); fifth = time.perf_counter()
+     decoder=decoder, drafter=drafter)); fifth = time.perf_counter()
 print(first - begin, second - first, third - second, fourth - third, fifth - fourth)
 """
 

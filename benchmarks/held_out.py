@@ -27,10 +27,10 @@ from regpt.core.tokenizer import get_tokenizer  # noqa: E402
 from regpt.datasets.corpora import Corpus, load_corpus  # noqa: E402
 from regpt.evaluation.validation import validate  # noqa: E402
 from regpt.system.runtime import find_runtime  # noqa: E402
+from regpt.training.build import build  # noqa: E402
 from regpt.training.distributed import World  # noqa: E402
 from regpt.training.presets import quickstart  # noqa: E402
 from regpt.training.replay import advance  # noqa: E402
-from regpt.training.build import build  # noqa: E402
 
 EACH = 12
 PIECE = 4_000

@@ -17,7 +17,7 @@ from regpt.doctor import examine
 from regpt.doctor import memory as arithmetic
 from regpt.doctor.memory import count_memory
 from regpt.doctor.preflight import Disk, check_disk, count_disk
-from regpt.fast.training.bf16_weights import keep_copies
+from regpt.fast.training.bf16_weights import keep_bf16_weights
 from regpt.fast.training.blocked_attention import attend_in_blocks
 from regpt.system.memory import container_memory
 from regpt.system.runtime import find_runtime
@@ -33,7 +33,7 @@ def kept_bytes(shape: GPTConfig, batch_size: int, dtype: torch.dtype) -> int:
     model = GPT(shape)
     if dtype == torch.bfloat16:  # as a CPU trains then
         attend_in_blocks(model)
-        keep_copies(model)
+        keep_bf16_weights(model)
     known = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     seen: dict[int, int] = {}
 

@@ -15,7 +15,7 @@ from regpt.fast.kernels.build import missing
 from regpt.fast.training import adamw, muon
 from regpt.fast.training import bf16_weights as kept_module
 from regpt.fast.training import fused_block as fused
-from regpt.fast.training.bf16_weights import add_rows, copy_of, gradients_in, keep_copies
+from regpt.fast.training.bf16_weights import add_rows, gradients_in, keep_bf16_weights, shadow_of
 from regpt.fast.training.blocked_attention import attend_in_blocks
 from regpt.fast.training.fused_block import fuse_blocks
 from regpt.fast.training.fused_loss import next_token_loss
@@ -36,7 +36,7 @@ def two_models() -> tuple[GPT, GPT]:
     torch.manual_seed(0)
     plain, kept = GPT(SHAPE), GPT(SHAPE)
     kept.load_state_dict(plain.state_dict())
-    return plain, keep_copies(kept)
+    return plain, keep_bf16_weights(kept)
 
 
 def batch(step: int = 0) -> Batch:
@@ -81,7 +81,7 @@ def test_the_same_gradients(micro_batch: int, may_be_low: bool) -> None:
     low = torch.bfloat16 if micro_batch == 4 and may_be_low else torch.float32
     expected = of(plain)
     for name, parameter in kept.named_parameters():
-        assert parameter.grad.dtype == (low if copy_of(parameter) else torch.float32), name
+        assert parameter.grad.dtype == (low if shadow_of(parameter) else torch.float32), name
         # the embedding's rows are rounded once more, biases once less
         difference = (parameter.grad.float() - expected[name]).norm()
         assert difference <= 3e-3 * expected[name].norm(), name
@@ -146,13 +146,13 @@ def test_a_copy_is_never_stale(config: OptimizerConfig) -> None:
         gradients(kept, optimizer, batch(step))
         optimizer.step()
         for name, parameter in kept.named_parameters():
-            copy = copy_of(parameter)
+            copy = shadow_of(parameter)
             if copy is not None:
                 expected = parameter.detach().bfloat16()
                 assert torch.equal(copy.fresh()[: len(parameter)], expected), name
     with torch.no_grad():
         kept.wte.weight.fill_(0.5)  # as a checkpoint does that is put back
-    copy = copy_of(kept.wte.weight)
+    copy = shadow_of(kept.wte.weight)
     assert copy is not None
     assert copy.fresh()[:61].eq(0.5).all()
     assert not copy.fresh()[61:].any()
@@ -171,7 +171,7 @@ def test_a_state_taken_back_goes_on_as_if_it_had_never_left(
 
     def new() -> tuple[GPT, Optimizer]:
         torch.manual_seed(0)
-        model = fuse_blocks(keep_copies(attend_in_blocks(GPT(replace(SHAPE, n_embd=32)))))
+        model = fuse_blocks(keep_bf16_weights(attend_in_blocks(GPT(replace(SHAPE, n_embd=32)))))
         return model, Optimizer(model, config, lr=1e-2)
 
     def go_on(model: GPT, optimizer: Optimizer, steps: range) -> None:

@@ -12,7 +12,7 @@ from regpt.core.optimizer import OptimizerConfig
 from regpt.fast.kernels import muon as native
 from regpt.fast.kernels.build import missing
 from regpt.fast.training import muon
-from regpt.fast.training.bf16_weights import copy_of, keep_copies
+from regpt.fast.training.bf16_weights import keep_bf16_weights, shadow_of
 from regpt.fast.training.optimizer import FastOptimizer as Optimizer
 from regpt.training.distributed import fill
 from regpt.training.optimizer_state import load_state_tensors, state_tensors
@@ -150,7 +150,7 @@ def test_muon_with_the_kernel_is_muon_without(
     torch.manual_seed(1)
     fast, slow = (GPT(replace(TINY, n_embd=32)) for _ in range(2))
     slow.load_state_dict(fast.state_dict())
-    ours, theirs = (Optimizer(keep_copies(model), rule, lr=3e-3) for model in (fast, slow))
+    ours, theirs = (Optimizer(keep_bf16_weights(model), rule, lr=3e-3) for model in (fast, slow))
     three_iterations(ours, theirs)
     for _ in range(3):
         ours.zero_grad()
@@ -164,7 +164,7 @@ def test_muon_with_the_kernel_is_muon_without(
             theirs.step()
     for (name, one), other in zip(fast.named_parameters(), slow.parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=4e-3, rtol=0.0, msg=name)
-        copy, left = copy_of(one), copy_of(other)
+        copy, left = shadow_of(one), shadow_of(other)
         if copy is not None and left is not None:
             assert copy.version == one._version, "the kernel wrote the copy"
             assert torch.equal(copy.tensor[: len(one)], one.bfloat16()), name

@@ -12,7 +12,7 @@ from regpt.core.loss import next_token_loss
 from regpt.fast.kernels import training as native
 from regpt.fast.kernels.build import missing
 from regpt.fast.training import fused_block as fused
-from regpt.fast.training.bf16_weights import keep_copies
+from regpt.fast.training.bf16_weights import keep_bf16_weights
 from regpt.fast.training.blocked_attention import attend_in_blocks
 from regpt.fast.training.fused_block import fuse_blocks
 
@@ -105,7 +105,7 @@ def three_models() -> list[GPT]:
     models = [sharpen(GPT(SHAPE)) for _ in range(3)]
     for model in models[1:]:
         model.load_state_dict(models[0].state_dict())
-        keep_copies(attend_in_blocks(model))
+        keep_bf16_weights(attend_in_blocks(model))
     fuse_blocks(models[2])
     return models
 

@@ -11,7 +11,7 @@ from regpt import GPT
 from regpt.core import loss as plain
 from regpt.fast.kernels.build import missing
 from regpt.fast.training import fused_loss as module
-from regpt.fast.training.bf16_weights import keep_copies
+from regpt.fast.training.bf16_weights import keep_bf16_weights
 from regpt.fast.training.fused_loss import next_token_loss
 
 
@@ -56,7 +56,7 @@ def test_a_logit_that_is_no_number_is_not_hidden(bad: float, column: int) -> Non
 
 def test_the_loss_through_the_kernel_is_the_loss_without(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel()
-    model = keep_copies(sharpen(GPT(SHAPE)))
+    model = keep_bf16_weights(sharpen(GPT(SHAPE)))
     idx, targets = batch()
     found, used = [], []
     run = module.training.loss

@@ -10,7 +10,7 @@ from regpt import GPT, GPTConfig, SamplingParams
 from regpt.core.generate import generate
 from regpt.core.kv_cache import KeyValueCache, PlainDecoder
 from regpt.fast.decoding.decoders import PackedDecoder
-from regpt.fast.decoding.drafters import Draft, Guesser, Lookup
+from regpt.fast.decoding.drafters import Drafter, ModelDrafter, NGramDrafter
 from regpt.fast.decoding.kernel_model import NativeModel, missing_native
 from regpt.fast.decoding.speculative import generate_steps
 
@@ -63,11 +63,11 @@ def prompts(kind: str) -> list[list[int]]:
     return [torch.randint(0, 50257, (n,), generator=generator).tolist() for n in (3, 11, 7)]
 
 
-@pytest.mark.parametrize("guessing", ["lookup", "draft"])
+@pytest.mark.parametrize("drafting", ["lookup", "draft"])
 @pytest.mark.parametrize("kind", ["one", "equal", "ragged"])
 @pytest.mark.parametrize("rng", ["hf", "lecture", "portable", "greedy"])
 def test_the_text_is_the_same_and_the_stream_where_it_was(
-    model: GPT, guessing: str, kind: str, rng: str
+    model: GPT, drafting: str, kind: str, rng: str
 ) -> None:
     for seed in range(3):
         params = SamplingParams(
@@ -80,32 +80,32 @@ def test_the_text_is_the_same_and_the_stream_where_it_was(
         )
         one, other = params.generator(model.device), params.generator(model.device)
         expected = list(generate(model, prompts(kind), params, generator=one))
-        guesser: Guesser = Lookup(depth=5)
-        if guessing == "draft":
-            guesser = Draft(PlainDecoder(nearly(model)), depth=4)
+        drafter: Drafter = NGramDrafter(depth=5)
+        if drafting == "draft":
+            drafter = ModelDrafter(PlainDecoder(nearly(model)), depth=4)
         decoder = Counting(model)
         found = list(
             speculative(
-                model, prompts(kind), params, generator=other, decoder=decoder, drafter=guesser
+                model, prompts(kind), params, generator=other, decoder=decoder, drafter=drafter
             )
         )
         assert torch.equal(torch.stack(found), torch.stack(expected))
         assert torch.equal(one.get_state(), other.get_state())
-        if guessing == "draft" and kind == "one" and len(found) > 20:
+        if drafting == "draft" and kind == "one" and len(found) > 20:
             assert decoder.steps < len(found)
 
 
 def test_a_perfect_guesser_costs_one_step_in_its_depth(model: GPT) -> None:
     decoder = Counting(model)
-    guesser = Draft(PlainDecoder(model), depth=4)
+    drafter = ModelDrafter(PlainDecoder(model), depth=4)
     params = SamplingParams(max_length=46, stop_at_eot=False)
-    steps = list(speculative(model, prompts("one"), params, decoder=decoder, drafter=guesser))
+    steps = list(speculative(model, prompts("one"), params, decoder=decoder, drafter=drafter))
     assert len(steps) == 40
     assert decoder.steps == 8  # after the first token 39 are left: 7 x 5 + 4
 
 
 def test_lookup_repeats_what_followed() -> None:
-    lookup = Lookup(depth=3)
+    lookup = NGramDrafter(depth=3)
     assert lookup.find([1, 2, 3, 9, 1, 2], 3) == [3, 9, 1]
     assert lookup.find([7, 1, 2, 3, 4, 8, 1, 2, 5, 1, 2], 1) == [5], "the latest place"
     assert lookup.find([0, 1, 2, 3, 4, 8, 1, 2, 5, 0, 1, 2], 1) == [3], "the longest run"
@@ -120,8 +120,8 @@ def test_int8_drafts_leave_the_exact_text_of_the_kernel(model: GPT) -> None:
         params = SamplingParams(max_length=48, seed=seed)
         rows = prompts("equal")
         expected = list(generate(model, rows, params, decoder=PackedDecoder(exact)))
-        guesser = Draft(PackedDecoder(cheap))
+        drafter = ModelDrafter(PackedDecoder(cheap))
         found = list(
-            speculative(model, rows, params, decoder=PackedDecoder(exact), drafter=guesser)
+            speculative(model, rows, params, decoder=PackedDecoder(exact), drafter=drafter)
         )
         assert torch.equal(torch.stack(found), torch.stack(expected))

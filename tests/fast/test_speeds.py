@@ -9,7 +9,7 @@ import torch
 from regpt import GPT, GPTConfig
 from regpt.fast.decoding import speeds
 from regpt.fast.decoding.decoders import PackedModel, faster_packing, fastest_kind, pack_model
-from regpt.fast.decoding.drafters import DEEPEST, best_depth
+from regpt.fast.decoding.drafters import MAX_DRAFT_LENGTH, best_draft_length
 from regpt.fast.decoding.kernel_model import NativeModel, missing_native
 from regpt.fast.decoding.packed_linear import KINDS, missing
 from regpt.fast.decoding.speeds import COUNTS, Speed, known_speed, measure, speed_of
@@ -142,14 +142,14 @@ def test_the_depth_follows_cost_and_luck() -> None:
     flat = Speed((1.0, 1.0, 1.0))  # memory decides: checking many costs what one costs
     steep = Speed((1.0, 5.0, 40.0))  # arithmetic decides
     fifth, half = Speed((0.2,) * 3), Speed((0.5,) * 3)
-    assert best_depth(0.99, 1, flat, Speed((1e-9,) * 3))[0] == DEEPEST
-    assert best_depth(0.96, 5, steep, half) == (0, 1.0)
-    depths = [best_depth(share, 1, flat, fifth)[0] for share in (0.3, 0.7, 0.9, 0.99)]
+    assert best_draft_length(0.99, 1, flat, Speed((1e-9,) * 3))[0] == MAX_DRAFT_LENGTH
+    assert best_draft_length(0.96, 5, steep, half) == (0, 1.0)
+    depths = [best_draft_length(share, 1, flat, fifth)[0] for share in (0.3, 0.7, 0.9, 0.99)]
     assert depths == sorted(depths)
     assert depths[0] < depths[-1]
-    gains = [best_depth(0.96, rows, flat, fifth)[1] for rows in (1, 2, 5, 20)]
+    gains = [best_draft_length(0.96, rows, flat, fifth)[1] for rows in (1, 2, 5, 20)]
     assert gains == sorted(gains, reverse=True), "the slowest row decides"
-    # by hand, draws being nothing to seconds: two guesses and 0.8 more at 0.2 each, and one pass,
-    # make 1 + 0.8 + 0.64 tokens; one guess makes 1.8 in 1.36, three 2.952 in 1.76
-    depth, gain = best_depth(0.8, 1, flat, fifth)
+    # by hand, draws being nothing to seconds: two drafts and 0.8 more at 0.2 each, and one pass,
+    # make 1 + 0.8 + 0.64 tokens; one draft makes 1.8 in 1.36, three 2.952 in 1.76
+    depth, gain = best_draft_length(0.8, 1, flat, fifth)
     assert (depth, gain) == (4, pytest.approx(3.3616 / 1.96, rel=1e-3))

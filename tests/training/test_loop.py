@@ -14,7 +14,7 @@ from runs import TINY, losses, tiny
 from regpt import GPT, UserError, find_runtime
 from regpt.core.optimizer import OptimizerConfig
 from regpt.core.schedule import ScheduleConfig
-from regpt.training.build import takes_blocks
+from regpt.training.build import uses_blocked_attention
 from regpt.training.compiling import compiles, decide
 from regpt.training.events import Event, Finished, Noted, Sampled, Started, Stepped, Validated
 from regpt.training.interval import Interval
@@ -194,7 +194,7 @@ def test_attention_is_chosen(
     text_file: Path, tmp_path: Path, dtype: str, changes: dict, blocks: bool
 ) -> None:
     runtime = find_runtime("cpu", dtype=dtype)
-    assert takes_blocks(tiny(text_file, tmp_path, **changes), runtime) == blocks
+    assert uses_blocked_attention(tiny(text_file, tmp_path, **changes), runtime) == blocks
 
 
 def test_a_run_compiles_where_it_pays(text_file: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def regpt(model: str, dtype: str, engine: str) -> Call:
     from regpt.core.model import GPT
     from regpt.core.sampling import SamplingParams
     from regpt.fast.decoding.decoders import choose_decoder
-    from regpt.fast.decoding.drafters import Guesser, choose_guesser
+    from regpt.fast.decoding.drafters import Drafter, choose_drafter
     from regpt.fast.decoding.speculative import generate_steps
     from regpt.system.runtime import find_runtime
 
@@ -34,17 +34,17 @@ def regpt(model: str, dtype: str, engine: str) -> Call:
     decoder, note = choose_decoder(gpt, engine=engine, dtype=dtype)  # pyright: ignore[reportArgumentType]
     if note:
         raise ValueError(note)
-    guessers: dict[int, Guesser | None] = {}
+    drafters: dict[int, Drafter | None] = {}
 
     def call(prompt: list[int], rows: int, new: int) -> None:
         length = len(prompt) + new
         params = SamplingParams(max_length=length, top_k=TOP_K, seed=SEED, stop_at_eot=False)
-        if rows not in guessers:  # in the first call, which only warms up
+        if rows not in drafters:  # in the first call, which only warms up
             how = "auto" if engine == "auto" else "off"
-            guessers[rows] = choose_guesser(decoder, how, rows=rows)
+            drafters[rows] = choose_drafter(decoder, how, rows=rows)
         with runtime.autocast():
             texts = [prompt] * rows
-            steps = generate_steps(gpt, texts, params, decoder=decoder, drafter=guessers[rows])
+            steps = generate_steps(gpt, texts, params, decoder=decoder, drafter=drafters[rows])
             drawn = [step.tokens for step in steps]
         assert torch.stack(drawn).shape == (new, rows)
 

@@ -22,7 +22,7 @@ from regpt.core.sampling import SamplingParams, Stream
 from regpt.core.sequences import Step
 from regpt.core.tokenizer import get_tokenizer
 from regpt.fast.decoding.decoders import Engine, choose_decoder, fastest_kind
-from regpt.fast.decoding.drafters import Speculation, choose_guesser
+from regpt.fast.decoding.drafters import Speculation, choose_drafter
 from regpt.fast.decoding.packed_linear import Kind
 from regpt.fast.decoding.speculative import can_draft, generate_steps
 from regpt.system.errors import UserError
@@ -126,7 +126,7 @@ def sample(
         decoder, note = choose_decoder(gpt, engine=engine, dtype=dtype)
         sys.stderr.write(f"regpt: note: {note}\n" if note else "")
         how = speculate if logprobs is None and can_draft(params, gpt) else "off"
-        drafter = choose_guesser(decoder, how, rows=params.num_samples)
+        drafter = choose_drafter(decoder, how, rows=params.num_samples)
         write = partial(generate_steps, decoder=decoder, drafter=drafter)
         if logprobs is not None:
             write_logprobs(gpt, start, params, write, stop, top=logprobs)

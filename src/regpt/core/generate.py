@@ -1,4 +1,4 @@
-"""Writing: an iterator of tokens that the command line, a server and the tests all consume.
+"""Generation: an iterator of tokens that the command line, a server and the tests all consume.
 
 `generate` yields one (rows,) tensor per step and stops when every row has ended or is `max_length`
 tokens long; the caller may stop earlier. Tokens in, tokens out: no text here (`detokenize.py` has
@@ -25,7 +25,7 @@ from torch import Tensor
 from regpt.core.kv_cache import PlainDecoder
 from regpt.core.model import GPT
 from regpt.core.sampling import SamplingParams, sample
-from regpt.core.sequences import Rows, Step
+from regpt.core.sequences import Sequences, Step
 from regpt.core.tokenizer import END_OF_TEXT_ID
 from regpt.system.errors import UserError
 
@@ -101,8 +101,8 @@ def generate(
 
     Args:
         model: the model; put in eval mode while the iterator runs.
-        prompts: (B, T) int64, or B lists of any lengths. Rows are what is sampled: repeat a prompt
-            to continue it several times (`complete` does).
+        prompts: (B, T) int64, or B lists of any lengths. Repeat a prompt to continue it several
+            times (`complete` does).
         params: lengths, filters, random stream. `num_samples` is the caller's business.
         generator: the random stream; default: a new one from `params.seed`.
         decoder: what computes the logits; default: the plain one.
@@ -140,7 +140,7 @@ def generate_steps(
     texts = as_lists(prompts)
     check_lengths(texts, params, model)
     generator = generator or params.generator(model.device)
-    rows = Rows(texts, params, numbers)
+    rows = Sequences(texts, params, numbers)
     length = min(params.max_length, model.config.block_size)
     decoder = decoder or PlainDecoder(model)
     needed = params.logits_needed if top is None else None
@@ -161,7 +161,7 @@ def generate_steps(
             if len(going_on) < running:
                 decoder.keep(torch.tensor(going_on))
             tokens = step.tokens[rows.active]
-            if max(rows.held(row) for row in rows.active) <= length:
+            if max(rows.cached_length(row) for row in rows.active) <= length:
                 logits = decoder.step(tokens)
             else:
                 texts = slide(rows, length)
@@ -170,17 +170,17 @@ def generate_steps(
         model.train(was_training)
 
 
-def slide(rows: Rows, positions: int) -> list[list[int]]:
+def slide(rows: Sequences, positions: int) -> list[list[int]]:
     """The newest part of each active row's text, to be read in again: the positions are full."""
     kept = max(int(positions * SLIDE_KEEPS), 1)
     for row in rows.active:
-        rows.forgotten[row] = max(len(rows.texts[row]) - kept, 0)
-    return [rows.texts[row][rows.forgotten[row] :] for row in rows.active]
+        rows.evicted[row] = max(len(rows.texts[row]) - kept, 0)
+    return [rows.texts[row][rows.evicted[row] :] for row in rows.active]
 
 
 def draw(
     logits: Tensor,
-    rows: Rows,
+    rows: Sequences,
     params: SamplingParams,
     generator: torch.Generator,
     top: int | None,

@@ -8,7 +8,7 @@ into their gradient, multiplies that into the gradients of hidden states and emb
 the memory. The matrix products run in the autocast dtype, the softmax in float32, a few rows at a
 time so that they stay in the cache of a CPU.
 
-`plain_loss` beside it is the reference, and `tests/test_loss.py` holds the two together.
+`plain_loss` beside it is the reference, and `tests/core/test_loss.py` holds the two together.
 
 Losses are sums over targets, divided by `divisor`: a global batch cut into micro-batches, over any
 number of processes, is normalised once by its own number of targets. The mean of unequal means is

@@ -1,4 +1,4 @@
-"""The texts under way in one generation: which rows still run, what they hold, what a step gave."""
+"""Batch state of a generation: token lists, active rows, and what a step returns."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ class Step:
     """(B, n), theirs."""
 
 
-class Rows:
-    """The texts under way: which rows still run, and what they hold."""
+class Sequences:
+    """Token lists and active rows."""
 
     def __init__(
         self, prompts: list[list[int]], params: SamplingParams, numbers: Sequence[int] | None
@@ -32,16 +32,16 @@ class Rows:
         self.numbers = range(len(prompts)) if numbers is None else numbers
         self.texts = [list(prompt) for prompt in prompts]
         self.params = params
-        self.forgotten = [0] * len(prompts)  # tokens a sliding window has left behind
+        self.evicted = [0] * len(prompts)  # tokens a sliding window has left behind
         self.active = [row for row in range(len(prompts)) if not self.is_long(row)]
 
     def is_long(self, row: int) -> bool:
         """Whether a row has all the tokens asked for."""
         return len(self.texts[row]) >= self.params.max_length
 
-    def held(self, row: int) -> int:
+    def cached_length(self, row: int) -> int:
         """Tokens of a row that the decoder still holds."""
-        return len(self.texts[row]) - self.forgotten[row]
+        return len(self.texts[row]) - self.evicted[row]
 
     def append(self, tokens: list[int]) -> list[int]:
         """Add a token to each active row; returns the places, in `active`, of rows that go on."""

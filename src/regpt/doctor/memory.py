@@ -28,7 +28,7 @@ from regpt.core.model import GPT, GPTConfig
 from regpt.core.optimizer import split_parameters
 from regpt.fast.training.blocked_attention import BLOCK
 from regpt.system.runtime import Runtime
-from regpt.training.build import takes_blocks
+from regpt.training.build import uses_blocked_attention
 from regpt.training.config import RunConfig
 
 HEADROOM = 0.9
@@ -126,7 +126,7 @@ def count_memory(
     loss = chunk * shape.vocab_size * (size + softmax)
     loss += shape.vocab_size * shape.n_embd * (4 + size)
     kept = shape.n_layer * per_token(shape, size)
-    if takes_blocks(config, runtime) and tokens <= BLOCK:
+    if uses_blocked_attention(config, runtime) and tokens <= BLOCK:
         kept += shape.n_layer * shape.n_head * (size * tokens - 4)
     if config.checkpoint_activations:
         kept = shape.n_layer * 4 * shape.n_embd + per_token(shape, size)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from regpt.core.model import GPT
 from regpt.core.train import Hooks, StepSettings
-from regpt.fast.training.bf16_weights import gradients_in, keep_copies
+from regpt.fast.training.bf16_weights import gradients_in, keep_bf16_weights
 from regpt.fast.training.blocked_attention import attend_in_blocks
 from regpt.fast.training.compact_vocabulary import compact
 from regpt.fast.training.fused_block import fuse_blocks
@@ -43,11 +43,11 @@ def build(config: RunConfig, runtime: Runtime, world: World) -> TrainState:
     pads = config.pad_vocabulary
     if pads or (pads is None and runtime.device.type == "cuda"):
         pad_vocabulary(model)
-    if takes_blocks(config, runtime):
+    if uses_blocked_attention(config, runtime):
         attend_in_blocks(model)
-    if takes_copies(config, runtime, world):
-        keep_copies(model)
-        if takes_blocks(config, runtime):
+    if uses_bf16_weights(config, runtime, world):
+        keep_bf16_weights(model)
+        if uses_blocked_attention(config, runtime):
             fuse_blocks(model)
     if config.checkpoint_activations:
         checkpoint_activations(model)
@@ -76,7 +76,7 @@ def build(config: RunConfig, runtime: Runtime, world: World) -> TrainState:
     )
 
 
-def takes_blocks(config: RunConfig, runtime: Runtime) -> bool:
+def uses_blocked_attention(config: RunConfig, runtime: Runtime) -> bool:
     """Whether attention goes by blocks: measured faster on a CPU in bf16, not in fp32."""
     if config.attention == "auto":
         cpu = runtime.device.type == "cpu"
@@ -85,7 +85,7 @@ def takes_blocks(config: RunConfig, runtime: Runtime) -> bool:
     return config.attention == "blocks"
 
 
-def takes_copies(config: RunConfig, runtime: Runtime, world: World) -> bool:
+def uses_bf16_weights(config: RunConfig, runtime: Runtime, world: World) -> bool:
     """Whether matrices keep bfloat16 copies: on one CPU, in bf16."""
     cpu = runtime.device.type == "cpu" and runtime.dtype == torch.bfloat16
     alone = cpu and world.size == 1

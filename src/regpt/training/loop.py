@@ -14,7 +14,7 @@ from regpt.core.train import train as train_model
 from regpt.fast.kernels.build import refused
 from regpt.system.distributed import open_world
 from regpt.system.runtime import find_runtime, peak_memory
-from regpt.training.build import StateHooks, build, takes_copies
+from regpt.training.build import StateHooks, build, uses_bf16_weights
 from regpt.training.checkpoint import CheckpointWriter
 from regpt.training.compiling import decide
 from regpt.training.config import RunConfig
@@ -155,7 +155,7 @@ def batches_left(state: TrainState) -> Iterator[Batch]:
 
 def note_missing_kernels(state: TrainState, observe: Observer) -> None:
     """Say why the C kernels are not used, where the step asked for them."""
-    reason = refused() if takes_copies(state.config, state.runtime, state.world) else None
+    reason = refused() if uses_bf16_weights(state.config, state.runtime, state.world) else None
     if reason is not None:
         observe(Noted(text=f"{reason}; training through torch's operators, which is slower"))
 

@@ -1,14 +1,12 @@
-"""Writing several tokens a step: guesses, checked all at once, and the same text to the last token.
+"""Speculative decoding: drafted tokens are checked in one step, and the text stays the same.
 
-A decoding step reads every weight once, for one token a row or for several alike. So somebody cheap
-guesses the next tokens, the model reads all guesses in one step, and draws each place's token from
-its own logits with the random numbers that place would have had anyway (`topk_sampling.py`).
-As long as the drawn token is the guessed one, the next place has been computed from the right text
-and counts too; the first that differs is drawn as it should be, and the rest is forgotten. Sampling
-by rejection would keep the distribution; this keeps the text: with one seed, guessing or not, token
-for token, greedy or sampled, in every random stream.
-
-Who guesses is in `drafters.py`.
+A decoding step reads every weight once, for one token a row or for several alike. So a cheap
+drafter proposes the next tokens, the model reads all of them in one step, and each position's token
+is drawn from its own logits with the random numbers that position would have had anyway. As long as
+the drawn token is the drafted one, the next position has been computed from the right text and
+counts too; the first that differs is kept as drawn, and the rest is dropped. Rejection sampling
+would keep the distribution; this keeps the text: with one seed, drafting or not, token for token,
+greedy or sampled, in every random stream.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,9 +19,9 @@ from regpt.core import generate as plain
 from regpt.core.kv_cache import PlainDecoder
 from regpt.core.model import GPT
 from regpt.core.sampling import SamplingParams
-from regpt.core.sequences import Rows, Step
+from regpt.core.sequences import Sequences, Step
 from regpt.core.tokenizer import END_OF_TEXT_ID
-from regpt.fast.decoding.drafters import DEEPEST, Draw, Guesser
+from regpt.fast.decoding.drafters import MAX_DRAFT_LENGTH, Drafter, Draw
 from regpt.fast.decoding.topk_sampling import draw_noise, sample
 
 
@@ -34,7 +32,7 @@ def generate_steps(
     params: SamplingParams,
     *,
     decoder: PlainDecoder,
-    drafter: Guesser | None = None,
+    drafter: Drafter | None = None,
     generator: torch.Generator | None = None,
     top: int | None = None,
     numbers: Sequence[int] | None = None,
@@ -58,7 +56,7 @@ def generate_steps(
     was_training = model.training
     model.eval()
     try:
-        yield from draft_and_check(decoder, drafter, Rows(texts, params, numbers), generator)
+        yield from draft_and_check(decoder, drafter, Sequences(texts, params, numbers), generator)
     finally:
         model.train(was_training)
 
@@ -107,7 +105,7 @@ class Noise:
 
 
 def draft_and_check(
-    decoder: PlainDecoder, guesser: Guesser, rows: Rows, generator: torch.Generator
+    decoder: PlainDecoder, drafter: Drafter, rows: Sequences, generator: torch.Generator
 ) -> Iterator[Step]:
     """The steps of `generate_steps`; rows run ahead of one another inside."""
     params = rows.params
@@ -116,10 +114,10 @@ def draft_and_check(
     if not rows.active:
         return
     prompts = [rows.texts[row] for row in rows.active]
-    # room for a row's guesses to run past its end while another's are still wanted
-    length = min(params.max_length + DEEPEST, decoder.model.config.block_size)
+    # room for a row's drafts to run past its end while another's are still wanted
+    length = min(params.max_length + MAX_DRAFT_LENGTH, decoder.model.config.block_size)
     logits = decoder.prefill(prompts, length=length, top_k=params.logits_needed)
-    guesser.begin(prompts, length)
+    drafter.begin(prompts, length)
     noise = Noise(params, generator, batch=batch, logits=logits)
     given = 0
 
@@ -138,7 +136,7 @@ def draft_and_check(
 
     taken = draw(logits[:, None], (0,)).tolist()
     while True:
-        lengths = take(decoder, guesser, rows, taken)
+        lengths = take(decoder, drafter, rows, taken)
         drawn = [len(text) - start for text, start in zip(rows.texts, starts, strict=True)]
         ready = min([drawn[row] for row in rows.active], default=max(drawn))
         for step in range(given, ready):
@@ -148,10 +146,12 @@ def draft_and_check(
         if not rows.active:
             noise.rewind(given)
             return
-        taken = check(decoder, guesser, rows, lengths, draw)
+        taken = check(decoder, drafter, rows, lengths, draw)
 
 
-def take(decoder: PlainDecoder, guesser: Guesser, rows: Rows, taken: list[list[int]]) -> list[int]:
+def take(
+    decoder: PlainDecoder, drafter: Drafter, rows: Sequences, taken: list[list[int]]
+) -> list[int]:
     """Add the tokens of each active row up to its end; leave ended rows; how long the rest is."""
     running = list(rows.active)
     places = {row: place for place, row in enumerate(running)}
@@ -164,38 +164,38 @@ def take(decoder: PlainDecoder, guesser: Guesser, rows: Rows, taken: list[list[i
     if rows.active and len(rows.active) < len(running):
         kept = torch.tensor([places[row] for row in rows.active])
         decoder.keep(kept)
-        guesser.keep(kept)
+        drafter.keep(kept)
     return [len(rows.texts[row]) for row in rows.active]
 
 
 def check(
-    decoder: PlainDecoder, guesser: Guesser, rows: Rows, lengths: list[int], draw: Draw
+    decoder: PlainDecoder, drafter: Drafter, rows: Sequences, lengths: list[int], draw: Draw
 ) -> list[list[int]]:
-    """The guesser guesses, the model reads, both settle on what is right: tokens of each row."""
+    """The drafter drafts, the model reads, both commit on what is right: tokens of each row."""
     texts = [rows.texts[row] for row in rows.active]
     rooms = [rows.params.max_length - length for length in lengths]
     cache = decoder.cache
     assert cache is not None
     most = min(max(rooms) - 1, cache.capacity - max(lengths))
-    guesses = guesser.guess(texts, min(guesser.reach(len(texts)), most), draw)
-    read = [[text[-1], *guess] for text, guess in zip(texts, guesses, strict=True)]
+    drafts = drafter.draft(texts, min(drafter.draft_length(len(texts)), most), draw)
+    read = [[text[-1], *draft] for text, draft in zip(texts, drafts, strict=True)]
     logits = decoder.read_all(torch.tensor(read, device=decoder.model.device), cache)
     drawn = draw(logits, range(logits.shape[1])).tolist()
     taken = []
-    right = wrong = 0
-    for tokens, guess, room in zip(drawn, guesses, rooms, strict=True):
-        agreeing = takewhile(lambda pair: pair[0] == pair[1], zip(tokens, guess, strict=False))
+    accepted = rejected = 0
+    for tokens, draft, room in zip(drawn, drafts, rooms, strict=True):
+        agreeing = takewhile(lambda pair: pair[0] == pair[1], zip(tokens, draft, strict=False))
         count = sum(1 for _ in agreeing)
-        right += min(count, room)
-        wrong += count < min(len(guess), room)
+        accepted += min(count, room)
+        rejected += count < min(len(draft), room)
         taken.append(tokens[: min(count + 1, room)])
     standing = [length - 1 + len(tokens) for length, tokens in zip(lengths, taken, strict=True)]
     cache.cut(standing)
-    guesser.settle(standing, right=right, wrong=wrong)
+    drafter.commit(standing, accepted=accepted, rejected=rejected)
     return taken
 
 
-def as_step(rows: Rows, starts: list[int], step: int, device: torch.device) -> Step:
+def as_step(rows: Sequences, starts: list[int], step: int, device: torch.device) -> Step:
     """The tokens of one step; end-of-text for rows that have ended."""
     places = [start + step for start in starts]
     tokens = [

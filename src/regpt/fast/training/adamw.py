@@ -18,7 +18,7 @@ from torch import Tensor
 
 from regpt.fast.kernels import adamw as native
 from regpt.fast.kernels.build import missing
-from regpt.fast.training.bf16_weights import Copy, copy_of
+from regpt.fast.training.bf16_weights import Bf16Shadow, shadow_of
 
 PIECE = 1 << 20
 """Numbers of one piece: weight, averages and gradient take 4 MB each."""
@@ -33,7 +33,9 @@ class PiecewiseAdamW(torch.optim.AdamW):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        kept = [p for group in self.param_groups for p in group["params"] if copy_of(p) is not None]
+        kept = [
+            p for group in self.param_groups for p in group["params"] if shadow_of(p) is not None
+        ]
         large = sum(parameter.numel() for parameter in kept) >= WORTH_COMPILING
         self.native = large and missing() is None
 
@@ -44,7 +46,7 @@ class PiecewiseAdamW(torch.optim.AdamW):
         aside: list[Tensor] = []
         for group in self.param_groups:
             for parameter in group["params"]:
-                copy, gradient = copy_of(parameter), parameter.grad
+                copy, gradient = shadow_of(parameter), parameter.grad
                 if copy is None or gradient is None:
                     continue
                 if buffer is None:
@@ -59,7 +61,12 @@ class PiecewiseAdamW(torch.optim.AdamW):
             parameter.grad = gradient
 
     def _step_matrix(
-        self, weight: Tensor, gradient: Tensor, copy: Copy, group: dict[str, Any], buffer: Tensor
+        self,
+        weight: Tensor,
+        gradient: Tensor,
+        copy: Bf16Shadow,
+        group: dict[str, Any],
+        buffer: Tensor,
     ) -> None:
         """One matrix."""
         state = self.state[weight]

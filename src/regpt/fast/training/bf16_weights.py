@@ -1,17 +1,17 @@
-"""bfloat16 copies of the matrices, kept from step to step, for training on a CPU.
+"""bfloat16 shadows of the weights, kept from step to step, for training on a CPU.
 
 Autocast casts every weight anew in each forward and every gradient back to float32 in each
 backward, and the token embedding's gradient is a matrix of zeros with a few rows in it, added to
 the head's. On a CPU all of that is memory traffic, a good part of a step of few tokens. Here
 
-- a matrix has a copy in bfloat16 that is made again only when the matrix has changed; the optimizer
+- a matrix has a bfloat16 shadow that is made again only when the matrix has changed; the optimizer
   writes it while the new numbers are still in the cache (`adamw.py`);
 - a gradient may stay in the bfloat16 that its product was rounded to anyway (`gradients_in`): the
   same numbers at half the traffic. Sums over micro-batches and processes take float32;
 - the token embedding adds its few rows to the gradient the head has left, in place.
 
-`keep_copies(model)` swaps this in from outside; without autocast, and off the CPU, the model's own
-layers go on. `tests/test_kept.py` holds the two together.
+`keep_bf16_weights(model)` swaps this in from outside; without autocast, and off the CPU, the
+model's own layers go on. `tests/fast/test_bf16_weights.py` holds the two together.
 """
 
 from functools import partial
@@ -30,8 +30,8 @@ MAY_BE_LOW = hasattr(torch.Tensor, "grad_dtype")
 autograd casts what a product left in bfloat16."""
 
 
-class Copy:
-    """A matrix in bfloat16; rows that fill up the last tile are zero."""
+class Bf16Shadow:
+    """A weight matrix in bfloat16; rows that fill up the last tile are zero."""
 
     def __init__(self, parameter: nn.Parameter, *, tile: int = 1) -> None:
         rows, columns = parameter.shape
@@ -52,18 +52,18 @@ class Copy:
         self.version = self.parameter._version
 
 
-def copy_of(parameter: Tensor) -> Copy | None:
+def shadow_of(parameter: Tensor) -> Bf16Shadow | None:
     """The copy that a parameter keeps, if any."""
-    return getattr(parameter, "kept_copy", None)
+    return getattr(parameter, "bf16_shadow", None)
 
 
-def keep_copies(model: GPT) -> GPT:
+def keep_bf16_weights(model: GPT) -> GPT:
     """Let a model on a CPU keep copies of its matrices; for one process that holds it whole."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
-            module.weight.kept_copy = Copy(module.weight)  # pyright: ignore
+            module.weight.bf16_shadow = Bf16Shadow(module.weight)  # pyright: ignore
             module.forward = partial(linear, module, module.forward)  # pyright: ignore
-    model.wte.weight.kept_copy = Copy(model.wte.weight, tile=TILE)  # pyright: ignore
+    model.wte.weight.bf16_shadow = Bf16Shadow(model.wte.weight, tile=TILE)  # pyright: ignore
     model.wte.forward = partial(embed, model.wte, model.wte.forward)  # pyright: ignore
     return model
 
@@ -74,19 +74,19 @@ def gradients_in(model: GPT, *, bfloat16: bool) -> None:
         return
     dtype = torch.bfloat16 if bfloat16 else torch.float32
     for parameter in model.parameters():
-        if copy_of(parameter) is not None and parameter.grad_dtype != dtype:
+        if shadow_of(parameter) is not None and parameter.grad_dtype != dtype:
             parameter.grad_dtype = dtype
 
 
 def linear(module: nn.Linear, plain: Any, x: Tensor) -> Tensor:
     """`nn.Linear.forward`: x (..., inputs) to (..., outputs); `plain` is the module's own."""
-    copy = copy_of(module.weight)
+    copy = shadow_of(module.weight)
     if copy is None or not torch.is_autocast_enabled("cpu"):
         return plain(x)
-    return KeptLinear.apply(x, module.weight, module.bias, copy.fresh())  # pyright: ignore
+    return Bf16Linear.apply(x, module.weight, module.bias, copy.fresh())  # pyright: ignore
 
 
-class KeptLinear(torch.autograd.Function):
+class Bf16Linear(torch.autograd.Function):
     """x W' + b in bfloat16, over W's copy."""
 
     @staticmethod

@@ -12,7 +12,7 @@ sum for a bias. Here a block is one `autograd.Function` whose passes between the
 
 `fuse_blocks(model)` swaps it in from outside, over the copies of `bf16_weights.py`. With a cache,
 with dropout, without autograd's bfloat16, or where the kernels cannot be compiled, the block's own
-forward goes on. `tests/test_fused.py` holds the two together.
+forward goes on. `tests/fast/test_fused_block.py` holds the two together.
 """
 
 from functools import partial
@@ -25,7 +25,7 @@ from torch.autograd.function import once_differentiable
 from regpt.core.model import GPT, Block, LayerCache
 from regpt.fast.kernels import training as native
 from regpt.fast.kernels.build import missing
-from regpt.fast.training.bf16_weights import copy_of
+from regpt.fast.training.bf16_weights import shadow_of
 from regpt.fast.training.blocked_attention import attention_backward, attention_forward
 
 WORTH_COMPILING = 1 << 16
@@ -33,7 +33,7 @@ WORTH_COMPILING = 1 << 16
 
 
 def fuse_blocks(model: GPT) -> GPT:
-    """Let every block of a model with kept copies run as one step where that can stand in."""
+    """Let every block of a model with bfloat16 shadows run as one step where that can stand in."""
     if model.config.n_embd % native.LANES:
         return model
     for block in model.h:
@@ -65,7 +65,7 @@ def parameters(block: Block) -> tuple[Tensor, ...]:
 
 def matrix(weight: Tensor) -> Tensor:
     """Its copy in bfloat16."""
-    copy = copy_of(weight)
+    copy = shadow_of(weight)
     assert copy is not None
     return copy.fresh()
 

@@ -17,7 +17,7 @@ from regpt.core.loss import IGNORE, chunked_loss, compute_dtype
 from regpt.core.model import GPT
 from regpt.fast.kernels import training
 from regpt.fast.kernels.build import missing
-from regpt.fast.training.bf16_weights import copy_of
+from regpt.fast.training.bf16_weights import shadow_of
 
 WORTH_COMPILING = 1 << 20
 """Logits from which on the C kernel is asked for: it is compiled once, in seconds."""
@@ -25,7 +25,7 @@ WORTH_COMPILING = 1 << 20
 
 def next_token_loss(model: GPT, idx: Tensor, targets: Tensor, *, divisor: float = 1.0) -> Tensor:
     """`regpt.core.loss.next_token_loss`, arguments and result alike."""
-    kept = copy_of(model.wte.weight)
+    kept = shadow_of(model.wte.weight)
     if kept is None or compute_dtype(idx.device) != torch.bfloat16:
         return plain.next_token_loss(model, idx, targets, divisor=divisor)
     hidden, tiles = model.hidden(idx).flatten(0, 1), kept.fresh()

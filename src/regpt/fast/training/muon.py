@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from regpt.fast.kernels import muon as native
-from regpt.fast.training.bf16_weights import Copy
+from regpt.fast.training.bf16_weights import Bf16Shadow
 
 STACK_NUMBERS = 1 << 22
 """Numbers of one stack at most: 8 MB in bfloat16, so that a few copies stay in a CPU's cache."""
@@ -34,10 +34,10 @@ WORTH_COMPILING = 1 << 20
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Where a matrix lies in a kept copy, bfloat16: the whole of it, or q, k or v."""
+class ShadowRows:
+    """Where a matrix lies in a bfloat16 shadow, bfloat16: the whole of it, or q, k or v."""
 
-    copy: Copy
+    copy: Bf16Shadow
     tensor: Tensor
 
 
@@ -72,12 +72,14 @@ class StackedMuon(torch.optim.Muon):
 
     def _step_natively(self, matrices: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
         """Step those with a copy that the C kernel takes; returns the others."""
-        taken = [m for m in matrices if rows_of(m) is not None and native.fits(m, gradient_of(m))]
+        taken = [
+            m for m in matrices if shadow_rows_of(m) is not None and native.fits(m, gradient_of(m))
+        ]
         if sum(m.numel() for m in taken) < WORTH_COMPILING or not native.can_step():
             return matrices
         steps = []
         for matrix in taken:
-            low = rows_of(matrix)
+            low = shadow_rows_of(matrix)
             average, gradient = self._average(matrix), gradient_of(matrix)
             assert low is not None
             steps.append(
@@ -97,7 +99,7 @@ class StackedMuon(torch.optim.Muon):
         )
         torch.autograd.graph.increment_version(taken)
         for matrix in taken:
-            low = rows_of(matrix)
+            low = shadow_rows_of(matrix)
             assert low is not None
             low.copy.mark()
         known = set(taken)
@@ -123,9 +125,9 @@ class StackedMuon(torch.optim.Muon):
             matrix.add_(update, alpha=-rate)
 
 
-def rows_of(matrix: Tensor) -> Rows | None:
-    """The rows of a kept copy that a matrix has, if any (`optimizer.py` says so)."""
-    return getattr(matrix, "kept_rows", None)
+def shadow_rows_of(matrix: Tensor) -> ShadowRows | None:
+    """The rows of a bfloat16 shadow that a matrix has, if any (`optimizer.py` says so)."""
+    return getattr(matrix, "shadow_rows", None)
 
 
 def gradient_of(matrix: Tensor) -> Tensor:

@@ -10,22 +10,22 @@ from torch import Tensor
 from regpt.core.model import GPT
 from regpt.core.optimizer import Optimizer, OptimizerConfig
 from regpt.fast.training.adamw import PiecewiseAdamW
-from regpt.fast.training.bf16_weights import copy_of
-from regpt.fast.training.muon import Rows, StackedMuon
+from regpt.fast.training.bf16_weights import shadow_of
+from regpt.fast.training.muon import ShadowRows, StackedMuon
 
 
 class FastOptimizer(Optimizer):
     """The same steps as `Optimizer`, sooner."""
 
     def __init__(self, model: GPT, config: OptimizerConfig, *, lr: float) -> None:
-        keeps = any(copy_of(parameter) is not None for parameter in model.parameters())
+        keeps = any(shadow_of(parameter) is not None for parameter in model.parameters())
         adamw = PiecewiseAdamW if keeps else torch.optim.AdamW
         super().__init__(model, config, lr=lr, adamw=adamw, muon=StackedMuon)
         for matrix, pieces in self.pieces:
-            copy = copy_of(matrix)
+            copy = shadow_of(matrix)
             if copy is not None:
                 for piece, low in zip(pieces, copy.tensor.split(len(pieces[0])), strict=True):
-                    piece.kept_rows = Rows(copy, low)  # pyright: ignore
+                    piece.shadow_rows = ShadowRows(copy, low)  # pyright: ignore
 
     def clip(self, limit: float | None) -> Tensor:
         """`Optimizer.clip`; gradients in bfloat16 stay as they are until the step scales them."""
