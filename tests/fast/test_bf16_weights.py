@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from regpt import GPT, GPTConfig, find_runtime
-from regpt.core import loss
 from regpt.core.data import Batch
 from regpt.core.optimizer import OptimizerConfig
 from regpt.core.train import StepResult, StepSettings, compute_gradients
 from regpt.fast.kernels.build import missing
-from regpt.fast.training import adamw, muon
+from regpt.fast.training import adamw, fused_loss, muon
 from regpt.fast.training import bf16_weights as kept_module
 from regpt.fast.training import fused_block as fused
 from regpt.fast.training.bf16_weights import add_rows, gradients_in, keep_bf16_weights, shadow_of
@@ -166,7 +165,7 @@ def test_a_state_taken_back_goes_on_as_if_it_had_never_left(
     if compiled:
         if reason := missing():
             pytest.skip(reason)
-        for module in (adamw, muon, loss, fused):
+        for module in (adamw, muon, fused_loss, fused):
             monkeypatch.setattr(module, "WORTH_COMPILING", 0)
 
     def new() -> tuple[GPT, Optimizer]:

@@ -1,7 +1,6 @@
 """A GPT for the C kernel: its matrices in panels, and one call for a step.
 
-`NativeModel` does what `fast.PackedModel` does, to the rounding of its sums, and one thing more: a
-token's numbers do not depend, to the last bit, on the rows and tokens computed along with it.
+A token's numbers do not depend, to the last bit, on the rows and tokens computed along with it.
 """
 
 import ctypes

@@ -9,7 +9,8 @@ optimizer that treats rows alike keeps them equal for ever. So one row can stand
 
 and the softmax over 50,257 tokens is one over 11,235, exactly. The gradient that reaches the
 shared row is n times that of one of them, so it is divided by n.
-(`tests/fast/test_compact_vocabulary.py` trains both ways.) The price: those rows start equal instead of each from its own draw.
+(`tests/fast/test_compact_vocabulary.py` trains both ways.) The price: those rows start
+equal instead of each from its own draw.
 
 `compact` makes the small model, `expand` the ordinary one; nothing else changes. What is saved,
 sampled from and validated is always the whole model.
