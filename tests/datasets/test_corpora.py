@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from regpt.core.tokenizer import Tokenizer, get_tokenizer
 from regpt.datasets import corpora
 from regpt.datasets.corpora import load_corpus
-from regpt.datasets.corpus import Corpus
+from regpt.datasets.corpus import Corpus, speak
 from regpt.report import references
 from regpt.system.errors import UserError
 
@@ -214,6 +214,18 @@ def test_a_large_file_is_never_held_whole(tmp_path, monkeypatch):
     assert [report[0] for report in done] == sorted({report[0] for report in done})
     assert len(done) > 3
     assert done[-1] == (path.stat().st_size, path.stat().st_size)
+
+
+@pytest.mark.parametrize(("pause", "told"), [(0.0, 4), (1e9, 1)])
+def test_progress_is_told_at_once_and_then_after_pauses(monkeypatch, pause, told):
+    lines: list[str] = []
+    monkeypatch.setattr("regpt.datasets.corpus.SPEAK_SECONDS", pause)
+    progress = speak(lines.append, "encoding", small=10**7)
+    for done in (0, 10, 20, 30):
+        progress(done * 10**6, 40 * 10**6)
+    assert lines == [f"encoding the text, {done} of 40 MB" for done in (0, 10, 20, 30)][:told]
+    speak(lines.append, "reading", small=10**6)(10, 999_999)
+    assert len(lines) == told
 
 
 def test_a_file_that_changes_meanwhile_is_refused(tmp_path):

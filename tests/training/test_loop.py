@@ -66,6 +66,14 @@ def test_missing_kernels_are_said_once(
     assert notes == ["no C compiler; training through torch's operators, which is slower"]
 
 
+def test_a_large_text_is_spoken_of_before_it_is_read(text_file: Path, tmp_path: Path) -> None:
+    text_file.write_text(text_file.read_text() * 80)
+    seen = []
+    train(tiny(text_file, tmp_path / "run", steps=1, validation_tokens=64), seen.append)
+    assert seen[0] == Noted(text="reading the text, 0 of 1 MB")
+    assert isinstance(seen[1], Started)
+
+
 def test_same_seed_same_losses(text_file: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         train(tiny(text_file, tmp_path / name))

@@ -81,11 +81,15 @@ def speed_lines(report: Report, price_per_hour: float | None) -> list[str]:
 
 def doctor(config: DoctorConfig) -> None:
     """Examine and tell; exit code 1 if the run should not begin."""
-    report = examine(config.run(), processes=config.processes)
+    console = Console(stderr=config.json)
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    report = examine(config.run(), processes=config.processes, say=say)
     if config.json:
         sys.stdout.write(json_text.dumps(finite(report.to_json(config.price_per_hour))) + "\n")
         raise SystemExit(0 if report.ok else 1)
-    console = Console()
     lines = [f"regpt doctor {config.preset}, on {report.place}"]
     lines += memory_lines(report) + speed_lines(report, config.price_per_hour)
     for check in report.checks:
@@ -93,5 +97,5 @@ def doctor(config: DoctorConfig) -> None:
     faults = [check.name for check in report.checks if not check.passed]
     lines.append(f"not fit to run: {', '.join(faults)}" if faults else "fit to run")
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(line)
     raise SystemExit(0 if report.ok else 1)

@@ -77,7 +77,11 @@ class Evaluation:
         """Loss of a text."""
         result = validate(
             self.reader,
-            open_texts(sources, validation_fraction=fraction),
+            open_texts(
+                sources,
+                validation_fraction=fraction,
+                say=lambda text: self.say(f"note       {text}"),
+            ),
             self.runtime,
             block_size=block_size,
             stride=stride,

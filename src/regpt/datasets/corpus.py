@@ -7,7 +7,9 @@ memory is two bytes for each of them.
 
 import codecs
 import hashlib
+import math
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -27,8 +29,42 @@ Progress = Callable[[int, int | None], None]
 """Told the bytes so far; and in all, if that is known."""
 
 
+Say = Callable[[str], None]
+"""Takes a line for people."""
+
+SPEAK_SECONDS = 10.0
+
+
 def ignore(done: int, total: int | None) -> None:
     """The progress that nobody looks at."""
+
+
+def silent(text: str) -> None:
+    """Lines that nobody reads."""
+
+
+def speak(say: Say, doing: str, *, small: int) -> Progress:
+    """Progress in lines: at once and every ten seconds; none for less than `small` bytes."""
+    due = -math.inf
+
+    def progress(done: int, total: int | None) -> None:
+        nonlocal due
+        if time.monotonic() >= due and (total is None or total >= small):
+            due = time.monotonic() + SPEAK_SECONDS
+            whole = "" if total is None else f" of {total / 1e6:,.0f}"
+            say(f"{doing} the text, {done / 1e6:,.0f}{whole} MB")
+
+    return progress
+
+
+def say_reading(say: Say) -> Progress:
+    """Tell of what is downloaded or read over."""
+    return speak(say, "reading", small=10**6)
+
+
+def say_encoding(say: Say) -> Progress:
+    """Tell of what becomes tokens: a megabyte takes a twentieth of a second."""
+    return speak(say, "encoding", small=10**7)
 
 
 @dataclass(frozen=True)

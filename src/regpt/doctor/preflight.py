@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from regpt.datasets.corpus import Say, silent
 from regpt.doctor.memory import HEADROOM, Memory, count_memory
 from regpt.doctor.sanity_checks import Check, check_first_loss, diagnose
 from regpt.doctor.speed import (
@@ -119,12 +120,13 @@ def gigabytes(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
-def examine(config: RunConfig, *, processes: int = 1) -> Report:
+def examine(config: RunConfig, *, processes: int = 1, say: Say = silent) -> Report:
     """Look at a run before it begins; trains nothing that is kept and writes nothing.
 
     Args:
         config: the run.
         processes: how many the run will have, each on a machine or device like this one.
+        say: told how far a large text is.
 
     Raises:
         UserError: what makes the run impossible to build, as `train` would say it.
@@ -149,7 +151,7 @@ def examine(config: RunConfig, *, processes: int = 1) -> Report:
     if count(processes=1).largest_batch == 0:
         return report  # a step cannot be tried here
     held = peak_memory(runtime.device) or 0
-    state = build(replace(config, shard=False), runtime, World(device=runtime.device))
+    state = build(replace(config, shard=False), runtime, World(device=runtime.device), say=say)
     if state.vocabulary is not None:
         count = partial(count, rows=len(state.model.wte.weight))
         look_at_memory(report, count(processes=processes))

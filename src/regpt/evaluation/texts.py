@@ -15,15 +15,20 @@ from pathlib import Path
 from regpt.core.data import ArrayDataset, Dataset
 from regpt.core.tokenizer import get_tokenizer
 from regpt.datasets.corpora import load_corpus
-from regpt.datasets.corpus import Corpus
+from regpt.datasets.corpus import Corpus, Say, say_encoding, say_reading, silent
 from regpt.datasets.manifest import NAME as MANIFEST
 from regpt.datasets.shards import SUFFIXES, ShardDataset
 from regpt.system.errors import UserError
 from regpt.system.jsonl import field, read_objects
 
 
-def open_texts(sources: Sequence[str], *, validation_fraction: float = 0.0) -> Dataset:
-    """The tokens of what was named; with a fraction, the last part of the characters only."""
+def open_texts(
+    sources: Sequence[str], *, validation_fraction: float = 0.0, say: Say = silent
+) -> Dataset:
+    """The tokens of what was named; with a fraction, the last part of the characters only.
+
+    `say` is told how far a large text is.
+    """
     paths = [Path(source) for source in sources]
     if len(paths) == 1 and (paths[0].suffix in SUFFIXES or paths[0].is_dir()):
         tokens = open_tokens(paths[0])
@@ -34,10 +39,10 @@ def open_texts(sources: Sequence[str], *, validation_fraction: float = 0.0) -> D
                     "validation split is what is scored"
                 )
             return tokens
-    corpus = open_corpus(sources)
+    corpus = open_corpus(sources, say)
     if validation_fraction:
         _, corpus = corpus.split(validation_fraction)
-    return ArrayDataset(corpus.tokens(get_tokenizer()))
+    return ArrayDataset(corpus.tokens(get_tokenizer(), progress=say_encoding(say)))
 
 
 def open_tokens(path: Path) -> Dataset | None:
@@ -50,7 +55,7 @@ def open_tokens(path: Path) -> Dataset | None:
     return None
 
 
-def open_corpus(sources: Sequence[str]) -> Corpus:
+def open_corpus(sources: Sequence[str], say: Say) -> Corpus:
     """The documents of named texts, files, or a folder of texts."""
     if len(sources) == 1 and Path(sources[0]).is_dir():
         folder = Path(sources[0])
@@ -59,10 +64,10 @@ def open_corpus(sources: Sequence[str]) -> Corpus:
             raise UserError(
                 f"{folder} has no documents: neither shards of tokens nor .txt files are in it"
             )
-        return load_corpus(files)
+        return load_corpus(files, progress=say_reading(say))
     lines = [Path(source) for source in sources if source.endswith(".jsonl")]
     if not lines:
-        return load_corpus(sources)
+        return load_corpus(sources, progress=say_reading(say))
     if len(lines) < len(sources):
         raise UserError("--data takes .jsonl files or texts, not both: evaluate them one by one")
     documents = [

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from regpt.core.model import GPT
 from regpt.core.train import Hooks, StepSettings
+from regpt.datasets.corpus import Say, silent
 from regpt.fast.training.bf16_weights import gradients_in, keep_bf16_weights
 from regpt.fast.training.blocked_attention import attend_in_blocks
 from regpt.fast.training.compact_vocabulary import compact
@@ -27,10 +28,13 @@ from regpt.training.state import TrainState
 from regpt.training.training_data import compact_data, read_data
 
 
-def build(config: RunConfig, runtime: Runtime, world: World) -> TrainState:
-    """Everything a run needs, from its configuration; touches no file but the data."""
+def build(config: RunConfig, runtime: Runtime, world: World, *, say: Say = silent) -> TrainState:
+    """Everything a run needs, from its configuration; touches no file but the data.
+
+    `say` is told how far a large text is.
+    """
     check_shares(config, world)
-    data = read_data(config, world)
+    data = read_data(config, world, say=say)
     torch.manual_seed(config.seed)
     model = GPT(config.model).to(runtime.device).train()
     if config.zero_projections:

@@ -74,7 +74,7 @@ def train(
     with open_world(runtime) as world:
         observe = observe if world.is_first else ignore
         config = config.with_batch_tokens(world.size)
-        state = build(config, runtime, world)
+        state = build(config, runtime, world, say=lambda text: observe(Noted(text=text)))
         looks = Looks(config, world)
         directory = open_directory(state, resume=resume)
         try:

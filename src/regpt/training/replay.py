@@ -94,7 +94,7 @@ def replay(directory: Path, step: int, *, device: str | None, note: Note) -> Rep
     runtime = find_runtime(config.device, dtype=config.dtype, threads=config.threads)
     if runtime.world_size > 1:
         raise UserError("replay runs as one process: start it without torchrun")
-    state = build(config, runtime, World(device=runtime.device))
+    state = build(config, runtime, World(device=runtime.device), say=note)
     check_facts(record["data"], state.data.facts)
     source = stand_before(state, run, step, note)
     batch = batch_of(state)

@@ -11,7 +11,7 @@ from torch import Tensor
 from regpt.core.data import IGNORE_INDEX, ArrayDataset, BatchPlan, Dataset, Loader
 from regpt.core.tokenizer import VOCAB_SIZE, get_tokenizer
 from regpt.datasets.corpora import load_corpus
-from regpt.datasets.corpus import Corpus
+from regpt.datasets.corpus import Corpus, Say, say_encoding, say_reading, silent
 from regpt.datasets.manifest import Manifest
 from regpt.datasets.shards import ShardDataset, find_shards
 from regpt.fast.training.compact_vocabulary import CompactVocabulary
@@ -71,10 +71,13 @@ class Data:
     """What run.json says of them; a resume compares it."""
 
 
-def read_data(config: RunConfig, world: World) -> Data:
-    """The training tokens behind a loader, and the validation tokens if any are held out."""
+def read_data(config: RunConfig, world: World, *, say: Say = silent) -> Data:
+    """The training tokens behind a loader, and the validation tokens if any are held out.
+
+    `say` is told how far a large text is.
+    """
     folder = len(config.data) == 1 and Path(config.data[0]).is_dir()
-    training, held_out, facts = (read_folder if folder else read_texts)(config)
+    training, held_out, facts = read_folder(config) if folder else read_texts(config, say)
     if held_out is not None and config.validation_tokens is not None:
         held_out = Part(held_out, 0, min(config.validation_tokens, len(held_out)))
     plan = BatchPlan(
@@ -126,23 +129,28 @@ def holds_validation(folder: Path) -> bool:
         return False
 
 
-def read_texts(config: RunConfig) -> Read:
+def read_texts(config: RunConfig, say: Say) -> Read:
     """Texts, encoded now; the last part of them held out if asked for."""
-    corpus = load_corpus(config.data)
+    corpus = load_corpus(config.data, progress=say_reading(say))
     facts = {"sources": corpus.name, "fingerprint": corpus.fingerprint}
-    return *split(corpus, config), facts
+    return *split(corpus, config, say), facts
 
 
-def split(corpus: Corpus, config: RunConfig) -> tuple[ArrayDataset, ArrayDataset | None]:
+def split(corpus: Corpus, config: RunConfig, say: Say) -> tuple[ArrayDataset, ArrayDataset | None]:
     """Training and validation tokens of a text."""
     tokenizer, vocab_size = get_tokenizer(), known_tokens(config)
+
+    def encode(part: Corpus) -> ArrayDataset:
+        tokens = part.tokens(tokenizer, progress=say_encoding(say))
+        return ArrayDataset(tokens, vocab_size=vocab_size)
+
     if not config.validation_fraction:
-        return ArrayDataset(corpus.tokens(tokenizer), vocab_size=vocab_size), None
+        return encode(corpus), None
     training, rest = corpus.split(config.validation_fraction)
-    held_out = ArrayDataset(rest.tokens(tokenizer), vocab_size=vocab_size)
+    held_out = encode(rest)
     if len(held_out) < 2:
         raise UserError(
             f"the validation text, the last {config.validation_fraction:g} of {corpus.name}, "
             f"has {len(held_out)} tokens, but 2 are needed: give more text"
         )
-    return ArrayDataset(training.tokens(tokenizer), vocab_size=vocab_size), held_out
+    return encode(training), held_out
