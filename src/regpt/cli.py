@@ -25,7 +25,7 @@ COMMANDS = {
     "doctor": "before a long run: does it fit, how long, what does it cost, does it learn",
     "replay": "one step of a run again, layer by layer, where its numbers went wrong",
     "prepare": "text files into shards of tokens",
-    "data": "show the texts a step is trained on: regpt data show RUN --step N",
+    "data": "the texts of a step: regpt data show RUN --step N; shards: regpt data verify DIR",
     "sample": "let a model continue a prompt",
     "evaluate": "loss of a text, HellaSwag, LAMBADA: figures that compare",
     "explain": "look inside a text: probabilities, alternatives, attention",

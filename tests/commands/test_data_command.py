@@ -1,12 +1,13 @@
 """`regpt prepare` and `regpt data show`, as typed."""
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 
 from regpt.cli import main
-from regpt.datasets.shards import ShardDataset
+from regpt.datasets.shards import ShardDataset, digest_file
 
 
 @pytest.fixture
@@ -42,6 +43,29 @@ def test_show_prints_the_batch_of_a_data_set(
     assert capsys.readouterr().out == first
     main([*arguments, "--step", "6"])
     assert capsys.readouterr().out != first
+
+
+def test_verify_reads_every_shard_against_the_manifest(
+    prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    main(["data", "verify", str(prepared)])
+    printed = capsys.readouterr().out
+    for split in ("train", "val"):
+        assert f"{len(ShardDataset.open(prepared, split=split)):,} tokens, as" in printed
+    shard = prepared / "val_000000.bin"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    found, expected = digest_file(shard), hashlib.sha256(content).hexdigest()
+    with pytest.raises(SystemExit) as stop:
+        main(["data", "verify", str(prepared)])
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{shard} has sha256 {found[:12]}, the manifest says {expected[:12]}" in line
+    (prepared / "manifest.json").unlink()
+    with pytest.raises(SystemExit):
+        main(["data", "verify", str(prepared)])
+    assert "no manifest.json to verify its shards against" in capsys.readouterr().err
 
 
 def test_show_prints_the_batch_of_a_run(

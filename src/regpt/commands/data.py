@@ -1,11 +1,13 @@
-"""`regpt data show`: the texts of the batch that a step is trained on."""
+"""`regpt data`: the texts of the batch that a step is trained on; shards against their digests."""
 
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
 from regpt.core.data import BatchPlan, Loader, Order, describe_batch
 from regpt.core.tokenizer import get_tokenizer
+from regpt.datasets.manifest import Manifest
 from regpt.datasets.shards import ShardDataset
 from regpt.system.distributed import World
 from regpt.system.errors import UserError
@@ -16,7 +18,7 @@ from regpt.training.training_data import read_data
 
 
 def data(
-    action: Literal["show"],
+    action: Literal["show", "verify"],
     directory: str,
     /,
     *,
@@ -27,10 +29,10 @@ def data(
     seed: int = 1337,
     split: Literal["train", "val"] = "train",
 ) -> None:
-    """Show the texts of a batch, of a run or of a prepared data set.
+    """Show the texts of a batch, of a run or of a prepared data set; or verify a data set.
 
     Args:
-        action: show
+        action: show a batch's texts; or verify: read all shards and compare their sha256.
         directory: A run (its own settings decide the batch) or a directory made by regpt prepare.
         step: The step, counted from 1 as in metrics.jsonl.
         block_size: Tokens per sequence, for a data set.
@@ -39,11 +41,15 @@ def data(
         seed: The seed of the order, for a data set.
         split: train or val, for a data set.
     """
+    if action == "verify":
+        verify(Path(directory))
+        return
     if step < 1:
         raise UserError(f"step must be at least 1, got {step}")
     if (Path(directory) / "run.json").exists():
         config = RunConfig.from_json(RunDirectory(Path(directory)).read_record()["config"])
-        loader = read_data(config, World(device=find_device("cpu"))).loader
+        world = World(device=find_device("cpu"))
+        loader = read_data(config, world, say=lambda text: print(text, file=sys.stderr)).loader
         step = 1 if config.overfit else step
     else:
         dataset = ShardDataset.open(directory, split=split)
@@ -57,3 +63,17 @@ def data(
         loader = Loader(dataset, plan)
     for text in describe_batch(loader, step - 1, get_tokenizer()):
         sys.stdout.write(f"-- {text}\n\n")
+
+
+def verify(directory: Path) -> None:
+    """Read every shard of a directory made by regpt prepare, and compare it with the manifest."""
+    manifest = Manifest.read(directory) if directory.is_dir() else None
+    if manifest is None:  # says what the directory is instead
+        ShardDataset.open(directory, verify=True)
+        return
+    for split, count in Counter(shard.split for shard in manifest.shards).items():
+        shards = "1 shard" if count == 1 else f"{count} shards"
+        sys.stdout.write(f"{split:<6} reading {shards}\n")
+        sys.stdout.flush()
+        tokens = len(ShardDataset.open(directory, split=split, verify=True))
+        sys.stdout.write(f"{split:<6} {tokens:,} tokens, as manifest.json says\n")

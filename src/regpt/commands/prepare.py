@@ -83,3 +83,4 @@ def prepare(
     line(f"{len(manifest.shards)} shards and manifest.json in {out}. Train on them with:")
     line(f"  regpt train gpt2-124m --data {out}")
     line(f"  regpt data show {out} --step 1")
+    line(f"After a copy, regpt data verify {out} reads them against their digests.")
