@@ -13,13 +13,13 @@ os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 # `ci` is the default: the same examples every time. `--hypothesis-profile thorough` is for an hour
-# of tests/robustness: other examples each time, 33 times as many.
+# of tests/robustness: other examples each time, 60 times as many.
 settings.register_profile("ci", deadline=None, derandomize=True, database=None)
 settings.register_profile(
     "thorough",
     deadline=None,
     database=None,
-    max_examples=3300,
+    max_examples=6000,
     phases=(Phase.explicit, Phase.generate),
     suppress_health_check=list(HealthCheck),
 )

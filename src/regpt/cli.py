@@ -245,8 +245,10 @@ def explain(error: OSError | MemoryError | RuntimeError) -> str | None:
     if isinstance(error, OSError):
         named = "" if error.filename is None else f"{error.filename}: "
         return f"{named}{error.strerror or error}; choose another place or name"
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        return f"not enough memory ({error or 'for what was asked'}): ask for less at a time"
+    refused = ("can't allocate memory", "Cannot allocate memory")  # torch's two ways to say it
+    if isinstance(error, MemoryError) or any(words in str(error) for words in refused):
+        reason = f" ({error})" if str(error) else ""
+        return f"not enough memory{reason}: ask for less at a time"
     return None
 
 

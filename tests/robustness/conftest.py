@@ -59,19 +59,19 @@ def hunt(session: Hunt) -> Iterator[Hunt]:
 
 
 def make_model(folder: Path, config: GPTConfig) -> Path:
-    """A model's directory, of weights drawn here."""
+    """A model's directory, of weights drawn here; without tokenizer files, whose check takes most
+    of a second."""
     torch.manual_seed(0)
     write_model(folder, GPT(config).state_dict(), asdict(config))
+    for name in ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink(missing_ok=True)
     return folder
 
 
 @pytest.fixture(scope="session")
 def narrow(root: Path) -> Path:
-    """A model of 256 tokens, without tokenizer files."""
-    folder = make_model(root / "narrow", NARROW)
-    for name in ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json"):
-        (folder / name).unlink(missing_ok=True)
-    return folder
+    """A model of 256 tokens."""
+    return make_model(root / "narrow", NARROW)
 
 
 @pytest.fixture(scope="session")

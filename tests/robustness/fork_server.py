@@ -16,7 +16,7 @@ from typing import Any
 
 STRAY = 70
 """The exit code of a command that an exception left."""
-COMMANDS_PER_FORK = 300
+COMMANDS_PER_FORK = 100
 TIMERS = (signal.ITIMER_REAL, signal.ITIMER_PROF)
 
 
@@ -29,7 +29,11 @@ def import_all() -> None:
     import matplotlib.pyplot
     import safetensors.torch
     import torch
+    import torch._dynamo  # every optimizer imports it: seconds
+    import torch.distributed.tensor
+    import typeguard
     import tyro
+    from PIL import Image
 
     import regpt.commands
     from regpt.core.tokenizer import get_tokenizer
@@ -42,7 +46,9 @@ def import_all() -> None:
     get_tokenizer().encode("warm")
     tokenizer_files()
     missing()  # compiles the kernels, once
+    Image.init()
     assert all((huggingface_hub.snapshot_download, matplotlib.pyplot, safetensors.torch, tyro.cli))
+    assert all((torch.distributed.tensor, typeguard))
 
 
 def resident(name: str) -> int:

@@ -21,15 +21,15 @@ from typing import Any
 
 SECONDS = {"computing": 20.0, "waiting": 120.0}
 """After which a command on a tiny model hangs: of its own time, and on a busy machine."""
-MEMORY = 1 << 30
-"""Above what the imported libraries hold: no tiny file needs a gigabyte."""
+MEMORY = 4 << 30
+"""Of addresses, above what the imported libraries hold; threads reserve many and use few."""
 FEW = 400 << 20
 """Resident bytes that no command on a tiny model needs."""
 SERVER = Path(__file__).with_name("fork_server.py")
 VERDICTS = {"doctor": 1, "parity": 1}
 """Commands that say no with an exit code of their own."""
-NOTE = re.compile(r"(regpt: )?note: |batches .*━")
-"""What stands on stderr beside the error: notes, and the bar of --batch."""
+NOTE = re.compile(r"(regpt: )?note: |batches .*━|\[W\d.* Warning: ")
+"""What stands on stderr beside the error: notes, the bar of --batch, warnings of torch in C++."""
 HIDDEN = re.compile(r"^\..*\.[0-9a-f]{8}\.tmp$")
 
 
@@ -100,6 +100,7 @@ class Server:
         assert self.process.stdout is not None
         self.process.stdin.close()
         self.process.stdout.close()
+        self.process.kill()  # a fork of it ends with its pipe
         self.process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 

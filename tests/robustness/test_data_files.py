@@ -23,6 +23,8 @@ READERS = (
     SHOW,
     (*SHOW, "--split", "val"),
     SHOW,
+    SHOW,
+    (*SHOW, "--order", "shifted"),
     ("evaluate", "m", "--data", "d", "--block-size", "16"),
 )
 

@@ -75,7 +75,7 @@ EARLY = {
 @share(0.3)
 @given(
     name=st.sampled_from(sorted(ENVIRONMENTS)),
-    command=st.sampled_from((SAMPLE, TRAIN, *WRITERS.values())),
+    command=st.sampled_from((SAMPLE, *WRITERS.values())),
 )
 def test_environments(
     name: str, command: tuple[str, ...], hunt: Hunt, wide: Path, run: Path, text: Path
@@ -104,7 +104,7 @@ def test_early_environments(name: str, hunt: Hunt, wide: Path, run: Path, text: 
 
 @share(0.3)
 @given(
-    command=st.sampled_from((SAMPLE, (*SAMPLE, "--stream"), ("runs", "."), ("--help",), TRAIN,
+    command=st.sampled_from((SAMPLE, (*SAMPLE, "--stream"), ("runs", "."), ("--help",),
                              ("data", "show", "r"), ("sample", "--help"), *WRITERS.values())),
     stdout=st.sampled_from(("closed", "full", "unread")),
 )  # fmt: skip

@@ -5,6 +5,7 @@ import pickle
 import shutil
 import struct
 import zipfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mutations import ODD_TEXTS, damaged, json_files
 from shares import share
+
+from regpt.tokenizer_files import tokenizer_files
 
 COMMANDS = (
     ("sample", "!", "--model", "m", "--max-length", "4", "--num-samples", "1"),
@@ -161,9 +164,19 @@ def test_index(data: st.DataObject, command: tuple[str, ...], hunt: Hunt, narrow
     tried(hunt, "index of weights", command, place, content[:900])
 
 
+WHOLE = ("vocab.json", "merges.txt", "tokenizer.json")
+
+
+@cache
+def whole() -> dict[str, bytes]:
+    """The files as exported."""
+    contents = tokenizer_files()
+    return {name: content for name, content in contents.items() if isinstance(content, bytes)}
+
+
 @share(0.3)
 @given(data=st.data())
-def test_tokenizer_files(data: st.DataObject, hunt: Hunt, wide: Path, narrow: Path) -> None:
+def test_tokenizer_files(data: st.DataObject, hunt: Hunt, narrow: Path) -> None:
     place, model = copied(hunt, narrow)
     name = data.draw(
         st.sampled_from(
@@ -187,8 +200,8 @@ def test_tokenizer_files(data: st.DataObject, hunt: Hunt, wide: Path, narrow: Pa
         },
         "added_tokens.json": {"<|endoftext|>": 50256},
     }
-    if (name == "merges.txt" or data.draw(st.integers(0, 9)) == 0) and (wide / name).exists():
-        content = data.draw(damaged((wide / name).read_bytes()))
+    if name == "merges.txt" or (name in WHOLE and data.draw(st.integers(0, 9)) == 0):
+        content = data.draw(damaged(whole()[name]))
     elif name in small:
         content = data.draw(json_files(small[name]))
     else:
