@@ -15,9 +15,8 @@ from hunting import Hunt, Outcome
 from hypothesis import given
 from hypothesis import strategies as st
 from mutations import ODD_TEXTS, damaged, json_files
-from shares import share
-
 from regpt.tokenizer_files import tokenizer_files
+from shares import share
 
 COMMANDS = (
     ("sample", "!", "--model", "m", "--max-length", "4", "--num-samples", "1"),
