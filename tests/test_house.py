@@ -1,6 +1,7 @@
 """The house holds: floors, budgets, light imports, public names, the README's map."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -133,3 +134,24 @@ def test_the_readme_map_is_the_tree() -> None:
             continue
         name = f"{path.name}/" if path.is_dir() else path.name
         assert name in readme, f"README's map does not name {name}"
+
+
+def test_the_walks_name_files_that_are_there() -> None:
+    text = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
+    walks = text[text.index("## A prompt to text") : text.index("## Decisions")]
+    named = re.findall(r"`([a-z_/]+\.py)`", walks)
+    assert len(named) >= 18
+    for name in named:
+        assert (SOURCE / name).is_file(), f"docs/architecture.md walks through {name}"
+
+
+@pytest.mark.parametrize("heading", ["## A prompt to text", "## A text to a loss"])
+def test_each_step_of_a_walk_leads_to_the_next(heading: str) -> None:
+    """What a walk's first file loads is all the files the walk names."""
+    text = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
+    walk = text[text.index(heading) :].split("\n\n")[1]
+    names = re.findall(r"`([a-z_/]+)\.py`", walk)
+    code = f"import sys, regpt.{names[0].replace('/', '.')}, regpt.weights; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for name in names:
+        assert f"regpt.{name.replace('/', '.')}" in done.stdout.split(), name
