@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from evaluate.choices import write_examples
+from evaluation.choices import write_examples
 from runs import forget_the_end, losses, steps
 
 BASE = [
@@ -43,9 +43,9 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def looks(text: Path) -> list[str]:
-    """The flags of everything that is looked at, half way and at the end; 192 tokens a step."""
+    """The flags of everything that is looked at, half way and at the end."""
     return [
-        "--eval-every", "3", "--sample-every", "576tokens", "--hellaswag-every", "0.5k",
+        "--eval-every", "3", "--sample-every", "3", "--hellaswag-every", "3",
         "--hellaswag", str(text.parent / "hellaswag.jsonl"), "--hellaswag-examples", "3",
         "--sample-tokens", "6",
     ]  # fmt: skip

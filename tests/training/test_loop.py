@@ -17,7 +17,6 @@ from regpt.core.schedule import ScheduleConfig
 from regpt.training.build import uses_blocked_attention
 from regpt.training.compiling import compiles, decide
 from regpt.training.events import Event, Finished, Noted, Sampled, Started, Stepped, Validated
-from regpt.training.interval import Interval
 from regpt.training.loop import train
 from regpt.training.loss_plot import draw_loss
 from regpt.training.presets import quickstart
@@ -101,9 +100,8 @@ def test_the_picture_shows_where_guessing_stands(tmp_path: Path) -> None:
 
 def test_the_quickstart_has_a_validation_curve() -> None:
     config = quickstart()
-    every = Interval.parse(config.quick_eval_every or 0, "quick_eval_every")
-    assert not every.in_tokens
-    assert 8 <= config.steps // every.count <= 16
+    assert config.quick_eval_every is not None
+    assert 8 <= config.steps // config.quick_eval_every <= 16
     assert config.eval_every is None, "the whole text at the end only"
 
 

@@ -13,7 +13,6 @@ from regpt.core.optimizer import OptimizerConfig
 from regpt.core.schedule import ScheduleConfig
 from regpt.system.errors import UserError
 from regpt.system.json_text import check_types
-from regpt.training.interval import Every, Interval
 
 REMOVED_OPTIONS = {"muon_iterations": 5, "muon_polynomials": "same", "muon_stacked": True}
 """Of the optimizer, in runs of earlier versions: the value that is now the only one."""
@@ -39,16 +38,16 @@ class RunConfig:
     """Tokens per training sequence (T)."""
     lr: float = 3e-4
     """Peak learning rate of AdamW."""
-    eval_every: Every | None = None
-    """From one validation to the next, in steps (250) or tokens (10M); default: only at the end."""
-    quick_eval_every: Every | None = None
+    eval_every: int | None = None
+    """Steps from one validation to the next; default: only at the end."""
+    quick_eval_every: int | None = None
     """The same, but on 1,024 held-out tokens from all over: a curve for little time."""
-    sample_every: Every | None = None
+    sample_every: int | None = None
     """The same for samples; default: only before and after training."""
     hellaswag: str | None = None
     """Score HellaSwag while training: a copy of hellaswag_val.jsonl, or the word download."""
-    hellaswag_every: Every | None = None
-    """From one HellaSwag to the next, in steps or tokens; default: only at the end."""
+    hellaswag_every: int | None = None
+    """Steps from one HellaSwag score to the next; default: only at the end."""
     hellaswag_examples: int = 1000
     """How many of its examples, evenly spread over the file."""
     tensorboard: bool = False
@@ -120,14 +119,13 @@ class RunConfig:
             raise UserError(
                 f"validation_fraction must be in [0, 1), got {self.validation_fraction}"
             )
-        for name in ("eval_every", "quick_eval_every", "sample_every", "hellaswag_every"):
-            if getattr(self, name) is not None:
-                Interval.parse(getattr(self, name), name)
         if self.hellaswag_every is not None and self.hellaswag is None:
             raise UserError("hellaswag_every without hellaswag: name a copy of its file as well")
-        for name, least in (("save_every", 1), ("validation_tokens", 2)):
-            if getattr(self, name) is not None and getattr(self, name) < least:
-                raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name in ("eval_every", "quick_eval_every", "sample_every", "hellaswag_every",
+                     "save_every", "validation_tokens"):  # fmt: skip
+            value, least = getattr(self, name), 2 if name == "validation_tokens" else 1
+            if value is not None and value < least:
+                raise UserError(f"{name} must be at least {least}, got {value}")
         if self.compact_vocabulary and (self.shard or self.optimizer.clip is not None):
             raise UserError(
                 "compact_vocabulary goes with neither shard nor optimizer.clip, whose norm would "

@@ -196,8 +196,7 @@ class RunHooks(StateHooks):
             note_missing_kernels(state, self.observe)
         if config.save_every and state.world.is_first and state.step == self.begun + 1:
             self.writer.make_room(snapshot_bytes(state))
-        tokens_before = state.tokens - batch.num_targets
-        self.looks.after_step(state, self.directory, self.observe, tokens_before=tokens_before)
+        self.looks.after_step(state, self.directory, self.observe)
         self.stopped = state.world.any(self.stop()) and state.step < config.steps
         due = config.save_every and is_due(state.step, config.save_every, config.steps)
         if self.stopped or due:

@@ -28,7 +28,6 @@ from regpt.system.distributed import World
 from regpt.training.compiling import compiles
 from regpt.training.config import RunConfig
 from regpt.training.events import Answered, Observer, Sample, Sampled, Validated, ValidatedQuickly
-from regpt.training.interval import Every, Interval
 from regpt.training.run_dir import RunDirectory
 from regpt.training.state import TrainState
 
@@ -59,29 +58,22 @@ class Looks:
         if state.step == 0:
             write_samples(state, directory, observe)
 
-    def after_step(
-        self, state: TrainState, directory: RunDirectory, observe: Observer, *, tokens_before: int
-    ) -> None:
+    def after_step(self, state: TrainState, directory: RunDirectory, observe: Observer) -> None:
         """Whatever is due now that the step is counted; at the end everything is."""
-        config = self.config
+        config, last = self.config, state.step == self.config.steps
 
-        def passed(every: Every | None, name: str) -> bool:
-            return every is not None and Interval.parse(every, name).passed(
-                step=state.step, tokens=state.tokens, tokens_before=tokens_before
-            )
+        def due(every: int | None) -> bool:
+            return every is not None and state.step % every == 0
 
-        def due(every: Every | None, name: str) -> bool:
-            return state.step == config.steps or passed(every, name)
-
-        # what a checkpoint holds is validated too: "the best" is then a choice among all of them
-        saving = config.save_every is not None and state.step % config.save_every == 0
-        if due(config.eval_every, "eval_every") or (saving and config.eval_every is not None):
+        # every checkpoint is validated too: "best" is then a choice among all of them
+        saving = config.eval_every is not None and due(config.save_every)
+        if last or saving or due(config.eval_every):
             write_validation(state, directory, observe)
-        if passed(config.quick_eval_every, "quick_eval_every"):
+        if due(config.quick_eval_every):
             write_quick_validation(state, directory, observe)
-        if self.examples and due(config.hellaswag_every, "hellaswag_every"):
+        if self.examples and (last or due(config.hellaswag_every)):
             write_hellaswag(state, self.examples, directory, observe)
-        if due(config.sample_every, "sample_every"):
+        if last or due(config.sample_every):
             write_samples(state, directory, observe)
 
 
