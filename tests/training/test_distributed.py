@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from evaluation.choices import write_examples
 from runs import forget_the_end, losses, steps
+
+from evaluation.choices import write_examples
 
 BASE = [
     "--device", "cpu", "--threads", "1", "--dtype", "fp32", "--block-size", "16",

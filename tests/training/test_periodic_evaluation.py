@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from evaluation.choices import write_examples
 from runs import TINY, forget_the_end, losses, tiny
 from torch._dynamo.utils import counters
 
+from evaluation.choices import write_examples
 from regpt import GPT, UserError, find_runtime
 from regpt.core.data import ArrayDataset
 from regpt.evaluation import hellaswag as swag
@@ -129,7 +129,9 @@ def test_a_text_shorter_than_a_quick_validation_is_scored_whole(
     assert lines(tmp_path / "none", "quick_val_loss") == []
 
 
-def test_each_evaluation_has_its_own_schedule(text_file: Path, examples: Path, tmp_path: Path) -> None:
+def test_each_evaluation_has_its_own_schedule(
+    text_file: Path, examples: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     config = tiny(
         text_file, out, hellaswag=str(examples), hellaswag_examples=2, steps=7, eval_every=3,
@@ -234,5 +236,5 @@ def test_a_schedule_without_a_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_saved_run_with_a_token_interval_is_refused(tmp_path: Path) -> None:
     saved = tiny(tmp_path / "text", tmp_path / "run").to_json() | {"eval_every": "10M"}
-    with pytest.raises(UserError, match="eval_every is '10M'.*resume with the version named"):
+    with pytest.raises(UserError, match=r"eval_every is '10M'.*resume with the version named"):
         RunConfig.from_json(saved)

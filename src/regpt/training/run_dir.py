@@ -68,15 +68,20 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def is_sound(entry: dict[str, Any]) -> bool:
-    """Whether a line is one a run writes: a step, numbers or null, and texts by their prompts."""
-    numbers = {name: value for name, value in entry.items() if name != "samples"}
+    """Whether a line is one a run writes: a step, numbers or null, and texts where they belong."""
     if type(entry.get("step")) is not int or not 0 <= entry["step"] < LARGEST_COUNT:
         return False
-    samples = entry.get("samples", {})
-    return all(
-        value is None or (type(value) in (int, float) and abs(value) < LARGEST_NUMBER)
-        for value in numbers.values()
-    ) and (isinstance(samples, dict) and all(isinstance(text, list) for text in samples.values()))
+    samples, scoring = entry.get("samples", {}), entry.get("hellaswag_scoring", "")
+    return (
+        all(
+            value is None or (type(value) in (int, float) and abs(value) < LARGEST_NUMBER)
+            for name, value in entry.items()
+            if name not in ("samples", "hellaswag_scoring")
+        )
+        and isinstance(samples, dict)
+        and all(isinstance(text, list) for text in samples.values())
+        and isinstance(scoring, str)
+    )
 
 
 def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
