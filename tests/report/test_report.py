@@ -12,15 +12,16 @@ import pytest
 from test_cli import fails
 
 from regpt.cli import main
-from regpt.report.chart import TOP, Curve, draw_chart, short, thin, ticks
-from regpt.report.history import read_history, read_samples
+from regpt.report.history import read_history
 from regpt.report.references import EDU, REFERENCES, SHAKESPEARE, find_references
+from regpt.report.run_page import charts
+from regpt.system.plot import Chart, Curve, short, svg, thin
 from regpt.training.config import RunConfig
 from regpt.training.presets import PRESETS
 from regpt.training.run_dir import read_metrics
 
 Capture = pytest.CaptureFixture[str]
-VOID = {"meta", "br", "img", "rect", "path", "circle"}
+VOID = {"meta", "br", "img"}
 PROMPT = "A prompt & more"
 HOSTILE = "</script><script>alert(1)</script> & <img src=x onerror=alert(2)> \"'"
 
@@ -65,7 +66,6 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.addresses: list[str] = []
         self.tags: list[str] = []
-        self.scripts: list[str] = []
         self.feed(text)
         self.close()
         assert self.open == []
@@ -73,7 +73,8 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         assert not [name for name, _ in attrs if name.startswith("on")], "no handler in markup"
-        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+        names = ("src", "href", "xlink:href")
+        self.addresses += [value or "" for name, value in attrs if name in names]
         if tag not in VOID:
             self.open.append(tag)
 
@@ -84,10 +85,6 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] == "script":
-            self.scripts.append(data)
 
 
 def report(*arguments: object) -> None:
@@ -103,22 +100,26 @@ def test_the_page_of_one_run(tmp_path: Path, capsys: Capture, data: tuple[str, .
     assert sorted(capsys.readouterr().out.split()) == [str(run / name) for name in names]
     text = (run / "report.html").read_text(encoding="utf-8")
     page = Page(text)
-    assert page.addresses == [], "nothing to load"
+    assert [found for found in page.addresses if not found.startswith("#")] == []
+    assert "script" not in page.tags
     assert not re.search(r"url\((?!#)|@import|https?://", text)
-    assert "default-src &#x27;none&#x27;" in text
+    assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:\"" in text
     assert HOSTILE not in text
     assert "alert(1)&lt;/script&gt;" in text
-    charts = [json.loads(data) for data in page.scripts if data.startswith("{")]
-    drawn = {curve["name"]: curve["points"] for chart in charts for curve in chart["curves"]}
-    assert drawn["validation"] == [[20, 7.0], [40, 6.0]]
-    quick = [[10, 8.0], [20, 7.5], [30, 7.0], [40, 6.5]]
+    found = charts([read_history(run)])
+    drawn = {curve.name: curve.points for chart in found for curve in chart.curves}
+    assert drawn["validation, last 6.000"] == [(20, 7.0), (40, 6.0)]
+    quick = [(10, 8.0), (20, 7.5), (30, 7.0), (40, 6.5)]
     assert drawn["validation, 4 of its tokens"] == quick
     note = "36,059 tokens that are not trained on, on the way 4 of them"
     assert note in text
     assert ("last tenth are modules" in text) == (data == ("pydocs",))
-    assert drawn["learning rate"][0] == [1, 0.001]
-    assert drawn["val nats per character"] == [[20, 1.8], [40, 1.6]]
-    assert len(charts) == text.count("<svg") == 6
+    assert drawn["learning rate"][0] == (1, 0.001)
+    assert drawn["val nats per character"] == [(20, 1.8), (40, 1.6)]
+    assert len(found) == text.count("<svg") == 6
+    for chart in found:
+        assert chart.title in text
+        assert all(f"</i>{curve.name}</span>" in text for curve in chart.legend)
     for expected in (
         *(
             "nanoGPT, CPU (measured for this project): 1.886",
@@ -135,19 +136,34 @@ def test_the_loss_is_drawn_from_its_first_step(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     report(run)
     text = (run / "report.html").read_text(encoding="utf-8")
-    chart = text.split("<svg", 1)[1].split("</svg>", 1)[0]
-    heights = [
-        float(place.split(",")[1])
-        for line in re.findall(r'<path d="M([\d.,L-]+)" stroke="#', chart)
-        for place in line.split("L")
-    ]
+    chart, close = text.split("</svg>")[:2]
+    lines = drawn_lines(chart)
+    assert len(lines) == 4
+    heights = [y for line in lines for _, y in line]
     assert len(heights) > 80
-    assert min(heights) > TOP, "nothing leaves the frame"
-    (level,) = re.findall(r'y="([\d.]+)" text-anchor="end">(ln 50257[^<]*)<', chart)
+    left, top, right, bottom = frame_of(chart)
+    assert top < min(heights) < max(heights) < bottom, "nothing leaves the frame"
+    assert left < lines[0][0][0] < left + (right - left) / 20, "from the first step"
+    (level,) = re.findall(r' y="([\d.]+)"[^>]*>(ln 50257[^<]*)<', chart)
     assert level[1] == "ln 50257, all tokens equally likely: 10.8249"
-    assert TOP < float(level[0]) < min(heights), "the first loss, 9.9, is below what guessing costs"
-    (close,) = re.findall(r'aria-label="Loss, closer"(.*?)</svg>', text, re.DOTALL)
+    assert top < float(level[0]) < min(heights), "the first loss, 9.9, is below what guessing costs"
     assert "ln 50257" not in close
+    assert min(y for line in drawn_lines(close) for _, y in line) < frame_of(close)[1], "cut off"
+
+
+def drawn_lines(markup: str) -> list[list[tuple[float, float]]]:
+    """The places of each curve of an SVG: the clipped paths that are no grid line or level."""
+    found = re.findall(r'<path d="([^"]*)" clip-path="[^"]*" style="[^"]*stroke: (#\w+)', markup)
+    paths = [path for path, color in found if color not in ("#e9edf1", "#8a94a0")]
+    pairs = [re.findall(r"([\d.-]+) ([\d.-]+)", path) for path in paths]
+    return [[(float(x), float(y)) for x, y in pair] for pair in pairs]
+
+
+def frame_of(markup: str) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of what curves are clipped to."""
+    (found,) = re.findall(r"<clipPath.*?<rect ([^>]*)/>", markup, re.DOTALL)
+    left, top, width, height = map(float, re.findall(r'"([\d.]+)"', found))
+    return left, top, left + width, top + height
 
 
 def test_a_single_validation_is_a_figure_and_no_chart(tmp_path: Path) -> None:
@@ -155,7 +171,7 @@ def test_a_single_validation_is_a_figure_and_no_chart(tmp_path: Path) -> None:
         report(make_run(tmp_path / name, **made))
         return (tmp_path / name / "report.html").read_text(encoding="utf-8")
 
-    title = 'aria-label="Validation, nats per character"'
+    title = "Validation, nats per character</"
     once = page("once", steps=20, fingerprint="ab")
     assert title not in once
     assert '<td class="number">1.8000</td>' in once
@@ -194,11 +210,12 @@ def test_runs_of_other_batches_are_drawn_over_tokens(tmp_path: Path) -> None:
             line["tokens"] *= 2
     (second / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     report(first, second, "--out", tmp_path / "both.html")
-    page = Page((tmp_path / "both.html").read_text(encoding="utf-8"))
-    loss = json.loads(page.scripts[0])
-    ends = {curve["name"]: curve["points"][-1][0] for curve in loss["curves"]}
-    assert ends["first, validation"] == 40 * 128
-    assert ends["second, validation"] == 2 * 40 * 128
+    Page((tmp_path / "both.html").read_text(encoding="utf-8"))
+    loss = charts([read_history(first), read_history(second)])[0]
+    ends = {curve.name: curve.points[-1][0] for curve in loss.curves}
+    assert loss.x_name == "tokens"
+    assert ends["first, validation, last 6.000"] == 40 * 128
+    assert ends["second, validation, last 6.000"] == 2 * 40 * 128
 
 
 @pytest.mark.parametrize(
@@ -238,7 +255,12 @@ def test_samples_are_read_as_they_were_written(tmp_path: Path) -> None:
         (0, {PROMPT: ["one\ntwo", HOSTILE]}),
         (40, {PROMPT: ["last words"]}),
     ]
-    assert read_samples([{"step": 1, "samples": 7}, {"step": 2, "samples": {"a": "b"}}]) == []
+    (run / "metrics.jsonl").write_text(
+        '{"step": 1, "samples": 7}\n{"step": 2, "samples": {"a": "b"}}\n{"step": 3, "loss": 1}\n'
+    )
+    damaged = read_history(run)
+    assert damaged.samples == []
+    assert "2 lines dropped" in damaged.notes[0]
 
 
 def test_references_belong_to_their_text(tmp_path: Path) -> None:
@@ -273,20 +295,58 @@ def test_a_name_in_a_path_is_no_corpus(tmp_path: Path, data: str, preset: str) -
 
 
 def test_charts_of_odd_curves() -> None:
-    assert draw_chart("nothing", [Curve(name="a", points=[], color="red")], x_name="steps") == ""
-    alone = draw_chart("one", [Curve(name="a", points=[(3, 5.0)], color="red")], x_name="steps")
-    assert "<circle" in alone
+    def drawn(**made: Any) -> str:
+        curve = Curve(name="a", color="#ff0000", **made)
+        return svg(Chart(title="t", curves=(curve,), x_name="x"), width=520, height=260)
+
+    alone = drawn(points=[(3, 5.0)])
+    dot = r"<use [^>]*fill: #ff0000"
+    assert len(re.findall(dot, alone)) == 1
+    assert not re.findall(dot, drawn(points=[(3, 5.0), (4, 5.0)]))
     assert "nan" not in alone
-    flat = draw_chart("flat", [Curve(name="a", points=[(0, 0), (1, 0)], color="red")], x_name="x")
-    assert "nan" not in flat
+    assert "nan" not in drawn(points=[(0, 0), (1, 0)])
+    with_errors = drawn(points=[(0, 0.3), (1, 0.4)], errors=(0.1, 0.0))
+    assert any(
+        first[0] == last[0] and abs(first[1] - last[1]) > 100  # 0.2 of a range of 0.2
+        for first, *_, last in drawn_lines(with_errors)
+    )
     many = [(float(i), float(i % 97)) for i in range(10_001)]
     few = thin(many)
     assert len(few) <= 602
     assert few == sorted(few)
     assert max(y for _, y in few) == 96
     assert few[-1] == many[-1]
-    assert ticks(0.0, 10.0) == [0, 2, 4, 6, 8, 10]
+    assert len(drawn(points=many)) < 40_000
     assert [short(x) for x in (1e-4, 1.5, 12_000, 3e6, 2e9)] == ["0.0001", "1.5", "12k", "3M", "2B"]
+
+
+def test_names_are_text_in_pictures_too(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a $x_{ & <b>")
+    other = make_run(tmp_path / "_hidden $")
+    report(run, other, "--out", tmp_path / "both.html")
+    text = (tmp_path / "both.html").read_text(encoding="utf-8")
+    Page(text)
+    assert "</i>a $x_{ &amp; &lt;b&gt;, training, smoothed</span>" in text
+    assert "</i>_hidden $, training, smoothed</span>" in text
+
+
+def test_hellaswag_says_how_sure_it_is(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    lines = [
+        {"step": 20, "hellaswag_acc_norm": 0.28, "hellaswag_acc_norm_stderr": 0.01,
+         "hellaswag_examples": 1000},
+        {"step": 40, "hellaswag_acc_norm": 0.27, "hellaswag_examples": 1000},
+    ]  # fmt: skip
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write("".join(json.dumps(line) + "\n" for line in lines))
+    report(run)
+    text = (run / "report.html").read_text(encoding="utf-8")
+    assert "HellaSwag acc_norm, the lecture&#39;s scoring" in text
+    assert "1,000 examples, ± standard error" in text
+    assert "0.2800 ± 0.0100" in text
+    (chart,) = [chart for chart in charts([read_history(run)]) if "HellaSwag" in chart.title]
+    assert chart.curves[0].errors == (0.01, 0.0)
+    assert {level.name for level in chart.levels} == {"chance", "GPT-2 124M, lecture's scoring"}
 
 
 def test_runs_are_listed(tmp_path: Path, capsys: Capture) -> None:
@@ -322,13 +382,11 @@ addEventListener("error", (event) => problems.push(String(event.message)), true)
 addEventListener("securitypolicyviolation", (event) => problems.push(event.blockedURI));
 </script>"""
 ASK = """<script>
-const svg = document.querySelector("figure.chart svg");
-const box = svg.getBoundingClientRect();
-svg.dispatchEvent(new MouseEvent("mousemove", {clientX: box.left + box.width, clientY: box.top}));
 document.body.dataset.found = JSON.stringify({
   problems, requests: performance.getEntriesByType("resource").map((entry) => entry.name),
-  curves: [...document.querySelectorAll("svg g path")].map((path) => path.getBBox().width),
-  reading: document.querySelector(".reading").textContent,
+  curves: [...document.querySelectorAll("svg path[clip-path]")].filter(
+    (path) => path.style.strokeWidth == "1.6").map((path) => path.getBBox().width),
+  wide: document.documentElement.scrollWidth, window: innerWidth,
 });
 </script>"""
 FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run
@@ -344,12 +402,14 @@ def test_in_a_browser(tmp_path: Path) -> None:
     text = (run / "report.html").read_text(encoding="utf-8")
     probed = tmp_path / "probed.html"
     probed.write_text(
-        text.replace("<title>", PROBE + "<title>", 1).replace("</body>", ASK + "</body>"),
+        text.replace("default-src 'none';", "default-src 'none'; script-src 'unsafe-inline';")
+        .replace("<title>", PROBE + "<title>", 1)
+        .replace("</body>", ASK + "</body>"),
         encoding="utf-8",
     )
     done = subprocess.run(
         [browser, *FLAGS.split(), f"--user-data-dir={tmp_path / 'profile'}",
-         "--enable-logging=stderr", "--dump-dom", probed.as_uri()],
+         "--window-size=400,800", "--enable-logging=stderr", "--dump-dom", probed.as_uri()],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert "CONSOLE" not in done.stderr, done.stderr
@@ -358,6 +418,6 @@ def test_in_a_browser(tmp_path: Path) -> None:
     found = json.loads(attribute[1].replace("&quot;", '"').replace("&amp;", "&"))
     assert found["problems"] == []
     assert found["requests"] == []
-    assert len(found["curves"]) == 14
+    assert len(found["curves"]) == 10
     assert all(width > 100 for width in found["curves"])
-    assert "validation 6 (40)" in found["reading"]
+    assert found["wide"] <= found["window"], "nothing to scroll sideways on a phone"

@@ -5,7 +5,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -14,11 +13,12 @@ from runs import TINY, losses, tiny
 from regpt import GPT, UserError, find_runtime
 from regpt.core.optimizer import OptimizerConfig
 from regpt.core.schedule import ScheduleConfig
+from regpt.system.plot import svg
 from regpt.training.build import uses_blocked_attention
 from regpt.training.compiling import compiles, decide
 from regpt.training.events import Event, Finished, Noted, Sampled, Started, Stepped, Validated
 from regpt.training.loop import train
-from regpt.training.loss_plot import draw_loss
+from regpt.training.loss_plot import draw_loss, loss_chart
 from regpt.training.presets import quickstart
 
 
@@ -91,11 +91,12 @@ def test_validation_and_samples_do_not_disturb_training(text_file: Path, tmp_pat
 def test_the_picture_shows_where_guessing_stands(tmp_path: Path) -> None:
     metrics = [{"step": step, "loss": 11.0 - step} for step in range(1, 5)]
     metrics += [{"step": 2, "quick_val_loss": 9.5, "quick_val_tokens": 2048}]
-    with matplotlib.rc_context({"svg.fonttype": "none"}):
-        draw_loss(metrics, tmp_path / "loss.svg", title="t", vocab_size=50257)
-    text = (tmp_path / "loss.svg").read_text(encoding="utf-8")
+    chart = loss_chart(metrics, vocab_size=50257)
+    text = svg(chart, width=760, height=300)
     assert "ln 50257, all tokens equally likely: 10.82" in text
-    assert "validation loss, 2,048 of its tokens" in text
+    assert "validation, 2,048 of its tokens" in [curve.name for curve in chart.curves]
+    draw_loss(metrics, tmp_path / "loss.png", title="t", vocab_size=50257)
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_quickstart_has_a_validation_curve() -> None:

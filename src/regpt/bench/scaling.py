@@ -5,7 +5,6 @@ picture is what the step would reach if it were matrix products alone, at the ra
 machine: it falls with T because attention's products grow, and as 1/N with the model.
 """
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +13,16 @@ from typing import TYPE_CHECKING
 from regpt.bench.hardware_limits import Machine
 from regpt.bench.rows import Row
 from regpt.bench.train import Step, flops_per_token, parse_job
+from regpt.system import plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLORS = {"regpt": "#2a5fa5", "lecture": "#d9822b", "lecture-compiled": "#d9822b"}
-GREY = "#5c6670"
+COLORS = {
+    "regpt": plot.COLORS[0],
+    "lecture": plot.COLORS[1],
+    "lecture-compiled": plot.COLORS[1],
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,22 +68,21 @@ def jobs_of(axes: Sequence[Axis]) -> list[str]:
     return list(dict.fromkeys(job for axis in axes for job in axis.jobs))
 
 
+@plot.style()
 def draw(rows: Sequence[Row], axes: Sequence[Axis], machine: Machine) -> bytes:
     """The picture, a PNG: a panel for each axis, a line for each system, and the limit."""
     from matplotlib.figure import Figure  # half a second: only when a picture is drawn
 
-    figure = Figure(figsize=(5 * len(axes), 5), dpi=120, layout="constrained")
+    figure = Figure(figsize=(5 * len(axes), 5), layout="constrained")
     panels = figure.subplots(1, len(axes), squeeze=False)[0]
     limit = machine.bf16_flops_per_second or machine.fp32_flops_per_second
     for axis, panel in zip(axes, panels, strict=True):
         draw_panel(panel, axis, rows, limit)
     panels[0].set_ylabel("tokens per second (at a point: share of the limit)")
     lines, names = panels[0].get_legend_handles_labels()
-    figure.legend(lines, names, loc="outside upper right", ncols=len(names), frameon=False)
+    figure.legend(lines, names, loc="outside upper right", ncols=len(names))
     figure.suptitle(f"A training step on {machine.describe()}", x=0.01, ha="left", fontsize=10)
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    return file.getvalue()
+    return plot.png(figure)
 
 
 def draw_panel(panel: "Axes", axis: Axis, rows: Sequence[Row], limit: float | None) -> None:
@@ -90,13 +92,13 @@ def draw_panel(panel: "Axes", axis: Axis, rows: Sequence[Row], limit: float | No
     if limit is not None:
         for place, step in steps.items():
             ceilings[place] = limit / flops_per_token(step.shape, step.block_size)
-        panel.plot(list(ceilings), list(ceilings.values()), color=GREY, linestyle="--",
+        panel.plot(list(ceilings), list(ceilings.values()), color=plot.GREY, linestyle="--",
                    linewidth=1.2, label="matrix products alone")  # fmt: skip
     for system, dtype in dict.fromkeys((row.system, row.dtype) for row in rows):
         speeds = {row.job: row.tokens_per_second for row in rows
                   if (row.system, row.dtype) == (system, dtype)}  # fmt: skip
         found = {place: speeds[step.name] for place, step in steps.items() if step.name in speeds}
-        color = COLORS.get(system, GREY)
+        color = COLORS.get(system, plot.GREY)
         panel.plot(list(found), list(found.values()), color=color, marker="o", markersize=4,
                    label=f"{system} {dtype}")  # fmt: skip
         for place in found.keys() & ceilings.keys():
@@ -114,8 +116,6 @@ def draw_panel(panel: "Axes", axis: Axis, rows: Sequence[Row], limit: float | No
     panel.set_xticks(list(steps), [label(place) for place in steps])
     panel.minorticks_off()
     panel.set_xlabel(axis.title)
-    panel.grid(color="#e9edf1", linewidth=0.6)
-    panel.spines[["top", "right"]].set_visible(False)
 
 
 def round_numbers(low: float, high: float) -> tuple[list[float], list[str]]:

@@ -10,9 +10,10 @@ from rich.text import Text
 from regpt.commands.sample import load
 from regpt.core.tokenizer import get_tokenizer
 from regpt.evaluation.explain import Place, attention_maps, explain_text
-from regpt.report.explain_page import describe, draw_attention, explain_page, percent, shown
+from regpt.report.explain_page import describe, explain_page, shown
 from regpt.system.errors import UserError
 from regpt.system.files import replace_files, writing_to
+from regpt.system.plot import heatmaps_png
 from regpt.system.runtime import find_runtime
 
 LABEL_LENGTH = 14
@@ -20,18 +21,15 @@ LABEL_LENGTH = 14
 
 def show(places: list[Place], console: Console) -> None:
     """Print the table; what tokens say is never markup."""
-    tokenizer = get_tokenizer()
     grid = Table("", "token", "probability", "rank", "most likely", box=None, pad_edge=False)
     for column in (0, 2, 3):
         grid.columns[column].justify = "right"
     for number, place in enumerate(places):
-        if place.token is None or place.probability is None:
-            cells = (str(number), "(next)", "", "")
-        else:
-            token = repr(shown(tokenizer, place.token))
-            cells = (str(number), token, percent(place.probability), str(place.rank))
-        likely = describe(tokenizer, place.alternatives)
-        grid.add_row(*(Text(cell) for cell in (*cells, likely)))
+        found = describe(get_tokenizer(), place)
+        cells = ("(next)", "", "")
+        if found["rank"]:
+            cells = (found["quoted"], found["chance"], str(found["rank"]))
+        grid.add_row(*map(Text, (str(number), *cells, "  ".join(found["likely"]))))
     console.print(grid)
 
 
@@ -72,7 +70,7 @@ def explain(
     if head is not None:
         maps, title, name = maps[head : head + 1], f"{title}, head {head}", f"{name}-head{head}"
     labels = [shown(tokenizer, token)[:LABEL_LENGTH] for token in (tokenizer.eot, *ids)]
-    png = draw_attention(maps, labels, title=title)
+    png = heatmaps_png(maps, labels, title=title)
     page = explain_page(places, tokenizer, model=model, maps=[(title.capitalize(), png)])
     folder = Path(out)
     with writing_to(folder):

@@ -4,8 +4,7 @@ import sys
 from pathlib import Path
 
 from regpt.report.history import read_history
-from regpt.report.pictures import draw_pictures
-from regpt.report.run_page import run_page
+from regpt.report.run_page import pictures, run_page
 from regpt.system.errors import UserError
 from regpt.system.files import replace_files, writing_to
 
@@ -26,12 +25,12 @@ def report(runs: tuple[str, ...], /, *, out: str | None = None) -> None:
     if page.is_dir() or page.suffix != ".html":
         raise UserError(f"--out {page} is not the name of an .html file: give one")
     histories = [read_history(Path(run)) for run in runs]
-    pictures = {f"{page.stem}-{name}.png": png for name, png in draw_pictures(histories).items()}
+    drawn = {f"{page.stem}-{name}.png": png for name, png in pictures(histories).items()}
     with writing_to(page.parent):
         page.parent.mkdir(parents=True, exist_ok=True)
-    replace_files(page.parent, pictures | {page.name: run_page(histories)})
+    replace_files(page.parent, drawn | {page.name: run_page(histories)})
     for history in histories:
         for note in history.notes:
             sys.stdout.write(f"note: {note}\n")
-    for name in (page.name, *pictures):
+    for name in (page.name, *drawn):
         sys.stdout.write(f"{page.parent / name}\n")

@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from regpt.report.chart import short
 from regpt.report.history import History, find_runs, read_history
 from regpt.system.errors import UserError
+from regpt.system.plot import short
 
 COLUMNS = ("run", "model", "steps", "tokens", "val loss", "bits/byte", "nats/char", "hellaswag",
            "tokens/s")  # fmt: skip
@@ -18,49 +18,23 @@ COLUMNS = ("run", "model", "steps", "tokens", "val loss", "bits/byte", "nats/cha
 
 def row(run: History) -> list[str]:
     """The best figures, short; a validation loss with its step, an unfinished run with its goal."""
+    figures, planned = run.figures(), run.settings.get("steps")
 
-    def best(name: str, *, largest: bool = False) -> str:
-        found = run.best(name, largest=largest)
-        return "" if found is None else f"{found[1]:.4f}"
+    def shown(name: str, form: str = ".4f") -> str:
+        return "" if figures[name] is None else format(figures[name], form)
 
-    parameters, speed, where = run.num_parameters(), run.typical("tokens_per_second"), ""
-    if (found := run.best("val_loss")) is not None and found[0] != run.step:
-        where = f" @{found[0]}"
-    planned = run.settings.get("steps")
+    parameters, step = figures["parameters"], figures["best_step"]
     return [
         run.name,
         "" if parameters is None else short(float(f"{parameters:.3g}")),
         str(run.step) if run.step == planned else f"{run.step} of {planned}",
         short(float(f"{run.tokens:.3g}")),
-        best("val_loss") + where,
-        best("val_bits_per_byte"),
-        best("val_nats_per_character"),
-        best("hellaswag_acc_norm", largest=True),
-        "" if speed is None else f"{speed:,.0f}",
+        shown("val_loss") + ("" if step in (None, run.step) else f" @{step}"),
+        shown("val_bits_per_byte"),
+        shown("val_nats_per_character"),
+        shown("hellaswag_acc_norm"),
+        shown("tokens_per_second", ",.0f"),
     ]
-
-
-def as_json(run: History) -> str:
-    """One line."""
-    names = ("val_loss", "val_bits_per_byte", "val_nats_per_character")
-    best = {name: run.best(name) for name in names}
-    return json_text.dumps(
-        {
-            "run": str(run.path),
-            "preset": run.settings.get("preset"),
-            "parameters": run.num_parameters(),
-            "step": run.step,
-            "tokens": run.tokens,
-            "finished": run.is_finished,
-            "tokens_per_second": run.typical("tokens_per_second"),
-        }
-        | {name: None if found is None else found[1] for name, found in best.items()}
-        | {
-            name: None if (found := run.best(name, largest=True)) is None else found[1]
-            for name in ("hellaswag_acc", "hellaswag_acc_norm")
-        }
-        | {"best_step": None if best["val_loss"] is None else best["val_loss"][0]}
-    )
 
 
 def runs(folder: str = "runs", /, *, json: bool = False) -> None:
@@ -78,7 +52,7 @@ def runs(folder: str = "runs", /, *, json: bool = False) -> None:
             notes.append(str(error))
     notes += [note for run in histories for note in run.notes]
     if json:
-        sys.stdout.write("".join(as_json(run) + "\n" for run in histories))
+        sys.stdout.write("".join(json_text.dumps(run.figures()) + "\n" for run in histories))
         return
     rows = [row(run) for run in histories]
     used = [i for i in range(len(COLUMNS)) if any(cells[i] for cells in rows)]

@@ -1,10 +1,5 @@
-"""What a run left behind, read for people: whatever is sound, and a word on what was not.
+"""A run's record and metrics, read for people; lines that a kill or a disk damaged are counted."""
 
-A run that was killed leaves a last line of metrics.jsonl cut short; a damaged disk may leave worse.
-Every line that is an object with a step is taken, the others are counted and named, never guessed.
-"""
-
-import math
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +7,16 @@ from typing import Any
 
 from regpt.core.model import GPTConfig
 from regpt.system.errors import UserError
+from regpt.system.plot import Points
+from regpt.training import loss_plot
 from regpt.training.run_dir import RunDirectory, flatten, read_metrics
 
-Points = list[tuple[float, float]]
+Samples = list[tuple[int, dict[str, list[str]]]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """A run's record, its metrics and its samples."""
+    """A run's record and metrics."""
 
     path: Path
     record: dict[str, Any]
@@ -27,8 +24,6 @@ class History:
     """The sound lines of metrics.jsonl, in order."""
     notes: list[str]
     """What was dropped, a line each."""
-    samples: list[tuple[int, dict[str, list[str]]]]
-    """After so many steps: what was written to each prompt."""
 
     @property
     def name(self) -> str:
@@ -38,67 +33,64 @@ class History:
     @property
     def settings(self) -> dict[str, Any]:
         """The configuration by dotted names."""
-        return flatten(self.record.get("config", {}))
+        return flatten(self.record["config"])
 
     @property
     def step(self) -> int:
         """The last step recorded."""
-        return max((entry["step"] for entry in self.entries), default=0)
+        return max(entry["step"] for entry in self.entries)
 
     @property
     def tokens(self) -> int:
         """Trained on."""
-        return max((entry.get("tokens") or 0 for entry in self.entries), default=0)
+        return max(entry.get("tokens") or 0 for entry in self.entries)
 
     @property
-    def is_finished(self) -> bool:
-        """Whether the run came to its end."""
-        return bool(self.record.get("finished"))
+    def samples(self) -> Samples:
+        """After so many steps: what was written to each prompt."""
+        return [
+            (entry["step"], {prompt: list(map(str, texts)) for prompt, texts in written.items()})
+            for entry in self.entries
+            if (written := entry.get("samples"))
+        ]
 
     def points(self, name: str) -> Points:
         """(step, value) wherever a line has this number."""
-        return [
-            (entry["step"], entry[name])
-            for entry in self.entries
-            if isinstance(entry.get(name), int | float) and math.isfinite(entry[name])
-        ]
+        return loss_plot.points_of(self.entries, name)
 
-    def best(self, name: str, *, largest: bool = False) -> tuple[int, float] | None:
+    def best(self, name: str, *, largest: bool = False) -> tuple[float, float] | None:
         """The step and value of the smallest number of this name, or of the largest."""
-        points = self.points(name)
-        if not points:
-            return None
-        step, value = (max if largest else min)(points, key=lambda point: point[1])
-        return int(step), value
+        pick = max if largest else min
+        return pick(self.points(name), key=lambda point: point[1], default=None)
 
-    def hellaswag(self) -> tuple[Points, tuple[float, ...], int]:
-        """acc_norm over the steps, its standard errors, and how many examples there were."""
-        name = "hellaswag_acc_norm"
-        lines = [entry for entry in self.entries if isinstance(entry.get(name), int | float)]
-        errors = tuple(float(entry.get(f"{name}_stderr") or 0.0) for entry in lines)
-        points = [(float(entry["step"]), float(entry[name])) for entry in lines]
-        return (
-            points,
-            errors,
-            max((entry.get("hellaswag_examples", 0) for entry in lines), default=0),
-        )
+    def figures(self) -> dict[str, Any]:
+        """The run in numbers, the best of each; None for what was not measured."""
 
-    def typical(self, name: str) -> float | None:
-        """The median of a number, the first step (which warms up) left out."""
-        values = [value for _, value in self.points(name)]
-        return statistics.median(values[1:] or values) if values else None
+        def best(name: str, *, largest: bool = False) -> float | None:
+            found = self.best(name, largest=largest)
+            return None if found is None else found[1]
 
-    def quick_tokens(self) -> int:
-        """Held-out tokens that its quick validations scored."""
-        return int(max((value for _, value in self.points("quick_val_tokens")), default=0))
-
-    def vocab_size(self) -> int | None:
-        """By the shape, if the record has one."""
-        found = self.settings.get("model.vocab_size")
-        return found if isinstance(found, int) and found > 0 else None
+        speeds = [value for _, value in self.points("tokens_per_second")]
+        found = self.best("val_loss")
+        return {
+            "run": str(self.path),
+            "preset": self.settings.get("preset"),
+            "parameters": self.num_parameters(),
+            "step": self.step,
+            "tokens": self.tokens,
+            "finished": bool(self.record.get("finished")),
+            # without the first step, which warms up
+            "tokens_per_second": statistics.median(speeds[1:] or speeds) if speeds else None,
+            "val_loss": best("val_loss"),
+            "val_bits_per_byte": best("val_bits_per_byte"),
+            "val_nats_per_character": best("val_nats_per_character"),
+            "hellaswag_acc": best("hellaswag_acc", largest=True),
+            "hellaswag_acc_norm": best("hellaswag_acc_norm", largest=True),
+            "best_step": None if found is None else found[0],
+        }
 
     def num_parameters(self) -> int | None:
-        """By the shape, if the record has one."""
+        """By the shape, if the record has a sound one."""
         try:
             return GPTConfig(**self.record["config"]["model"]).num_parameters()
         except (KeyError, TypeError, ValueError):
@@ -116,23 +108,7 @@ def read_history(path: Path) -> History:
     entries, notes = read_metrics(directory.metrics)
     if not entries:
         raise UserError(f"{path} has no metrics yet (no sound line in metrics.jsonl): train first")
-    return History(
-        path=path,
-        record=record,
-        entries=entries,
-        notes=notes,
-        samples=read_samples(entries),
-    )
-
-
-def read_samples(entries: list[dict[str, Any]]) -> list[tuple[int, dict[str, list[str]]]]:
-    """The texts among the lines; one that is not of their form is passed over."""
-    sections = []
-    for entry in entries:
-        written = entry.get("samples")
-        if isinstance(written, dict) and all(isinstance(texts, list) for texts in written.values()):
-            sections.append((entry["step"], {p: [str(t) for t in written[p]] for p in written}))
-    return sections
+    return History(path=path, record=record, entries=entries, notes=notes)
 
 
 def find_runs(folder: Path) -> list[Path]:

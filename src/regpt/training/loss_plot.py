@@ -1,68 +1,75 @@
-"""The loss curve as a PNG, from metrics.jsonl."""
+"""The loss curves of a run, from the lines of metrics.jsonl: for loss.png and the report."""
 
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-BLUE, ORANGE, GREY = "#2a5fa5", "#d9822b", "#b8c4d6"
+from regpt.system.files import replace_files
+from regpt.system.plot import COLORS, Chart, Curve, Level, Points, charts_png
+
+TITLE = "loss (nats per token)"
 
 
-def smooth(values: list[float]) -> list[float]:
+def points_of(entries: Sequence[dict[str, Any]], name: str) -> Points:
+    """(step, value) wherever a line has this number."""
+    found = ((entry["step"], entry.get(name)) for entry in entries)
+    return [(step, y) for step, y in found if isinstance(y, int | float) and math.isfinite(y)]
+
+
+def smooth(points: Points) -> Points:
     """Bias-corrected exponential moving average over about a fiftieth of the values."""
-    beta = 1 - 1 / min(max(len(values) / 50, 1), 100)
+    beta = 1 - 1 / min(max(len(points) / 50, 1), 100)
     smoothed, average, weight = [], 0.0, 0.0
-    for value in values:
+    for x, value in points:
         average = beta * average + (1 - beta) * value
         weight = beta * weight + (1 - beta)
-        smoothed.append(average / weight)
+        smoothed.append((x, average / weight))
     return smoothed
 
 
-def level_of_guessing(vocab_size: int) -> tuple[str, float]:
+def uniform_loss(vocab_size: int) -> Level:
     """What a model's first loss is near: that of taking every token for equally likely."""
-    return f"ln {vocab_size}, all tokens equally likely", math.log(vocab_size)
+    return Level(name=f"ln {vocab_size}, all tokens equally likely", value=math.log(vocab_size))
 
 
-def draw_loss(metrics: list[dict[str, Any]], path: Path, *, title: str, vocab_size: int) -> None:
-    """Draw training loss (raw and smoothed) and validation loss over the steps."""
-    from matplotlib.figure import Figure  # half a second: only when a picture is drawn
+def loss_curves(
+    points: Callable[[str], Points], *, quick_tokens: int, run: str = "", color: str = COLORS[0]
+) -> list[Curve]:
+    """Training loss and validation loss, on all held-out tokens and on `quick_tokens` of them.
 
-    train = [(entry["step"], entry["loss"]) for entry in metrics if entry.get("loss") is not None]
-    validation = [(entry["step"], entry["val_loss"]) for entry in metrics if "val_loss" in entry]
-    quick = [entry for entry in metrics if "quick_val_loss" in entry]
-    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    steps, losses = [step for step, _ in train], [loss for _, loss in train]
-    axes.plot(steps, losses, color=GREY, linewidth=0.8, label="training loss, each step")
-    axes.plot(steps, smooth(losses), color=BLUE, linewidth=1.8, label="training loss, smoothed")
-    if quick:
-        axes.plot(
-            [entry["step"] for entry in quick],
-            [entry["quick_val_loss"] for entry in quick],
-            color=ORANGE,
-            linestyle=":",
-            marker=".",
-            linewidth=1.4,
-            label=f"validation loss, {quick[-1]['quick_val_tokens']:,} of its tokens",
-        )
-    if validation:
-        axes.plot(
-            [step for step, _ in validation],
-            [loss for _, loss in validation],
-            color=ORANGE,
-            marker="o",
-            markersize=4,
-            linewidth=1.4,
-            label=f"validation loss, last {validation[-1][1]:.3f}",
-        )
-    name, level = level_of_guessing(vocab_size)
-    axes.axhline(level, color=GREY, linestyle="--", linewidth=1)
-    axes.annotate(f"{name}: {level:.2f}", (0.99, level), xycoords=("axes fraction", "data"),
-                  ha="right", va="bottom", fontsize=8, color="#66717f")  # fmt: skip
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss (nats per token)")
-    axes.set_title(title, loc="left")
-    axes.grid(color="#e6e6e6", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.savefig(path)
+    `points` looks up a number of metrics.jsonl. With the name of a `run` all its curves begin with
+    it and have its color, and the loss of each step, which would hide other runs, is left out.
+    """
+    train, validation = points("loss"), points("val_loss")
+    prefix, other = (f"{run}, ", color) if run else ("", COLORS[1])
+    last = f", last {validation[-1][1]:.3f}" if validation else ""
+    curves = [
+        Curve(name="training, each step", points=[] if run else train, color=color, faint=True),
+        Curve(name=f"{prefix}training, smoothed", points=smooth(train), color=color),
+        Curve(name=f"{prefix}validation, {quick_tokens:,} of its tokens",
+              points=points("quick_val_loss"), color=other, marker=".", style=":"),
+        Curve(name=f"{prefix}validation{last}", points=validation, color=other, marker="o",
+              style="--" if run else "-"),
+    ]  # fmt: skip
+    return [curve for curve in curves if curve.points]
+
+
+def quick_tokens(entries: Sequence[dict[str, Any]]) -> int:
+    """Held-out tokens that the quick validations scored."""
+    return int(max((value for _, value in points_of(entries, "quick_val_tokens")), default=0))
+
+
+def loss_chart(entries: Sequence[dict[str, Any]], *, vocab_size: int) -> Chart:
+    """A run's loss over its steps, below what guessing costs."""
+    curves = loss_curves(lambda name: points_of(entries, name), quick_tokens=quick_tokens(entries))
+    levels = (uniform_loss(vocab_size),)
+    return Chart(title=TITLE, curves=tuple(curves), x_name="step", levels=levels)
+
+
+def draw_loss(
+    metrics: Sequence[dict[str, Any]], path: Path, *, title: str, vocab_size: int
+) -> None:
+    """Write the loss chart as a PNG."""
+    picture = charts_png([loss_chart(metrics, vocab_size=vocab_size)], title=title)
+    replace_files(path.parent, {path.name: picture})
