@@ -38,7 +38,7 @@ from regpt.training.state import (
     snapshot_bytes,
     take_snapshot,
 )
-from regpt.training.tensorboard import TensorBoard
+from regpt.training.tensorboard import TensorBoard, check_installed
 
 
 def ignore(event: Event) -> None:
@@ -70,6 +70,8 @@ def train(
             numbers went wrong, once no more of them may be skipped.
     """
     started = time.perf_counter()
+    if config.tensorboard:
+        check_installed()
     runtime = find_runtime(config.device, dtype=config.dtype, threads=config.threads)
     with open_world(runtime) as world:
         observe = observe if world.is_first else ignore
@@ -103,7 +105,7 @@ def run(
     observe(describe(state, directory, looks))
     if state.config.tensorboard and state.world.is_first:
         earlier = directory.read_metrics()
-        directory.mirror = TensorBoard(directory.path, earlier, step=state.step).write
+        directory.mirror = TensorBoard(directory.path, earlier, step=state.step)
     looks.before_training(state, directory, observe)
     writer = CheckpointWriter(directory.checkpoints, keep=state.config.keep)
     try:

@@ -17,7 +17,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +32,7 @@ from regpt.system.files import replace_files, writing_to
 from regpt.system.json_text import parse_json, read_json
 from regpt.training.config import RunConfig
 from regpt.training.lock import RunLock
+from regpt.training.tensorboard import TensorBoard
 
 NAMED_LINES = 5
 LARGEST_COUNT, LARGEST_NUMBER = 1 << 53, 1e100
@@ -129,7 +130,7 @@ class RunDirectory:
         self.samples = path / "samples.txt"
         self.checkpoints = path / "checkpoints"
         self.incidents = path / "incidents"
-        self.mirror: Callable[[dict[str, Any]], None] | None = None
+        self.mirror: TensorBoard | None = None
         """Told every line that goes to metrics.jsonl."""
         self._lock: RunLock | None = None
 
@@ -138,9 +139,13 @@ class RunDirectory:
         self._lock = RunLock(self.path / "lock")
 
     def release(self) -> None:
-        """Let another process write here."""
-        if self._lock is not None:
-            self._lock.release()
+        """Write no more; let another process do so."""
+        try:
+            if self.mirror is not None:
+                self.mirror.close()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
 
     @classmethod
     def create(cls, path: Path) -> "RunDirectory":
@@ -239,7 +244,7 @@ class RunDirectory:
         with writing_to(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(finite(entry)) + "\n")
         if self.mirror is not None:
-            self.mirror(entry)
+            self.mirror.write(entry)
 
     def sync_metrics(self) -> None:
         """Force metrics.jsonl to the disk, before a checkpoint that must not be ahead of it."""
