@@ -180,7 +180,7 @@ def test_a_file_is_what_its_text_is(tmp_path_factory, texts, percent, block, mar
     tokenizer, whole = get_tokenizer(), Corpus("whole", tuple(texts))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("regpt.datasets.corpus.BLOCK_BYTES", block)
-        patch.setattr("regpt.datasets.documents.BLOCK_BYTES", block)
+        patch.setattr("regpt.datasets.encode.BLOCK_BYTES", block)
         patch.setattr("regpt.datasets.encode.PIECE_CHARACTERS", 4)
         corpus = load_corpus(paths)
         assert corpus.num_characters == whole.num_characters

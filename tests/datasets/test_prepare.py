@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from regpt.core.tokenizer import END_OF_TEXT_ID, get_tokenizer
-from regpt.datasets import assemble, documents
-from regpt.datasets.documents import find_safe_cut
-from regpt.datasets.encode import cut_pieces, encode_pieces
+from regpt.datasets import encode, sources
+from regpt.datasets.encode import cut_pieces, encode_pieces, find_safe_cut, read_pieces
 from regpt.datasets.manifest import Manifest
 from regpt.datasets.prepare import prepare
 from regpt.datasets.shards import ShardDataset
@@ -27,7 +27,6 @@ from regpt.system.errors import UserError
 
 exact = settings(deadline=None, derandomize=True)
 pyarrow = pytest.importorskip("pyarrow", reason="the extra 'data' is not installed")
-zstandard = pytest.importorskip("zstandard", reason="the extra 'data' is not installed")
 from pyarrow import parquet  # noqa: E402
 
 TEXTS = [
@@ -42,8 +41,12 @@ def write_jsonl(path, texts=TEXTS):
     return path
 
 
+def zstd(data):
+    return pyarrow.compress(data, codec="zstd", asbytes=True)
+
+
 def expected_tokens(texts, *, val_every, split):
-    """The rule of encode.py, written down a second time."""
+    """The rule of documents.py, written down a second time."""
     tokens = []
     for text in texts:
         number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
@@ -116,14 +119,13 @@ def write_parquet(path, texts, **options):
 
 @pytest.mark.parametrize("block_bytes", [1 << 20, 200])
 def test_every_format_gives_the_same_tokens(tmp_path, monkeypatch, block_bytes):
-    monkeypatch.setattr(documents, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(encode, "BLOCK_BYTES", block_bytes)
     lines = write_jsonl(tmp_path / "in.jsonl").read_bytes()
     # Two gzip members and two zstandard frames, as concatenated files have them.
     half = lines.index(b"\n", len(lines) // 2) + 1
     first, second = lines[:half], lines[half:]
     (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress(first) + gzip.compress(second))
-    frames = [zstandard.ZstdCompressor().compress(part) for part in (first, second)]
-    (tmp_path / "in.jsonl.zst").write_bytes(b"".join(frames))
+    (tmp_path / "in.jsonl.zst").write_bytes(zstd(first) + zstd(second))
     (tmp_path / "bom.jsonl").write_bytes(b"\xef\xbb\xbf" + lines)
     write_parquet(tmp_path / "in.parquet", TEXTS, row_group_size=17)
     write_parquet(tmp_path / "large.parquet", pyarrow.array(TEXTS, pyarrow.large_string()))
@@ -132,7 +134,7 @@ def test_every_format_gives_the_same_tokens(tmp_path, monkeypatch, block_bytes):
     for number, text in enumerate(TEXTS):
         (folder / f"{number:02}.txt").write_text(text, encoding="utf-8")
     names = ["in.jsonl", "in.jsonl.gz", "in.jsonl.zst", "bom.jsonl", "in.parquet", "large.parquet"]
-    if block_bytes > documents.BOOK_BYTES:  # a short text is always one block
+    if block_bytes > sources.BOOK_BYTES:  # a short text is always one block
         names.append("texts")
     for name in names:
         prepare([tmp_path / name], tmp_path / "out" / name, processes=1, val_every=5)
@@ -170,8 +172,8 @@ def test_a_safe_cut_changes_no_token(text, start):
         ("word " * 20_000 + "\n" * 300_000 + "word\n\n\n" * 30_000, 300_008),
         ("終" * 100_001 + " x" * 40_000 + "-" * 100_000, 100_002),
         ("x" * 200_000, 200_000),
-        (" " * 1_200_000 + "x", documents.LONGEST_STRETCH),  # tiktoken itself fails on the whole
-        ("ab" * 600_000, documents.LONGEST_STRETCH),
+        (" " * 1_200_000 + "x", encode.LONGEST_STRETCH),  # tiktoken itself fails on the whole
+        ("ab" * 600_000, encode.LONGEST_STRETCH),
     ],
 )
 def test_pieces_have_the_tokens_of_the_whole(text, longest):
@@ -180,7 +182,7 @@ def test_pieces_have_the_tokens_of_the_whole(text, longest):
     assert max(map(len, pieces)) <= longest
     ids = [i for piece in pieces for i in get_tokenizer().encode(piece)]
     assert get_tokenizer().decode(ids) == text
-    if longest < documents.LONGEST_STRETCH:
+    if longest < encode.LONGEST_STRETCH:
         assert ids == get_tokenizer().encode(text)
 
 
@@ -200,10 +202,10 @@ def test_reading_and_cutting_anywhere_change_no_token(tmp_path_factory, text, pi
     path = tmp_path_factory.getbasetemp() / "runs.txt"
     path.write_bytes(text.encode())
     with pytest.MonkeyPatch.context() as patch, path.open("rb") as file:
-        patch.setattr("regpt.datasets.documents.BLOCK_BYTES", block)
-        patch.setattr("regpt.datasets.encode.PIECE_CHARACTERS", piece)
+        patch.setattr(encode, "BLOCK_BYTES", block)
+        patch.setattr(encode, "PIECE_CHARACTERS", piece)
         size = path.stat().st_size
-        texts = [part for part, _ in documents.read_pieces(file, 0, size, path=path)]
+        texts = [part for part, _ in read_pieces(file, 0, size, path=path)]
         pieces = [ids for part in texts for ids in encode_pieces(part, get_tokenizer())]
     assert "".join(texts) == text
     assert [i for ids in pieces for i in ids] == get_tokenizer().encode(text)
@@ -211,20 +213,20 @@ def test_reading_and_cutting_anywhere_change_no_token(tmp_path_factory, text, pi
 
 @pytest.mark.parametrize("block_bytes", [1 << 20, 1000, 61])
 def test_a_long_text_is_one_document_and_its_end_is_validation(tmp_path, monkeypatch, block_bytes):
-    monkeypatch.setattr(documents, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(encode, "BLOCK_BYTES", block_bytes)
     text = "".join(f"line {i} of a lông text,\n\n  indented\tthere\r\n" for i in range(2000))
     (tmp_path / "book.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
     prepare([tmp_path / "book.txt"], tmp_path / "out", processes=1, val_every=10)
     data = ("\N{BYTE ORDER MARK}" + text).encode()
     border = data.index(b"\n", len(data) - len(data) // 10) + 1
-    encode = get_tokenizer().encode
-    assert read_all(tmp_path / "out") == [50256, *encode(data[3:border].decode())]
-    assert read_all(tmp_path / "out", "val") == [50256, *encode(data[border:].decode())]
+    ids = get_tokenizer().encode
+    assert read_all(tmp_path / "out") == [50256, *ids(data[3:border].decode())]
+    assert read_all(tmp_path / "out", "val") == [50256, *ids(data[border:].decode())]
 
 
 @pytest.mark.parametrize("val_every", [0, 7])
 def test_a_text_without_line_ends_is_cut_between_characters(tmp_path, monkeypatch, val_every):
-    monkeypatch.setattr(documents, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(encode, "BLOCK_BYTES", 1000)
     text = "終わり" * 10_000
     (tmp_path / "book.txt").write_text(text, encoding="utf-8")
     manifest = prepare([tmp_path / "book.txt"], tmp_path / "out", processes=1, val_every=val_every)
@@ -251,11 +253,11 @@ def test_folders_are_read_in_order_and_files_once(tmp_path):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("x")
     (folder / "empty.txt").write_text("")
-    sources = find_sources([folder / "b.txt", folder])
+    found = find_sources([folder / "b.txt", folder])
     names = ["b.txt", "in/a/z.jsonl", "in/a.txt", "in/c/deep/e.TXT"]
-    assert sorted(source.name for source in sources) == sorted(names)
-    assert sources[0].name == "b.txt"
-    assert find_sources([folder / "b.txt", folder]) == sources
+    assert sorted(source.name for source in found) == sorted(names)
+    assert found[0].name == "b.txt"
+    assert find_sources([folder / "b.txt", folder]) == found
 
 
 # ---- processes, kills, and going on ----
@@ -264,9 +266,9 @@ def test_folders_are_read_in_order_and_files_once(tmp_path):
 @pytest.fixture
 def inputs(tmp_path, monkeypatch):
     """A text, lines, compressed lines and rows, in blocks small enough to be many."""
-    monkeypatch.setattr(documents, "BLOCK_BYTES", 1000)
-    monkeypatch.setattr(documents, "BOOK_BYTES", 1000)
-    monkeypatch.setattr(documents, "PARQUET_ROWS", 4)
+    monkeypatch.setattr(encode, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(sources, "BOOK_BYTES", 1000)
+    monkeypatch.setattr(sources, "PARQUET_ROWS", 4)
     folder = tmp_path / "in"
     write_jsonl(folder / "a.jsonl")
     (folder / "b.txt").write_text("a text of some length\nin lines of six words\n" * 60)
@@ -275,47 +277,38 @@ def inputs(tmp_path, monkeypatch):
     return [folder]
 
 
-OPTIONS = {"shard_tokens": 1500, "val_every": 5}
+OPTIONS = {"shard_tokens": 700, "val_every": 5}
 
 
 class KilledError(BaseException):
     """Stands for the end of the process."""
 
 
-@pytest.mark.parametrize("commit_seconds", [-1.0, 3600.0])
-def test_continues_after_a_kill_at_any_block(tmp_path, monkeypatch, inputs, commit_seconds):
-    monkeypatch.setattr(assemble, "COMMIT_SECONDS", commit_seconds)
+def test_continues_after_a_kill_at_any_block(tmp_path, inputs):
     prepare(inputs, tmp_path / "unbroken", processes=1, **OPTIONS)
-    blocks_left = 0
+    blocks_left, started_with = 0, []
 
-    def kill(_):
+    def kill(progress):
         nonlocal blocks_left
+        if blocks_left == lifetime:
+            started_with.append(progress.documents)
         blocks_left -= 1
         if blocks_left == 0:
             raise KilledError
 
-    kills = 0
-    for lifetime in [1, 2, 3, 5, 4] * 40:
-        blocks_left = lifetime + 1
-        try:
+    for lifetime in [2, 3, 4, 6, 5] * 20 + [10**9]:
+        blocks_left = lifetime
+        with suppress(KilledError):
             prepare(inputs, tmp_path / "out", processes=1, progress=kill, **OPTIONS)
-        except KilledError:
-            kills += 1
-            # Without a commit on the way a short life gets nowhere: let the later ones be long.
-            blocks_left = 10**9 if commit_seconds > 0 and kills > 20 else 0
-            if blocks_left:
-                prepare(inputs, tmp_path / "out", processes=1, **OPTIONS)
-                break
-        else:
             break
-    assert kills > 5
+    assert len(set(started_with)) > 5  # several shards were kept on the way
     assert contents(tmp_path / "out") == contents(tmp_path / "unbroken")
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace", "unlink"])
 def test_continues_after_a_kill_at_any_step_of_a_commit(tmp_path, monkeypatch, inputs, call):
     """Every fsync, rename and removal in turn is the last thing a process does."""
-    prepare(inputs, tmp_path / "unbroken", processes=1, **OPTIONS)
+    prepare(inputs, tmp_path / "unbroken", processes=1, shard_tokens=1500, val_every=5)
     original, kills = getattr(os, call), 0
     for last in [1, 2, 3, 4, 6, 9, 14, 22, 50, 100]:
         calls = 0
@@ -331,10 +324,10 @@ def test_continues_after_a_kill_at_any_step_of_a_commit(tmp_path, monkeypatch, i
         with monkeypatch.context() as context:
             context.setattr(os, call, dying)
             try:
-                prepare(inputs, out, processes=1, **OPTIONS)
+                prepare(inputs, out, processes=1, shard_tokens=1500, val_every=5)
             except KilledError:
                 kills += 1
-        prepare(inputs, out, processes=1, **OPTIONS)
+        prepare(inputs, out, processes=1, shard_tokens=1500, val_every=5)
         assert contents(out) == contents(tmp_path / "unbroken")
         if calls < last:
             break
@@ -343,19 +336,18 @@ def test_continues_after_a_kill_at_any_step_of_a_commit(tmp_path, monkeypatch, i
 
 SCRIPT = """
 import sys
-from regpt.datasets import assemble, documents
+from regpt.datasets import encode
 from regpt.datasets.prepare import prepare
-documents.BLOCK_BYTES = 2000
-assemble.COMMIT_SECONDS = -1.0
+encode.BLOCK_BYTES = 2000
 if __name__ == "__main__":
-    prepare(sys.argv[2:], sys.argv[1], processes=2, shard_tokens=3000, val_every=5,
+    prepare(sys.argv[2:], sys.argv[1], processes=2, shard_tokens=500, val_every=5,
             progress=lambda p: print(p.documents, flush=True))
 """
 
 
 def test_two_processes_and_a_real_kill_give_the_same_bytes(tmp_path):
     source = write_jsonl(tmp_path / "in.jsonl", [f"{i} {text}" for i in range(5) for text in TEXTS])
-    prepare([source], tmp_path / "one", processes=1, shard_tokens=3000, val_every=5)
+    prepare([source], tmp_path / "one", processes=1, shard_tokens=500, val_every=5)
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [sys.executable, "script.py", "out", "in.jsonl"]
     with subprocess.Popen(
@@ -441,6 +433,26 @@ def test_with_less_than_a_shard_done_other_settings_begin_anew(tmp_path, inputs)
     assert contents(tmp_path / "out") == contents(tmp_path / "new")
 
 
+def test_beginning_anew_leaves_no_shard_of_the_other_settings(tmp_path, monkeypatch):
+    """The first shard was full, but the process ended before progress.json said so."""
+    source = write_jsonl(tmp_path / "in.jsonl")
+    original = os.replace
+
+    def dying(one, other):
+        if str(other).endswith("progress.json") and list((tmp_path / "out").glob("*.bin")):
+            raise KilledError
+        original(one, other)
+
+    with monkeypatch.context() as context:
+        context.setattr(os, "replace", dying)
+        with pytest.raises(KilledError):
+            prepare([source], tmp_path / "out", processes=1, shard_tokens=100)
+    assert (tmp_path / "out/train_000003.bin").exists()
+    prepare([source], tmp_path / "out", processes=1, shard_tokens=10**6)
+    prepare([source], tmp_path / "new", processes=1, shard_tokens=10**6)
+    assert contents(tmp_path / "out") == contents(tmp_path / "new")
+
+
 # ---- wrong input ----
 
 
@@ -450,16 +462,32 @@ def lines_with(third: bytes) -> bytes:
 
 BAD_FILES = [
     ("a.jsonl", lines_with(b'{"text": "x"'), r"line 3 is not JSON \(.* column"),
-    ("a.jsonl", lines_with(b'{"body": "x", "id": 1}'), "line 3 has no 'text' field, .* body, id"),
-    ("a.jsonl", lines_with(b'{"text": 5}'), "line 3: 'text' is a number, not a text"),
-    ("a.jsonl", lines_with(b'{"text": null}'), "line 3: 'text' is null, not a text"),
-    ("a.jsonl", lines_with(b'["text"]'), "line 3 is a list, not an object"),
-    ("a.jsonl", lines_with(b'{"text": "\xff"}'), "line 3 is not UTF-8: byte 0xff at column 11"),
-    ("a.jsonl", lines_with(b"[" * 100_000), "line 3 is not usable JSON"),
-    ("a.jsonl", lines_with(b'{"text": "x", "n": ' + b"1" * 5000 + b"}"), "line 3 is not usable"),
+    (
+        "a.jsonl",
+        lines_with(b'{"body": "x", "id": 1}'),
+        "line 3 has no field 'text' .* body, id",
+    ),
+    ("a.jsonl", lines_with(b'{"text": 5}'), r"line 3: field 'text' is not text \(5\)"),
+    ("a.jsonl", lines_with(b'{"text": null}'), r"line 3: field 'text' is not text \(None\)"),
+    ("a.jsonl", lines_with(b'["text"]'), "line 3 is no JSON object"),
+    (
+        "a.jsonl",
+        lines_with(b'{"text": "\xff"}'),
+        "line 3 is not JSON .* 0xff in position 10",
+    ),
+    ("a.jsonl", lines_with(b"[" * 100_000), "line 3 is not JSON .nested too deep"),
+    (
+        "a.jsonl",
+        lines_with(b'{"text": "x", "n": ' + b"1" * 5000 + b"}"),
+        "line 3 is not JSON .Exceeds",
+    ),
     ("a.jsonl.gz", gzip.compress(lines_with(b"") * 9999)[:-9], "cut short or damaged after line"),
     ("a.jsonl.gz", b"plain text", "cut short or damaged after line 0"),
-    ("a.jsonl.zst", zstandard.compress(lines_with(b"") * 9999)[:-5], "after line .*has no end"),
+    (
+        "a.jsonl.zst",
+        zstd(lines_with(b"") * 9999)[:-5],
+        "cut short or damaged after line",
+    ),
     ("a.jsonl.zst", b"plain text", "cut short or damaged after line 0"),
     ("a.parquet", b"plain text", "is damaged after row 0"),
     ("a.txt", b"abc\xe4def", "is not UTF-8: byte 0xe4 at offset 3"),
@@ -479,11 +507,11 @@ def test_bad_files_are_named_in_one_line(tmp_path, name, content, message):
 
 
 def test_the_line_is_named_from_another_process_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(documents, "BLOCK_BYTES", 600)
+    monkeypatch.setattr(encode, "BLOCK_BYTES", 600)
     lines = write_jsonl(tmp_path / "a.jsonl").read_bytes()
     later = lines + b"[]\n" + lines  # which any process may come to before the first
     (tmp_path / "a.jsonl").write_bytes(lines + b"{}\n" + later)
-    with pytest.raises(UserError, match=r"a.jsonl: line 61 has no 'text' field, its fields: none"):
+    with pytest.raises(UserError, match=r"a.jsonl line 61 has no field 'text' .*: none"):
         prepare([tmp_path / "a.jsonl"], tmp_path / "out", processes=2)
 
 
@@ -491,8 +519,8 @@ def test_the_line_is_named_from_another_process_too(tmp_path, monkeypatch):
     ("table", "message"),
     [
         ({"body": ["x"], "id": [1]}, "has no column 'text', only body, id"),
-        ({"text": ["x", None]}, "row 2: 'text' is null, not a text"),
-        ({"text": [1, 2]}, "row 1: 'text' is a number, not a text"),
+        ({"text": ["x", None]}, r"row 2: field 'text' is not text \(None\)"),
+        ({"text": [1, 2]}, r"row 1: field 'text' is not text \(1\)"),
         ({"text": pyarrow.array([b"x", b"\xff"]).cast(pyarrow.string(), safe=False)}, "row"),
     ],
 )

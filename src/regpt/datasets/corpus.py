@@ -1,7 +1,7 @@
 """Documents in order as one stream of tokens, without ever holding a large text in memory.
 
 A document is a text, or a `TextFile` that is read in pieces of about a megabyte. The pieces are cut
-where no token changes (documents.py), so the tokens are those of the whole text. What stays in
+where no token changes (encode.py), so the tokens are those of the whole text. What stays in
 memory is two bytes for each of them.
 """
 
@@ -21,8 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regpt.core.tokenizer import Tokenizer
-from regpt.datasets.documents import BLOCK_BYTES, read_pieces
-from regpt.datasets.encode import encode_pieces
+from regpt.datasets.encode import BLOCK_BYTES, encode_pieces, read_pieces
 from regpt.system.errors import UserError
 
 Progress = Callable[[int, int | None], None]

@@ -14,8 +14,7 @@ and its digests identify the data wherever it is copied to.
 
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -154,19 +153,3 @@ def read_record(kind: type[R], values: object) -> R:
 def dump_json(content: Mapping[str, object]) -> str:
     """JSON for people and for digests: indented, one form for one content."""
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-
-
-def rename(pairs: Iterable[tuple[Path, Path]]) -> None:
-    """Rename files that are complete and on disk to their names, and let the disk know."""
-    directories = set()
-    for beside, path in pairs:
-        os.replace(beside, path)
-        directories.add(path.parent)
-    for directory in directories:
-        # Not every system can open a directory; where it can, the names must survive a power cut.
-        if hasattr(os, "O_DIRECTORY"):
-            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)

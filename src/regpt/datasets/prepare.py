@@ -1,16 +1,14 @@
 """Texts to shards: read, encode in many processes, write in order.
 
-One process reads the inputs as blocks (documents.py) and hands them out; workers parse and encode
-them (encode.py); their tokens are written in the order of the blocks (assemble.py). So the output
-does not depend on the number of processes, and memory is a few blocks per worker whatever the size
-of the inputs. The process that reads is one of those asked for: when the workers have enough
-waiting, it takes a task back and encodes it itself, so that two processes are two at work and not
-two and a half. Workers are spawned, not forked: a process with threads must not be forked.
+One process reads the inputs as blocks (sources.py) and hands them out; workers parse and encode
+them (documents.py); their tokens are written in the order of the blocks (shard_writer.py). So the
+output does not depend on the number of processes, and memory is a few blocks per worker whatever
+the size of the inputs. Workers are spawned, not forked: a process with threads must not be forked.
 
     manifest = prepare(["books", "web.jsonl.zst"], "shards", processes=8)
 
-A kill costs the last seconds: the same call continues. When the directory is complete, the same
-call returns at once.
+A kill costs the shard that was being filled: the same call continues. When the directory is
+complete, the same call returns at once.
 """
 
 import multiprocessing
@@ -24,17 +22,20 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import accumulate
 from multiprocessing.connection import wait
 from pathlib import Path
 
-from regpt.core.tokenizer import DIGEST, VOCAB_SIZE, get_tokenizer
-from regpt.datasets.assemble import Assembly
-from regpt.datasets.documents import Block, read_blocks
-from regpt.datasets.encode import END_OF_TEXT_RULE, EncodedSplit, describe_split_rule, encode_block
+from regpt.core.tokenizer import DIGEST, VOCAB_SIZE
+from regpt.datasets.documents import (
+    END_OF_TEXT_RULE,
+    EncodedSplit,
+    describe_split_rule,
+    encode_block,
+)
 from regpt.datasets.manifest import Manifest, SourceRecord, Split
+from regpt.datasets.shard_writer import ShardWriter
 from regpt.datasets.shards import PROGRESS_NAME, open_shard
-from regpt.datasets.sources import Source, find_sources
+from regpt.datasets.sources import Block, find_sources, read_blocks
 from regpt.system.errors import UserError
 
 MAX_SHARD_TOKENS = 2**31 - 1
@@ -43,6 +44,7 @@ MAX_SHARD_TOKENS = 2**31 - 1
 MIN_TASK, MAX_BLOCKS, QUEUED = 1 << 18, 64, 8
 """A task for a worker is at least this much text, in at most so many blocks; so many tasks wait for
 each worker, enough for the seconds in which the disk takes a shard."""
+
 
 Encoded = dict[Split, EncodedSplit]
 Encode = Callable[[Block], Encoded]
@@ -76,7 +78,9 @@ def prepare(
     column of .parquet. `progress` is called after every block. Raises UserError, in one line, for
     wrong input and for an `out` that holds anything but this very preparation.
     """
-    processes = count_cores() if processes is None else processes
+    if processes is None:
+        affinity = getattr(os, "sched_getaffinity", None)  # the cores this process may use
+        processes = len(affinity(0)) if affinity else os.cpu_count() or 1
     for name, value, low, high in (
         ("processes", processes, 1, 1024),
         ("tokens per shard", shard_tokens, 1, MAX_SHARD_TOKENS),
@@ -85,7 +89,17 @@ def prepare(
         if not low <= value <= high:
             raise UserError(f"{name} must be from {low} to {high}, got {value}")
     sources, out = find_sources(inputs), Path(out)
-    manifest = _begin_manifest(sources, shard_tokens, val_every, text_field)
+    manifest = Manifest(
+        tokenizer_digest=DIGEST,
+        vocab_size=VOCAB_SIZE,
+        end_of_text=END_OF_TEXT_RULE,
+        split_rule=describe_split_rule(val_every),
+        text_field=text_field,
+        shard_tokens=shard_tokens,
+        splits={},
+        shards=(),
+        sources=tuple(SourceRecord(name=s.name, bytes=s.bytes) for s in sources),
+    )
     settings = {
         "inputs (or they have changed)": [[s.name, s.bytes, s.modified] for s in sources],
         "shard size": shard_tokens,
@@ -93,32 +107,26 @@ def prepare(
         "text field": text_field,
         "tokenizer": DIGEST,
     }
-    encode = partial(_encode, text_field=text_field, val_every=val_every)
+    total_bytes = sum(source.bytes for source in sources)
+    blocks = read_blocks(sources, text_field=text_field, val_every=val_every)
+    encode = partial(encode_block, text_field=text_field, val_every=val_every)
     try:
         if (complete := find_complete(out, manifest)) is not None:
             return complete
         out.mkdir(parents=True, exist_ok=True)
-        with closing(Assembly(out, settings, shard_tokens=shard_tokens)) as assembly:
-            place = assembly.state.place
-            blocks = read_blocks(sources, place=place, text_field=text_field, val_every=val_every)
-            report = _make_report(assembly, sources, progress)
-            report()
-            with closing(encode_all(blocks, encode, processes=processes)) as results:
+        with closing(ShardWriter(out, settings, shard_tokens=shard_tokens)) as writer:
+            done = writer.state.blocks
+            left = (block for number, block in enumerate(blocks) if number >= done)
+            report(progress, writer, total_bytes)
+            with closing(encode_all(left, encode, processes=processes)) as results:
                 for block, encoded in results:
-                    assembly.append(block, encoded)
-                    report()
-            _require_training_text(assembly, val_every)
-            return assembly.finish(manifest)
+                    writer.append(encoded, bytes_read=block.bytes_read)
+                    report(progress, writer, total_bytes)
+            require_training_text(writer, val_every)
+            return writer.finish(manifest)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"cannot write {out}: {reason}; mend it and repeat to continue") from None
-
-
-def count_cores() -> int:
-    """The cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def find_complete(out: Path, expected: Manifest) -> Manifest | None:
@@ -136,53 +144,28 @@ def find_complete(out: Path, expected: Manifest) -> Manifest | None:
     return found
 
 
-def _begin_manifest(
-    sources: Sequence[Source], shard_tokens: int, val_every: int, text_field: str
-) -> Manifest:
-    """The manifest but for the splits and shards."""
-    return Manifest(
-        tokenizer_digest=DIGEST,
-        vocab_size=VOCAB_SIZE,
-        end_of_text=END_OF_TEXT_RULE,
-        split_rule=describe_split_rule(val_every),
-        text_field=text_field,
-        shard_tokens=shard_tokens,
-        splits={},
-        shards=(),
-        sources=tuple(SourceRecord(name=s.name, bytes=s.bytes) for s in sources),
-    )
-
-
-def _make_report(
-    assembly: Assembly,
-    sources: Sequence[Source],
-    progress: Callable[[PrepareProgress], None] | None,
-) -> Callable[[], None]:
-    """What tells `progress` how far the assembly is."""
-    bytes_before = [0, *accumulate(source.bytes for source in sources)]
-
-    def report() -> None:
-        if progress is None:
-            return
-        state = assembly.state
+def report(
+    progress: Callable[[PrepareProgress], None] | None, writer: ShardWriter, total_bytes: int
+) -> None:
+    """Tell how far the writer is."""
+    if progress is not None:
+        splits = writer.state.splits.values()
         progress(
             PrepareProgress(
-                source_bytes=bytes_before[state.place.source] + state.source_bytes,
-                total_bytes=bytes_before[-1],
-                documents=sum(split.documents for split in state.splits.values()),
-                tokens=sum(split.tokens for split in state.splits.values()),
+                source_bytes=writer.state.bytes_read,
+                total_bytes=total_bytes,
+                documents=sum(split.documents for split in splits),
+                tokens=sum(split.tokens for split in splits),
             )
         )
 
-    return report
 
-
-def _require_training_text(assembly: Assembly, val_every: int) -> None:
+def require_training_text(writer: ShardWriter, val_every: int) -> None:
     """Refuse to make a data set of nothing, and leave nothing of it."""
-    splits = assembly.state.splits
+    splits = writer.state.splits
     if splits["train"].tokens:
         return
-    assembly.discard()
+    writer.discard()
     if splits["val"].tokens:
         raise UserError(
             f"every document fell to validation (1 in {val_every}): give more text, or val_every 0"
@@ -202,16 +185,20 @@ def encode_all(
             yield block, encode(block)
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes - 1, mp_context=context, initializer=_start_worker)
-    pending: deque[Task] = deque()
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker)
+    pending: deque[tuple[list[Block], Future[list[Encoded]]]] = deque()
+
+    def first() -> Iterator[tuple[Block, Encoded]]:
+        task, future = pending.popleft()
+        return zip(task, future.result(), strict=True)
+
     try:
-        for blocks_of_task in _gather(blocks):
-            future = pool.submit(_map, encode, blocks_of_task)
-            pending.append(Task(blocks_of_task, future))
-            while len(pending) > QUEUED * (processes - 1):
-                yield from _advance(pending, encode)
+        for task in _gather(blocks):
+            pending.append((task, pool.submit(_map, encode, task)))
+            if len(pending) > QUEUED * processes:
+                yield from first()
         while pending:
-            yield from _advance(pending, encode)
+            yield from first()
     except BrokenProcessPool:
         raise UserError(
             "a process that encodes was killed or could not start (not enough memory? a script "
@@ -221,38 +208,12 @@ def encode_all(
         pool.shutdown(cancel_futures=True)
 
 
-@dataclass
-class Task:
-    """Blocks that were handed out, and what will be their tokens."""
-
-    blocks: list[Block]
-    future: Future[list[Encoded]]
-
-
-def _advance(pending: deque[Task], encode: Encode) -> Iterator[tuple[Block, Encoded]]:
-    """The first task's blocks with their tokens; if they are not ready, encode another meanwhile.
-
-    That is the last one no worker has begun. What it raises is raised when its turn comes.
-    """
-    if not pending[0].future.done():
-        for task in reversed(pending):
-            if task.future.cancel():
-                task.future = Future()
-                try:
-                    task.future.set_result(_map(encode, task.blocks))
-                except Exception as error:
-                    task.future.set_exception(error)
-                return
-    first = pending.popleft()
-    yield from zip(first.blocks, first.future.result(), strict=True)
-
-
 def _gather(blocks: Iterator[Block]) -> Iterator[list[Block]]:
     """Blocks in lists worth the way to another process: a folder may hold many short texts."""
     task: list[Block] = []
     for block in blocks:
         task.append(block)
-        if len(task) == MAX_BLOCKS or sum(b.size for b in task) >= MIN_TASK:
+        if len(task) == MAX_BLOCKS or sum(len(b.content) for b in task) >= MIN_TASK:
             yield task
             task = []
     if task:
@@ -261,10 +222,6 @@ def _gather(blocks: Iterator[Block]) -> Iterator[list[Block]]:
 
 def _map(encode: Encode, task: list[Block]) -> list[Encoded]:
     return [encode(block) for block in task]
-
-
-def _encode(block: Block, *, text_field: str, val_every: int) -> Encoded:
-    return encode_block(block, get_tokenizer(), text_field=text_field, val_every=val_every)
 
 
 def _start_worker() -> None:

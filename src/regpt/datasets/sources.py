@@ -1,13 +1,18 @@
-"""Input files: finding them in a fixed order, and opening what is compressed.
+"""Input files of `prepare`: found in a fixed order, read as blocks of about a megabyte.
 
-A file is known by the end of its name (`KINDS`). Its `name` in manifests starts at the input
-argument, so that the same texts give the same manifest wherever they lie.
+| file | document |
+|---|---|
+| .jsonl, .jsonl.gz, .jsonl.zst | the text field of a line |
+| .parquet | the text column of a row |
+| .txt | the file; one of 64 KiB or more is two, divided where validation begins |
+
+Only reading happens here, in one process; blocks travel to the processes that parse and encode them
+(documents.py). Memory is bounded by the block, or by the longest line. The blocks of the same files
+are the same each time, so their number says how far a preparation is.
 """
 
-import gzip
 import importlib
 import io
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +20,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, Literal
 
+from regpt.datasets import encode
+from regpt.datasets.manifest import Split
 from regpt.system.errors import UserError
 
 Kind = Literal["text", "jsonl", "parquet"]
@@ -25,7 +32,11 @@ KINDS: dict[str, Kind] = {
     ".jsonl.zst": "jsonl",
     ".parquet": "parquet",
 }
-CHUNK_BYTES = 1 << 14
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+BOOK_BYTES = 1 << 16
+"""A .txt of this size is divided between training and validation; a shorter one is one block."""
+PARQUET_ROWS = 64
+BYTE_ORDER_MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"
 
 
 @dataclass(frozen=True)
@@ -34,11 +45,28 @@ class Source:
 
     path: Path
     name: str
-    """Its path from the input argument on."""
+    """Its path from the input argument on, so that manifests are the same wherever texts lie."""
     kind: Kind
     bytes: int
     modified: int
     """Time of the last change in ns: a preparation is not continued on other contents."""
+
+
+@dataclass
+class Block:
+    """Some documents, or a piece of one."""
+
+    path: Path
+    content: str | bytes | list[str | None]
+    """A piece of text; whole lines of jsonl; the texts of parquet rows."""
+    bytes_read: int
+    """Bytes on disk that are read after this block, for progress."""
+    first_record: int = 0
+    """The number of the first line or row, from 1 on, for messages."""
+    begins_document: bool = True
+    """False for the later pieces of a text."""
+    split: Split | None = None
+    """The split if it is decided already; else the document's digest decides."""
 
 
 def find_sources(inputs: Sequence[str | Path]) -> list[Source]:
@@ -63,9 +91,10 @@ def find_sources(inputs: Sequence[str | Path]) -> list[Source]:
 def _find_files(given: Path) -> list[Path]:
     if given.is_dir():
         files = [path for path in given.rglob("*") if find_kind(path) and path.is_file()]
-        if not any(path.stat().st_size for path in files):
+        files = [path for path in files if path.stat().st_size]
+        if not files:
             raise UserError(f"{given} has no file with text in it: need {', '.join(KINDS)}")
-        return sorted((p for p in files if p.stat().st_size), key=lambda p: p.parts)
+        return sorted(files, key=lambda path: path.parts)
     if not given.is_file():
         raise UserError(f"{given} does not exist: give files or folders of {', '.join(KINDS)}")
     if find_kind(given) is None:
@@ -81,67 +110,120 @@ def find_kind(path: Path) -> Kind | None:
     return next((kind for ending, kind in KINDS.items() if name.endswith(ending)), None)
 
 
-class ZstandardReader(io.RawIOBase):
-    """The decompressed bytes of a .zst file. The package's own reader takes a file that is cut
-    short for a file that ends; this one raises EOFError."""
+def read_blocks(sources: Sequence[Source], *, text_field: str, val_every: int) -> Iterator[Block]:
+    """The blocks of all sources. `val_every`: see documents.py."""
+    before = 0
+    for source in sources:
+        if source.kind == "text":
+            blocks = _read_text(source, val_every=val_every)
+        elif source.kind == "jsonl":
+            blocks = _read_lines(source)
+        else:
+            blocks = _read_rows(source, text_field=text_field)
+        try:
+            for block in blocks:
+                block.bytes_read += before
+                yield block
+        except OSError as error:
+            raise UserError(f"cannot read {source.path}: {error.strerror or error}") from None
+        before += source.bytes
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._new = import_optional("zstandard").ZstdDecompressor
-        self._frame = None
-        self._ready = b""
 
-    def readable(self) -> bool:
-        """Yes."""
-        return True
+def _read_text(source: Source, *, val_every: int) -> Iterator[Block]:
+    with source.path.open("rb") as file:
+        parts: list[tuple[int, int, Split | None]] = [(0, source.bytes, None)]
+        if source.bytes >= BOOK_BYTES:
+            border = find_validation_start(file, size=source.bytes, val_every=val_every)
+            parts = [(0, border, "train"), (border, source.bytes, "val")]
+        for start, stop, split in parts:
+            offset = start
+            for text, end in encode.read_pieces(file, start, stop, path=source.path):
+                if offset == 0:
+                    text = text.removeprefix(BYTE_ORDER_MARK)
+                begins = offset == start
+                yield Block(source.path, text, end, begins_document=begins, split=split)
+                offset = end
 
-    def readinto(self, buffer: bytearray | memoryview, /) -> int:  # type: ignore[override]
-        """Fill some of the buffer; 0 at the end of the last frame."""
-        compressed = b""
-        while not self._ready:
-            compressed = compressed or self._file.read(CHUNK_BYTES)
-            if not compressed:
-                if self._frame is not None:
-                    raise EOFError("the last zstandard frame has no end")
-                return 0
-            self._frame = self._frame or self._new().decompressobj()
-            self._ready, compressed = self._frame.decompress(compressed), b""
-            if self._frame.eof:
-                compressed, self._frame = self._frame.unused_data, None
-        count = min(len(buffer), len(self._ready))
-        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
-        if compressed:  # the beginning of the next frame
-            self._file.seek(-len(compressed), io.SEEK_CUR)
-        return count
+
+def find_validation_start(file: IO[bytes], *, size: int, val_every: int) -> int:
+    """Where the validation part of a text begins, as a byte offset; `size` if there is none.
+
+    It is the first line that begins in the last 1/val_every of the bytes; without a line end in
+    the next megabyte, the first character there.
+    """
+    if val_every == 0:
+        return size
+    start = size - size // val_every
+    file.seek(start)
+    ahead = file.read(encode.BLOCK_BYTES)
+    line = ahead.find(b"\n") + 1
+    if line:
+        return start + line
+    while ahead and ahead[0] & 0xC0 == 0x80:  # inside a character
+        start, ahead = start + 1, ahead[1:]
+    return start
+
+
+def _read_lines(source: Source) -> Iterator[Block]:
+    record = 0
+    try:
+        with open_lines(source.path) as (stream, file):
+            while content := stream.read(encode.BLOCK_BYTES):
+                content += stream.readline()  # up to the end of a line
+                yield Block(source.path, content, file.tell(), record + 1)
+                record += content.count(b"\n")
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise UserError(
+            f"{source.path} is cut short or damaged after line {record} ({error}): get it again"
+        ) from None
 
 
 @contextmanager
-def open_lines(source: Source, offset: int) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-    """A .jsonl file, decompressed, from byte `offset` of the text on; and the file on disk, whose
-    position tells the progress. A compressed one has to be read up to the offset."""
-    with source.path.open("rb") as file:
-        suffix = source.path.suffix.lower()
-        if suffix not in (".gz", ".zst"):
-            file.seek(offset)
+def open_lines(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+    """A .jsonl file, decompressed; and the file on disk, whose position tells the progress.
+
+    Reading raises OSError without a number if a compressed file is cut short or damaged.
+    """
+    with path.open("rb") as file:
+        compression = COMPRESSIONS.get(path.suffix.lower())
+        if compression is None:
             yield file, file
             return
-        raw = gzip.GzipFile(fileobj=file) if suffix == ".gz" else ZstandardReader(file)
-        stream = io.BufferedReader(raw, 1 << 20)
-        while offset:
-            skipped = len(stream.read(min(offset, 1 << 20)))
-            if not skipped:
-                raise EOFError("it became shorter")
-            offset -= skipped
-        yield stream, file
+        pyarrow = import_optional("pyarrow")
+        stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(file), compression)
+        with io.BufferedReader(stream, 1 << 20) as lines:
+            yield lines, file
 
 
-def stream_errors() -> tuple[type[Exception], ...]:
-    """What a compressed file that is cut short or damaged raises."""
-    errors: tuple[type[Exception], ...] = (EOFError, gzip.BadGzipFile, zlib.error)
+def _read_rows(source: Source, *, text_field: str) -> Iterator[Block]:
+    pyarrow, parquet = import_optional("pyarrow"), import_optional("pyarrow.parquet")
+    record = size = 0
+    texts: list[str | None] = []
     try:
-        return (*errors, importlib.import_module("zstandard").ZstdError)
-    except ModuleNotFoundError:
-        return errors
+        with parquet.ParquetFile(source.path, pre_buffer=False) as file:
+            names, num_rows = file.schema_arrow.names, file.metadata.num_rows
+            if text_field not in names:
+                raise UserError(
+                    f"{source.path} has no column {text_field!r}, only {', '.join(names)}"
+                )
+            for batch in file.iter_batches(PARQUET_ROWS, columns=[text_field]):
+                values = batch.column(0).to_pylist()
+                texts += values
+                size += sum(len(text) for text in values if isinstance(text, str))
+                if size >= encode.BLOCK_BYTES:
+                    first, record = record + 1, record + len(texts)
+                    done = source.bytes * record // num_rows
+                    yield Block(source.path, texts, done, first)
+                    texts, size = [], 0
+            if texts:
+                yield Block(source.path, texts, source.bytes, record + 1)
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{source.path} is damaged after row {record} ({reason}): get it again"
+        ) from None
 
 
 def import_optional(name: str) -> ModuleType:

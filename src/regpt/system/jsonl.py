@@ -1,5 +1,6 @@
 """Examples in files of one JSON object per line; whatever is wrong is named by line number."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,7 +37,8 @@ def parse_object(line: bytes, path: Path, number: int) -> dict[str, Any]:
     try:
         value = parse_json(line)
     except ValueError as error:
-        reason = str(error).partition(":")[0]
+        where = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+        reason = str(error).partition(":")[0] + where
         raise UserError(f"{path} line {number} is not JSON ({reason}): mend or drop it") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} line {number} is no JSON object: mend or drop it")
@@ -46,8 +48,10 @@ def parse_object(line: bytes, path: Path, number: int) -> dict[str, Any]:
 def field(value: dict[str, Any], name: str, kind: type[T], *, where: str) -> T:
     """A field of an object, of the type asked for."""
     if name not in value:
-        raise UserError(f"{where} has no field {name!r}: mend or drop the line")
+        names = ", ".join(list(value)[:8]) or "none"
+        raise UserError(f"{where} has no field {name!r} (its fields: {names}): mend or drop it")
     found = value[name]
     if not isinstance(found, kind) or isinstance(found, bool):
-        raise UserError(f"{where}: field {name!r} is not {NAMES[kind]}: mend or drop the line")
+        found = f"{found!r:.40}"
+        raise UserError(f"{where}: field {name!r} is not {NAMES[kind]} ({found}): mend or drop it")
     return found
