@@ -154,7 +154,7 @@ MADE = [
 
 
 @pytest.mark.parametrize(("flags", "what"), MADE, ids=[what for _, what in MADE])
-def test_lines_of_another_making_are_not_taken(
+def test_lines_made_otherwise_are_not_taken(
     directory: Path,
     prompts: Path,
     tmp_path: Path,

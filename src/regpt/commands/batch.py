@@ -4,7 +4,7 @@ Lines go through the model in batches of similar length; each finished batch is 
 output at once. Every line's randomness is its own (the portable stream, by line number), so its
 text depends neither on the batch it fell into nor on where an earlier run was killed. Started
 again, the command reads what is already written, drops a half line, and does the rest, if all is as
-it was (`making.py`).
+it was (provenance.py).
 """
 
 import json
@@ -16,7 +16,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from regpt.commands.making import check_making, describe_making, facts_beside, write_facts
+from regpt.commands.provenance import (
+    check_provenance,
+    describe_provenance,
+    provenance_path,
+    write_provenance,
+)
 from regpt.core.detokenize import cut_at_stop
 from regpt.core.generate import Decoder, as_lists, generate_steps, until_end
 from regpt.core.model import GPT
@@ -39,10 +44,10 @@ def read_file(path: Path) -> bytes:
         raise UserError(f"cannot read {path} ({error.strerror}): name a JSONL file") from None
 
 
-def place_of_output(path: Path, output: str | None) -> Path:
+def output_path(path: Path, output: str | None) -> Path:
     """Where the lines go; not over the prompts, by whatever name or link."""
     place = Path(output) if output else path.with_suffix(".out.jsonl")
-    for written in (place, facts_beside(place)):
+    for written in (place, provenance_path(place)):
         if written.exists() and written.samefile(path):
             raise UserError(f"{place}: --output would overwrite the prompts: name another file")
     if place.is_dir():
@@ -104,16 +109,16 @@ def write_batch(
             "portable"
         )
     text = read_file(path)
-    place = place_of_output(path, output)
+    place = output_path(path, output)
     prompts, faults = read_prompts(path, text, params, model)
-    making = describe_making(model, text, params, stop=stop, dtype=dtype)
+    provenance = describe_provenance(model, text, params, stop=stop, dtype=dtype)
     done = read_done(place)
-    if done or (place.exists() and place.stat().st_size and not facts_beside(place).exists()):
-        check_making(place, making, done, path, prompts)
+    if done or (place.exists() and place.stat().st_size and not provenance_path(place).exists()):
+        check_provenance(place, provenance, done, path, prompts)
     decoder, note = choose_decoder(model, engine=engine, dtype=dtype)
     if note:
         sys.stderr.write(f"regpt: note: {note}\n")
-    write_facts(place, making)
+    write_provenance(place, provenance)
     kept = "".join(json.dumps(done[number]) + "\n" for number in done)
     replace_files(place.parent, {place.name: kept.encode()})
     tokenizer = get_tokenizer()

@@ -78,10 +78,10 @@ def sample(
         model: A run directory, a Hugging Face directory, a hub name, or `random` (untrained 124M).
         num_samples: How many continuations.
         max_length: Length of the text in tokens, the prompt included.
-        top_k: Draw among the k most likely tokens; None for all.
-        top_p: Draw among the most likely tokens that together hold this probability.
-        min_p: Draw among tokens at least this share as likely as the most likely one.
-        temperature: Divides the logits; 0 takes the most likely token (greedy).
+        top_k: Sample from the k most likely tokens; None for all.
+        top_p: Nucleus sampling: from the most likely tokens that together have this probability.
+        min_p: Sample from tokens with at least this fraction of the highest probability.
+        temperature: Divides the logits; 0 is greedy.
         repetition_penalty: Above 1 makes tokens already in the text less likely.
         stop: End a text before any of these strings.
         seed: Same seed, same device: same text.
@@ -90,13 +90,13 @@ def sample(
         overflow: Past the model's last position: error, or slide (forget the oldest text).
         device: auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps.
         dtype: Compute dtype: fp32 (exact), bf16, int8 (CPU), or auto, the fastest measured here.
-        engine: fast (packed matrices on a CPU, recorded steps on CUDA), plain (through the model),
-            or auto: fast on a CPU where it works.
-        speculate: Guess tokens ahead and check them, which changes no text: draft (an int8 copy
-            guesses), lookup (repeats of earlier text), off; auto drafts where it pays.
+        engine: Decoder: fast (packed weights on a CPU, CUDA graphs on a GPU), plain (the model's
+            own forward pass), or auto: fast on a CPU where it works.
+        speculate: Speculative decoding, which changes no text. The drafter is draft (an int8 copy
+            of the model), lookup (n-grams of the text so far) or off; auto drafts where it pays.
         stream: Print the text of one sample as it comes.
-        logprobs: With --json: the log-probability of every drawn token, and the so many most
-            likely ones at its place with theirs.
+        logprobs: With --json: the log-probability of every sampled token, and of the N most
+            likely tokens at its position.
         batch: Continue every line of this JSONL file ({"prompt": ...}), once each.
         output: With --batch: where the lines go; default FILE.out.jsonl. Kept after a kill.
         json: Print one JSON object per sample and nothing else.

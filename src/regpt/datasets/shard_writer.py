@@ -8,6 +8,7 @@ byte that of one run. At the end manifest.json takes the place of progress.json.
 """
 
 import os
+import re
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -59,7 +60,11 @@ class State:
             splits={s: SplitRecord(**check_types(SplitRecord, splits[s])) for s in SPLITS},
             digests={s: digests[s] for s in SPLITS},
         )
-        return cls(**check_types(cls, values))
+        state = cls(**check_types(cls, values))
+        for digest in (one for each in state.digests.values() for one in each):
+            if not re.fullmatch("[0-9a-f]{64}", digest):
+                raise TypeError(f"digest {digest!r:.40}")
+        return state
 
 
 class ShardWriter:

@@ -1,9 +1,10 @@
-"""What the output of `regpt sample --batch` was made from: a small JSON file beside it.
+"""Provenance of the output of `regpt sample --batch`: model, parameters and prompts, as JSON.
 
-The output stays lines and nothing else. `NAME.making.json` is there before the first of them, so a
-kill at any time leaves an output that knows what it is. Lines of another making are never mixed in:
-what differs is named instead. The prompts may grow and undone lines may change, since a line's text
-depends on its own prompt alone; a line that is done must still be the line it was made from.
+The output stays lines and nothing else. `NAME.making.json` is written beside it before the first
+line, so an output always knows what it was made from, also after a kill. Lines made with another
+model or other parameters are never mixed in: what differs is named instead. The prompts may grow
+and undone lines may change, since a line's text depends on its own prompt alone; a line that is
+done must still be the line it was made from.
 """
 
 import hashlib
@@ -25,8 +26,8 @@ SHOWN = 40
 """Characters of a prompt in a message."""
 
 
-def facts_beside(output: Path) -> Path:
-    """The file that says what an output was made from."""
+def provenance_path(output: Path) -> Path:
+    """The file that holds an output's provenance."""
     return output.with_name(f"{output.name}.making.json")
 
 
@@ -39,7 +40,7 @@ def fingerprint(model: GPT) -> str:
     return digest.hexdigest()
 
 
-def describe_making(
+def describe_provenance(
     model: GPT, prompts: bytes, params: SamplingParams, *, stop: tuple[str, ...], dtype: str
 ) -> dict[str, Any]:
     """Everything that decides the texts; `prompts` is the whole file."""
@@ -55,9 +56,9 @@ def describe_making(
     }
 
 
-def read_facts(output: Path) -> dict[str, Any]:
-    """What the lines of an output were made from; UserError if nobody knows."""
-    place = facts_beside(output)
+def read_provenance(output: Path) -> dict[str, Any]:
+    """The provenance of an output. Raises UserError if its file is missing or damaged."""
+    place = provenance_path(output)
     try:
         found = json.loads(place.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -70,19 +71,19 @@ def read_facts(output: Path) -> dict[str, Any]:
     return found
 
 
-def check_making(
+def check_provenance(
     output: Path,
-    making: Mapping[str, Any],
+    provenance: Mapping[str, Any],
     done: Mapping[int, Mapping[str, Any]],
     path: Path,
     prompts: Mapping[int, str],
 ) -> None:
-    """Refuse lines of another making, or of other prompts than the file at `path` now holds."""
-    before = read_facts(output)
+    """Refuse lines made otherwise, or of other prompts than the file at `path` now holds."""
+    before = read_provenance(output)
     if not done:
         return
     differs = []
-    for name, value in making.items():
+    for name, value in provenance.items():
         if name in ("prompts", "lines") or before.get(name) == value:
             continue
         was = before.get(name)
@@ -101,14 +102,14 @@ def check_making(
             f"{path} is not what {output} was made from: {len(changed)} of the {len(done)} lines "
             f"done differ, line {first} was {was}, is {now}: {ways}"
         )
-    if before.get("prompts") != making["prompts"]:
+    if before.get("prompts") != provenance["prompts"]:
         sys.stderr.write(
-            f"regpt: note: {path} has changed, {making['lines']} lines after "
+            f"regpt: note: {path} has changed, {provenance['lines']} lines after "
             f"{before.get('lines')}; the {len(done)} done are as they were\n"
         )
 
 
-def write_facts(output: Path, making: Mapping[str, Any]) -> None:
-    """Write what an output is made from, before its first line."""
-    text = json.dumps(making, indent=2) + "\n"
-    replace_files(output.parent, {facts_beside(output).name: text.encode()})
+def write_provenance(output: Path, provenance: Mapping[str, Any]) -> None:
+    """Write the provenance of an output, before its first line."""
+    text = json.dumps(provenance, indent=2) + "\n"
+    replace_files(output.parent, {provenance_path(output).name: text.encode()})
