@@ -136,8 +136,8 @@ def test_a_batch_goes_through_the_decoder_that_was_chosen(
             steps.append(len(tokens))
             return super().step(tokens)
 
-    def as_on_cuda(model: GPT, *, length: int, **other: object) -> tuple[PlainDecoder, None]:
-        return Graph(model, dtype=torch.float32, length=length), None
+    def as_on_cuda(model: GPT, **other: object) -> tuple[PlainDecoder, None]:
+        return Graph(model, dtype=torch.float32), None
 
     monkeypatch.setattr("regpt.commands.batch.choose_decoder", as_on_cuda)
     assert batch(directory, prompts) == plain

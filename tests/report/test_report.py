@@ -171,7 +171,7 @@ def test_a_single_validation_is_a_figure_and_no_chart(tmp_path: Path) -> None:
         report(make_run(tmp_path / name, **made))
         return (tmp_path / name / "report.html").read_text(encoding="utf-8")
 
-    title = "Validation, nats per character</"
+    title = "Validation, nats per character <span>"
     once = page("once", steps=20, fingerprint="ab")
     assert title not in once
     assert '<td class="number">1.8000</td>' in once

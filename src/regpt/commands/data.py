@@ -7,7 +7,7 @@ from typing import Literal
 
 from regpt.core.data import BatchPlan, Loader, Order, describe_batch
 from regpt.core.tokenizer import get_tokenizer
-from regpt.datasets.manifest import Manifest
+from regpt.datasets.manifest import SPLITS, Manifest
 from regpt.datasets.shards import ShardDataset
 from regpt.system.distributed import World
 from regpt.system.errors import UserError
@@ -71,7 +71,10 @@ def verify(directory: Path) -> None:
     if manifest is None:  # says what the directory is instead
         ShardDataset.open(directory, verify=True)
         return
-    for split, count in Counter(shard.split for shard in manifest.shards).items():
+    counts = Counter(shard.split for shard in manifest.shards)
+    for split in SPLITS:
+        if not (count := counts[split]):
+            continue
         shards = "1 shard" if count == 1 else f"{count} shards"
         sys.stdout.write(f"{split:<6} reading {shards}\n")
         sys.stdout.flush()

@@ -17,7 +17,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from regpt.system.errors import UserError
 from regpt.system.files import replace_files
@@ -129,7 +129,7 @@ class Manifest:
 
     @classmethod
     def _from_content(cls, content: dict) -> "Manifest":
-        values = dict(
+        values: dict[str, Any] = dict(
             tokenizer_digest=content["tokenizer"]["digest"],
             vocab_size=content["tokenizer"]["vocab_size"],
             end_of_text=content["end_of_text"],

@@ -84,7 +84,8 @@ class Chart:
     @property
     def legend(self) -> tuple[Curve, ...]:
         """The curves that need a name: all, or none where the title says it."""
-        return self.curves if len(self.curves) > 1 or self.curves[0].errors else ()
+        several = len(self.curves) > 1 or any(curve.errors for curve in self.curves)
+        return self.curves if several else ()
 
     def y_range(self) -> tuple[float, float]:
         """From the lowest to the highest value that must be seen, with some room."""
@@ -105,7 +106,7 @@ def style() -> Iterator[None]:
     """The looks of every picture; a context, or a decorator of what draws."""
     import matplotlib  # half a second: only when a picture is drawn
 
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE):  # pyright: ignore[reportArgumentType]
         yield
 
 
