@@ -27,6 +27,7 @@ COMMANDS = {
     "prepare": "text files into shards of tokens",
     "data": "the texts of a step: regpt data show RUN --step N; shards: regpt data verify DIR",
     "sample": "let a model continue a prompt",
+    "serve": "a completion server with exact answers: OpenAI's API for base models",
     "evaluate": "loss of a text, HellaSwag, LAMBADA: figures that compare",
     "explain": "look inside a text: probabilities, alternatives, attention",
     "report": "a page of curves, samples and settings of one run or several",

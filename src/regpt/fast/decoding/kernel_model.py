@@ -15,15 +15,12 @@ from torch import Tensor, nn
 from regpt.core.kv_cache import KeyValueCache
 from regpt.core.model import GPT, Block, GPTConfig
 from regpt.fast.decoding.packed_linear import TOLERANCE, EngineName, Kind
-from regpt.fast.kernels.bindings import BF16, FP32, INT8, CBlock, CCall, CLinear, CModel
+from regpt.fast.decoding.panels import KIND_NUMBERS, Panels
+from regpt.fast.kernels.bindings import BF16, CBlock, CCall, CLinear, CModel
 from regpt.fast.kernels.build import load_library
 from regpt.fast.kernels.draws import LARGEST_K
 from regpt.system.errors import UserError
 
-KIND_NUMBERS: dict[Kind, int] = {"fp32": FP32, "bf16": BF16, "int8": INT8}
-GROUPED: dict[Kind, int] = {"fp32": 1, "bf16": 2, "int8": 4}
-"""Inputs that one 32-bit step holds."""
-PANEL = 64
 LANES = 16
 CANDIDATES = 4096
 """Logits of one token that `head.h` has room for, when it looks for the k largest."""
@@ -33,40 +30,6 @@ ROUNDING = 1e-4
 """What float32 sums of a product can be off, against the lengths of its factors."""
 MOST_TOKENS = 256
 """Tokens of one call: what its buffers are made for; longer texts take several."""
-
-
-class Panels:
-    """A matrix (N, K) in the kernel's order, with its bias; keeps the memory alive."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, kind: Kind) -> None:
-        weight = weight.detach().float()
-        N, K = weight.shape
-        self.scale = self.sums = None
-        if kind == "int8":
-            self._pack_int8(weight.contiguous())
-        else:
-            weight = weight.bfloat16() if kind == "bf16" else weight
-            padded = weight
-            if N % PANEL:
-                padded = weight.new_zeros(-(-N // PANEL) * PANEL, K)
-                padded[:N] = weight
-            group = GROUPED[kind]
-            # (panels, steps, outputs of a panel, inputs of a step)
-            self.weight = padded.view(-1, PANEL, K // group, group).transpose(1, 2).contiguous()
-        self.bias = None if bias is None else bias.detach().float().contiguous()
-        self.structure = CLinear(
-            *(None if part is None else part.data_ptr()
-              for part in (self.weight, self.bias, self.scale, self.sums)),
-            K,
-            N,
-        )  # fmt: skip
-
-    def _pack_int8(self, weight: Tensor) -> None:
-        N, K = weight.shape
-        self.scale, self.sums = torch.empty(N), torch.empty(N)
-        self.weight = torch.empty(-(-N // PANEL) * PANEL, K, dtype=torch.int8)
-        places = (part.data_ptr() for part in (self.weight, self.scale, self.sums))
-        load_library().regpt_pack_int8(weight.data_ptr(), N, K, *places, torch.get_num_threads())
 
 
 class NativeModel:
@@ -210,13 +173,18 @@ class NativeModel:
         *,
         wanted: Sequence[int],
         top_k: int | None = None,
+        at: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Append (B, T) tokens; logits (len(wanted), V) after those at these places of B * T."""
+        """Append (B, T) tokens; logits (len(wanted), V) after those at these places of B * T.
+
+        `at`: the cache's row and the position of every token, (B, T) int64 each; default: the rows
+        in order, each from its end on.
+        """
         B, T = idx.shape
         tokens = B * T
-        positions = cache.positions(T).expand(B, T).contiguous()
+        rows, positions = at or (torch.arange(B)[:, None], cache.positions(T))
+        rows, positions = (part.expand(B, T).contiguous() for part in (rows, positions))
         ids = idx.contiguous()
-        rows = torch.arange(B).repeat_interleave(T)
         places = torch.tensor(wanted, dtype=torch.int64)
         logits = torch.empty(len(wanted), self.vocab_size)
         kept = cache.tensor

@@ -24,7 +24,7 @@ from regpt.system.cache_folder import alone_with, cache_folder, private_folder, 
 from regpt.system.errors import UserError
 from regpt.system.files import new_file
 
-UNITS = ("decode.c", "pack.c", "adamw.c", "words.c", "draw.c", "training.c", "muon.c")
+UNITS = ("decode.c", "pack.c", "adamw.c", "words.c", "draw.c", "training.c", "muon.c", "philox.c")
 SOURCES = (*UNITS, "products.h", "largest.h", "head.h", "vectors.h")
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
 COMPILERS = ("cc", "gcc", "clang")
@@ -113,6 +113,7 @@ SIGNATURES = {
     "regpt_squares": (COUNT, POINTER, COUNT),
     "regpt_muon": (COUNT, POINTER, POINTER, COUNT, COUNT, COUNT),
     "regpt_words": (POINTER, COUNT, POINTER),
+    "regpt_philox": (ctypes.c_uint64, *[COUNT] * 3, POINTER),
     "regpt_draw": (POINTER,),
     "regpt_norm": (COUNT, COUNT, *[POINTER] * 5, NUMBER, POINTER, POINTER, COUNT),
     "regpt_norm_again": (COUNT, COUNT, *[POINTER] * 5, COUNT),

@@ -1,0 +1,139 @@
+"""`regpt serve`: a completion server with exact answers."""
+
+import os
+import sys
+import threading
+from typing import TYPE_CHECKING, Literal
+
+from regpt.system.errors import UserError
+
+if TYPE_CHECKING:
+    import socket
+    from pathlib import Path
+
+    from regpt.serve.backend import GPT, Kind
+    from regpt.serve.engine import Engine
+
+POLL_SECONDS = 2.0
+FEWEST_CHARACTERS = 16
+
+
+def serve(
+    model: str = "gpt2",
+    /,
+    *,
+    port: int = 8000,
+    host: str = "127.0.0.1",
+    api_key: str | None = None,
+    dtype: Literal["fp32", "bf16", "int8"] = "fp32",
+    rows: int | None = None,
+    follow: bool = False,
+) -> None:
+    """Serve a model over HTTP as OpenAI's completions API.
+
+    One seed, one prompt, one text, whatever else the server does: docs/serve.md.
+
+    Args:
+        model: A run directory, a Hugging Face directory, a hub name, or `random` (untrained 124M).
+        port: The port to listen on; 0 for any free one.
+        host: The address to listen on. Another than this machine's own needs --api-key.
+        api_key: What clients must send; better in the variable REGPT_API_KEY, which no list of
+            processes shows.
+        dtype: Compute dtype: fp32 (exact), bf16, int8.
+        rows: Texts written at a time; default: as many as memory allows, up to 16.
+        follow: MODEL is a run: serve its newest checkpoint, and each new one as it is saved.
+    """
+    sys.stderr.write(f"regpt: loading {model}\n")
+    api_key = api_key if api_key is not None else os.environ.get("REGPT_API_KEY")
+    check_address(host, api_key)
+    from regpt.serve.server import listen
+
+    with listen(host, port) as listener:
+        run(model, listener, host=host, api_key=api_key, dtype=dtype, rows=rows, follow=follow)
+
+
+def run(
+    model: str,
+    listener: "socket.socket",
+    *,
+    host: str,
+    api_key: str | None,
+    dtype: "Kind",
+    rows: int | None,
+    follow: bool,
+) -> None:
+    """Load and serve, until interrupted."""
+    from regpt.serve.backend import prepare
+    from regpt.serve.engine import Engine
+    from regpt.serve.server import make_server
+
+    name = os.path.basename(os.path.normpath(model)) if os.path.isdir(model) else model
+    weights, checkpoint = find(model, follow=follow)
+    loaded = prepare(weights, name, dtype=dtype, rows=rows)
+    if loaded.note:
+        sys.stderr.write(f"regpt: note: {loaded.note}\n")
+    engine = Engine(loaded)
+    engine.start()
+    if follow:
+        arguments = (engine, model, checkpoint, dtype)
+        threading.Thread(target=follow_run, args=arguments, daemon=True).start()
+    shown = f"[{host}]" if ":" in host else host
+
+    def ready() -> None:
+        url = f"http://{shown}:{listener.getsockname()[1]}"
+        sys.stdout.write(f"serving {name} ({dtype}, {loaded.rows} rows) at {url}\n")
+        sys.stdout.flush()
+
+    try:
+        make_server(engine, host=host, api_key=api_key, ready=ready).run(sockets=[listener])
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.stderr.write("regpt: stopped\n")
+        if not engine.join(0.5):
+            sys.stderr.flush()
+            os._exit(0)  # a long step still computes; nobody waits for it
+
+
+def check_address(host: str, api_key: str | None) -> None:
+    """An address that others reach needs a key, and a key some length."""
+    from regpt.serve.security import is_loopback
+
+    if api_key is not None and len(api_key) < FEWEST_CHARACTERS:
+        raise UserError(
+            f"the API key has {len(api_key)} characters, it needs {FEWEST_CHARACTERS} or more"
+        )
+    if api_key is None and not is_loopback(host):
+        raise UserError(f"--host {host} can be reached from elsewhere: give --api-key too")
+
+
+def find(model: str, *, follow: bool) -> "tuple[GPT, Path | None]":
+    """The weights to begin with, and the checkpoint they are from, if a run is followed."""
+    from regpt.serve.backend import load_weights, newest_checkpoint
+
+    if not follow:
+        return load_weights(model), None
+    checkpoint = newest_checkpoint(model)
+    if checkpoint is None:
+        raise UserError(f"{model} has no checkpoint yet: --follow needs a run that has saved one")
+    return load_weights(str(checkpoint)), checkpoint
+
+
+def follow_run(engine: "Engine", run: str, served: "Path", dtype: "Kind") -> None:
+    """Hand each new checkpoint of a run to the engine."""
+    from regpt.serve.backend import load_weights, newest_checkpoint, prepare
+
+    pause = threading.Event()
+    while not pause.wait(POLL_SECONDS):
+        newest = newest_checkpoint(run)
+        if newest is None or newest == served:
+            continue
+        try:
+            weights = load_weights(str(newest))
+            loaded = prepare(weights, engine.loaded.name, dtype=dtype, rows=engine.loaded.rows)
+        except (UserError, OSError) as error:  # it may have been removed for a newer one
+            sys.stderr.write(f"regpt: note: {newest.name} cannot be served: {error}\n")
+        else:
+            engine.replace(loaded)
+            sys.stderr.write(f"regpt: serving {newest.name} ({loaded.fingerprint})\n")
+        served = newest

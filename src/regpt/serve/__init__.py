@@ -1,0 +1,1 @@
+"""A completion server for base models: one seed, one prompt, one text, in any company."""

@@ -1,0 +1,238 @@
+"""The application: OpenAI's completions, models, health and metrics, over one engine."""
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from regpt.serve.answers import HANDLERS, check_model, read_json
+from regpt.serve.completions import Completion, Failure, Format, Piece, event
+from regpt.serve.engine import Closed, Engine, Full
+from regpt.serve.request import ApiError, parse
+from regpt.serve.security import Security
+from regpt.serve.tokenizer_routes import tokenizer_routes
+
+WAIT_SECONDS = 600.0
+"""A request whose first token is not there by then is told to come again."""
+RETRY_SECONDS = 5
+SHUTTING_DOWN = "the server is shutting down"
+
+Pieces = asyncio.Queue[list[Piece | Failure]]
+
+
+class Disconnected(Exception):
+    """The client has gone."""
+
+
+async def gone(receive: Receive) -> None:
+    """Wait until the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events; `end` is called however they end, by a client that goes too."""
+
+    def __init__(self, lines: AsyncIterator[bytes], *, end: Callable[[], None]) -> None:
+        headers = {"x-accel-buffering": "no"}
+        super().__init__(lines, media_type="text/event-stream", headers=headers)
+        self.end = end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.end()
+
+
+class Server:
+    """The handlers, over one engine."""
+
+    def __init__(self, engine: Engine, *, wait_seconds: float = WAIT_SECONDS) -> None:
+        self.engine = engine
+        self.wait_seconds = wait_seconds
+        self.created = int(time.time())
+
+    @property
+    def name(self) -> str:
+        """What the model is called."""
+        return self.engine.loaded.name
+
+    def routes(self) -> list[Route]:
+        """All of them."""
+        return [
+            Route("/v1/completions", self.completions, methods=["POST"]),
+            Route("/v1/models", self.models),
+            Route("/v1/models/{name:path}", self.model),
+            Route("/health", self.health),
+            Route("/metrics", self.metrics),
+        ]
+
+    async def completions(self, request: Request) -> Response:
+        """POST /v1/completions."""
+        body = await request.body()
+        config = self.engine.loaded.config
+        loop = asyncio.get_running_loop()
+        pieces: Pieces = asyncio.Queue()
+
+        def deliver(new: list[Piece | Failure]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(pieces.put_nowait, new)
+
+        def understand() -> Completion:
+            value = read_json(body)
+            if isinstance(value, dict):
+                check_model(value.get("model"), self.name)
+            asked = parse(value, positions=config.block_size, vocab_size=config.vocab_size)
+            return Completion(asked, deliver)
+
+        completion = await asyncio.to_thread(understand)
+        self.submit(completion)
+        form = Format(completion, name=f"cmpl-{secrets.token_hex(12)}", model=self.name)
+        watch = asyncio.create_task(gone(request.receive))
+        streams = False
+        try:
+            first = await self.first(completion, pieces, watch)
+            if completion.request.stream:
+                streams = True
+                lines = self.events(completion, form, first, pieces)
+                return EventStream(lines, end=lambda: self.engine.cancel(completion))
+            return JSONResponse(form.whole(await self.rest(completion, first, pieces, watch)))
+        except Disconnected:
+            return Response(status_code=499)
+        finally:
+            watch.cancel()
+            if not streams:
+                self.engine.cancel(completion)
+
+    def submit(self, completion: Completion) -> None:
+        """Queue a request, or say when to come again."""
+        retry = {"retry-after": str(RETRY_SECONDS)}
+        try:
+            self.engine.submit(completion)
+        except Full:
+            raise ApiError(
+                "the queue is full: try again later", status=429, headers=retry
+            ) from None
+        except Closed:
+            raise ApiError(SHUTTING_DOWN, status=503, headers=retry) from None
+
+    async def first(
+        self, completion: Completion, pieces: Pieces, watch: asyncio.Task[None]
+    ) -> list[Piece]:
+        """The first pieces, on which the answer's status depends."""
+        try:
+            async with asyncio.timeout(self.wait_seconds):
+                return await self.next(completion, pieces, watch)
+        except TimeoutError:
+            raise ApiError(
+                f"the queue was too long: no token after {self.wait_seconds:g} s",
+                status=429,
+                headers={"retry-after": str(RETRY_SECONDS)},
+            ) from None
+
+    async def next(
+        self, completion: Completion, pieces: Pieces, watch: asyncio.Task[None] | None = None
+    ) -> list[Piece]:
+        """The next pieces. Raises `ApiError` if there will be none, `Disconnected`."""
+        if watch is not None and pieces.empty():
+            getting = asyncio.ensure_future(pieces.get())
+            try:
+                await asyncio.wait((getting, watch), return_when=asyncio.FIRST_COMPLETED)
+                if not getting.done():
+                    raise Disconnected
+                new = getting.result()
+            finally:
+                getting.cancel()
+        else:
+            new = await pieces.get()
+        good = [piece for piece in new if isinstance(piece, Piece)]
+        failure = next((piece for piece in new if isinstance(piece, Failure)), None)
+        if failure is not None:
+            status = 503 if failure.message == SHUTTING_DOWN else 500
+            raise ApiError(failure.message, status=status)
+        completion.finished += sum(piece.finish_reason is not None for piece in good)
+        return good
+
+    async def rest(
+        self,
+        completion: Completion,
+        first: list[Piece],
+        pieces: Pieces,
+        watch: asyncio.Task[None],
+    ) -> list[Piece]:
+        """All pieces."""
+        found = first
+        while completion.finished < len(completion.choices):
+            found += await self.next(completion, pieces, watch)
+        return found
+
+    async def events(
+        self, completion: Completion, form: Format, first: list[Piece], pieces: Pieces
+    ) -> AsyncIterator[bytes]:
+        """The lines of a stream."""
+        try:
+            new = first
+            yield b"".join(map(form.chunk, new))
+            while completion.finished < len(completion.choices):
+                new = await self.next(completion, pieces)
+                yield b"".join(map(form.chunk, new))
+            yield form.last()
+        except ApiError as error:
+            yield event(error.body())
+
+    def card(self) -> dict[str, Any]:
+        """The model, as OpenAI lists it."""
+        loaded = self.engine.loaded
+        return {
+            "id": self.name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "regpt",
+            "max_model_len": loaded.config.block_size,
+            "system_fingerprint": loaded.fingerprint,
+        }
+
+    async def models(self, request: Request) -> Response:
+        """GET /v1/models."""
+        return JSONResponse({"object": "list", "data": [self.card()]})
+
+    async def model(self, request: Request) -> Response:
+        """GET /v1/models/NAME."""
+        check_model(request.path_params["name"], self.name)
+        return JSONResponse(self.card())
+
+    async def health(self, request: Request) -> Response:
+        """GET /health."""
+        return JSONResponse({"status": "ok"})
+
+    async def metrics(self, request: Request) -> Response:
+        """GET /metrics."""
+        page = self.engine.metrics.render(**self.engine.gauges())
+        return PlainTextResponse(page, media_type="text/plain; version=0.0.4")
+
+
+def make_app(
+    engine: Engine,
+    *,
+    host: str = "127.0.0.1",
+    api_key: str | None = None,
+    wait_seconds: float = WAIT_SECONDS,
+    **limits: Any,
+) -> ASGIApp:
+    """The application, behind its checks, whose `limits` are `Security`'s."""
+    server = Server(engine, wait_seconds=wait_seconds)
+    app = Starlette(
+        routes=[*server.routes(), *tokenizer_routes(engine)],
+        exception_handlers=HANDLERS,
+    )
+    app.router.redirect_slashes = False
+    return Security(app, host=host, api_key=api_key, **limits)
