@@ -12,6 +12,7 @@ import inspect
 import io
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, NoReturn, get_origin
@@ -194,6 +195,12 @@ def run_bench(arguments: Sequence[str]) -> None:
     name, *flags = arguments
     if name not in BENCHES:
         fail(f"unknown benchmark {name!r}: choose one of {', '.join(BENCHES)}")
+    slow = threading.Timer(1.0, sys.stderr.write, [f"regpt bench {name}: loading torch\n"])
+    slow.start()
+    try:
+        import_module(f"regpt.commands.bench_{name}")
+    finally:
+        slow.cancel()
     run_function(f"bench_{name}", f"regpt bench {name}")(flags)
 
 

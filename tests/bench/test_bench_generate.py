@@ -1,6 +1,10 @@
 """`regpt bench generate` with a tiny model: the rows, the shares, what is left out."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -33,9 +37,15 @@ def test_rows_of_one_job_beside_peers(
         lambda *a: [p for p in peers(*a) if p.name in few and p.dtype in ("fp32", "q8_0")],
     )
     out = tmp_path / "results" / "generate.md"
-    flags = ["--jobs", "lecture-5x30", "--peers", "--json", "--rounds", "1", "--seconds", "1"]
+    flags = ["--jobs", "lecture-5x30", "--peers", "--json", "--rounds", "1", "--threads", "1"]
     main(["bench", "generate", str(model), *flags, "--out", str(out)])
-    results = json.loads(capfd.readouterr().out)
+    printed = capfd.readouterr()
+    results = json.loads(printed.out)
+    assert results["machine"]["threads"] == 1
+    lines = printed.err.splitlines()
+    for told in ("measuring the machine", "loading regpt auto fp32", "loading lecture-loop fp32"):
+        assert told in lines
+    assert any(line.startswith("  lecture-5x30: regpt auto fp32: ") for line in lines)
     rows = {(row["system"], row["dtype"]): row for row in results["rows"]}
     assert {("regpt", "fp32"), ("lecture-loop", "fp32"), ("transformers", "fp32")} <= set(rows)
     row = rows["regpt", "fp32"]
@@ -45,6 +55,32 @@ def test_rows_of_one_job_beside_peers(
     text = out.read_text(encoding="utf-8")
     assert "| lecture-5x30 | regpt | fp32 |" in text
     assert "against lecture-loop fp32" in text
+
+
+def test_what_was_measured_is_left_when_it_is_stopped(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "generate.md"
+    flags = ["--jobs", "lecture-5x30", "--rounds", "1000000", "--seconds", "100000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "regpt", "bench", "generate", str(model), *flags, "--out", str(out)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not out.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)  # Ctrl-C ends it in the same way
+    printed, told = process.communicate()
+    assert process.returncode == 130, told
+    assert "interrupted: what was measured until then" in printed
+    assert "lecture-5x30  regpt" in printed
+    assert "| lecture-5x30 | regpt |" in out.read_text(encoding="utf-8")
+    assert "Traceback" not in told
+
+
+@pytest.mark.parametrize("flags", [["--seconds", "-1"], ["--rounds", "0"], ["--threads", "0"]])
+def test_wrong_numbers_are_named(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["bench", "generate", *flags])
+    assert "must be at least 1" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_bytes_of_a_step_and_their_share() -> None:

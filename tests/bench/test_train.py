@@ -220,7 +220,6 @@ def test_the_whole_command(
     out = tmp_path / "results.md"
     command.bench_train(
         jobs=("step-tiny-B2-T16",),
-        seconds=0,
         rounds=1,
         device="cpu",
         data=(str(text_file),),

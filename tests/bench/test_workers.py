@@ -103,6 +103,50 @@ def test_who_is_called_how_often(
     assert [len(measured.seconds) for measured in found] == [timed, timed]
 
 
+def test_others_load_by_a_deadline(tmp_path: Path) -> None:
+    log, faults = tmp_path / "log", []
+    systems = [*writers("a", log), *writers("b", log, ours=True)]
+    options: dict = {"observe": ignore, "faults": faults, "deadline": time.monotonic()}
+    with loaded(systems, **options) as workers:
+        assert [worker.system.name for worker in workers] == ["b"]
+    assert faults == ["a fp32 is left out: the time for loading is over"]
+
+
+def test_a_strict_budget_holds(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    faults: list[str] = []
+    rows: list[Row] = []
+    slow = Job(name="slow", tokens=10, arguments={"job": "slow", "sleep": 600.0})
+    options: dict = {"rounds": 9, "observe": ignore, "faults": faults, "strict": True}
+    with loaded(writers("ab", log), observe=ignore, faults=faults) as workers:
+        assert len(alternate(workers, JOB, seconds=60, found=rows.append, **options)) == 2
+        assert rows[-1].system == "b"
+        clock = time.monotonic()
+        workers[1].pace = 30.0  # so that 10 tokens are known to take 300 seconds
+        assert alternate(workers, slow, seconds=1, **options) == []
+        assert time.monotonic() - clock < 300
+        assert faults[0] == "slow: a fp32 is left out: no answer within 1 s"
+        assert faults[1].startswith("slow: b fp32 is left out: a call takes 300 s or more, ")
+        assert [worker.ended for worker in workers] == [True, False]
+        workers[1].pace = 0.0
+        (only,) = alternate(workers, JOB, seconds=60, **options)
+        assert only.system.name == "b"
+        del faults[:]
+        assert alternate(workers, JOB, seconds=0, **options) == []
+        assert faults[0].startswith("job: b fp32 is left out: ")
+
+
+def test_who_only_warmed_up_has_that_figure(tmp_path: Path, monkeypatch: Patch) -> None:
+    faults: list[str] = []
+    calls = iter([True, False, False])  # a budget with room for one call
+    monkeypatch.setattr(rounds.Turns, "fits", lambda *_, **__: next(calls))
+    with loaded(writers("a", tmp_path / "log"), observe=ignore, faults=faults) as workers:
+        options: dict = {"seconds": 60, "rounds": 9, "observe": ignore, "strict": True}
+        (measured,) = alternate(workers, JOB, faults=faults, **options)
+    assert len(measured.seconds) == 1
+    assert faults[0] == "job: figures of a first call only: a fp32"
+
+
 def test_what_cannot_load_is_one_line_and_the_others_go_on(tmp_path: Path) -> None:
     systems = [
         system("missing", "needs_a_package"),

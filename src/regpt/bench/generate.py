@@ -1,14 +1,16 @@
 """`regpt bench generate`: writing, ours and others', on one export and the same jobs."""
 
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 from regpt.bench.hardware_limits import Machine
 from regpt.bench.interleaved import Job, alternate
-from regpt.bench.rows import Baseline, Column, Observer, Row, speedups
-from regpt.bench.workers import System, Worker, WorkerFault, loaded
+from regpt.bench.rows import Baseline, Column, Finder, Observer, Row, speedups
+from regpt.bench.workers import PATIENCE_SECONDS, System, Worker, WorkerFault, loaded
 from regpt.core.model import GPTConfig
 
 PROMPT = (15496, 11, 314, 1101, 257, 3303, 2746, 11)
@@ -88,23 +90,33 @@ def peer_systems(model: str, files: Path) -> list[System]:
     return peers
 
 
-def convert(model: str, out: Path, kind: str) -> None:
-    """Convert in a process of its own; raises WorkerFault."""
+def convert(model: str, out: Path, kind: str, deadline: float | None = None) -> None:
+    """Convert in a process of its own, by the deadline if there is one; raises WorkerFault."""
     settings = {"model": model, "out": str(out), "kind": kind}
     system = System(
         name=kind, dtype="", load="regpt.bench.generation_systems:convert", settings=settings
     )
     worker = Worker(system)
+
+    def patience() -> float:
+        left = PATIENCE_SECONDS if deadline is None else deadline - time.monotonic()
+        return max(left, 0.0)
+
     try:
-        worker.load()
-        worker.call({})
+        worker.load(patience=patience())
+        worker.call({}, patience=patience())
     finally:
         worker.close()
 
 
 @contextmanager
 def prepared(
-    model: str, *, peers: bool, observe: Observer, faults: list[str]
+    model: str,
+    *,
+    peers: bool,
+    observe: Observer,
+    faults: list[str],
+    deadline: float | None = None,
 ) -> Iterator[list[System]]:
     """The systems, with an export and its conversions in a folder that goes afterwards."""
     with tempfile.TemporaryDirectory() as folder:
@@ -115,15 +127,17 @@ def prepared(
             convert(model, files / "export", "random")
         systems = our_systems(model)
         if peers:
-            for kind, name in (
-                ("ctranslate2", "ctranslate2"),
-                ("f32", "f32.gguf"),
-                ("bf16", "bf16.gguf"),
-                ("q8_0", "q8_0.gguf"),
+            for kind, name, package in (
+                ("ctranslate2", "ctranslate2", "ctranslate2"),
+                ("f32", "f32.gguf", "llama_cpp"),
+                ("bf16", "bf16.gguf", "llama_cpp"),
+                ("q8_0", "q8_0.gguf", "llama_cpp"),
             ):
+                if find_spec(package) is None:  # loading will say so
+                    continue
                 observe(f"converting for {kind}")
                 try:
-                    convert(model, files / name, kind)
+                    convert(model, files / name, kind, deadline)
                 except WorkerFault as fault:
                     faults.append(f"no {kind} conversion: {fault}")
             systems += peer_systems(model, files)
@@ -138,10 +152,16 @@ def run(
     rounds: int,
     observe: Observer,
     faults: list[str],
+    found: Finder,
+    strict: bool,
+    threads: int | None,
+    deadline: float | None = None,
 ) -> list[Row]:
     """All jobs, in alternating rounds over the systems that take part in them."""
     rows: list[Row] = []
-    with loaded(systems, observe=observe, faults=faults) as workers:
+    with loaded(
+        systems, observe=observe, faults=faults, threads=threads, deadline=deadline
+    ) as workers:
         for name in jobs:
             due = [worker for worker in workers if name in SLOW.get(worker.system.name, JOBS)]
             measured = alternate(
@@ -151,8 +171,10 @@ def run(
                 rounds=rounds,
                 observe=observe,
                 faults=faults,
+                found=found,
+                strict=strict,
             )
-            rows += [found.row(job(name)) for found in measured if found.seconds]
+            rows += [each.row(job(name)) for each in measured if each.seconds]
     return rows
 
 

@@ -5,6 +5,7 @@ temperature 1, and no row may end early. All read the same exported model. Loadi
 system's own format and packing are not in the time; the prompt is.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,10 @@ def ctranslate2(model: str, compute_type: str) -> Call:
 
     from regpt.weights.tokenizer_files import spelled_vocabulary
 
-    generator = ct2.Generator(model, compute_type=compute_type, inter_threads=1)
+    threads = int(os.environ.get("OMP_NUM_THREADS", "0"))  # 0: its own choice
+    generator = ct2.Generator(
+        model, compute_type=compute_type, inter_threads=1, intra_threads=threads
+    )
     names = list(spelled_vocabulary())
 
     def call(prompt: list[int], rows: int, new: int) -> None:
@@ -163,7 +167,7 @@ def llama_cpp(model: str) -> Call:
 
     from regpt.bench.hardware_limits import usable_cores
 
-    threads = usable_cores()
+    threads = int(os.environ.get("OMP_NUM_THREADS") or usable_cores())
     llama = Llama(model, n_ctx=1024, n_threads=threads, n_threads_batch=threads, verbose=False)
 
     def call(prompt: Sequence[int], rows: int, new: int) -> None:

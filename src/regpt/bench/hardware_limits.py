@@ -152,10 +152,12 @@ def find_machine(device: str = "auto", *, threads: int | None = None) -> Machine
     """Measure this machine in a process of its own, so that nothing of it stays in memory.
 
     Raises:
-        UserError: the device is not there.
+        UserError: the device is not there, or no threads are.
     """
     from regpt.bench.workers import WorkerFault
 
+    if threads is not None and threads < 1:
+        raise UserError(f"threads must be at least 1, got {threads}")
     system = System(
         name="machine",
         dtype="",

@@ -8,6 +8,10 @@ short job, so that what is timed is a second or two. Two rules keep slow systems
 - a first call of `SLOW_SECONDS` or more is not repeated, and stands in until there is a better one;
   so does a call during which something else kept the machine busy;
 - a system that has a figure is passed over when its next call would go beyond the time budget.
+
+A budget is a wish: every system is timed once, however long that takes. A strict one holds: what
+will not fit in the rest of it is left out and named, a call that outlasts it is ended, and a system
+that only warmed up is told by its first call.
 """
 
 import contextlib
@@ -16,8 +20,17 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from regpt.bench.rows import Observer, Row
-from regpt.bench.workers import Answer, System, Worker, WorkerFault, loaded, machine_seconds
+from regpt.bench.rows import Finder, Observer, Row
+from regpt.bench.workers import (
+    PATIENCE_SECONDS,
+    Answer,
+    OutOfTime,
+    System,
+    Worker,
+    WorkerFault,
+    loaded,
+    machine_seconds,
+)
 
 SLOW_SECONDS = 10.0
 """A first call this long is warm-up enough, and better than no figure."""
@@ -54,6 +67,8 @@ class Measured:
     typical: float = 0.0
     """Of one repeat, as the last call had it."""
     repeats: int = 1
+    warm: list[float] = field(default_factory=list)
+    """Of the newest first call, which warms up."""
     peak_memory_bytes: int | None = None
     facts: dict[str, object] = field(default_factory=dict)
 
@@ -63,7 +78,7 @@ class Measured:
         self.repeats = max(1, min(MOST_REPEATS, round(CALL_SECONDS / max(self.typical, 1e-9))))
         slow = answer.seconds[0] >= SLOW_SECONDS
         if first and not slow:
-            pass
+            self.warm = answer.seconds
         elif not self.seconds:
             self.seconds, self.stands_in = answer.seconds, first or disturbed
         elif self.stands_in and not disturbed:
@@ -120,6 +135,93 @@ class Others:
         return self.used / self.elapsed if self.elapsed >= 1.0 else None
 
 
+@dataclass(kw_only=True)
+class Turns:
+    """One job under way: who has which figures, and what is left of the budget."""
+
+    job: Job
+    seconds: float
+    strict: bool
+    observe: Observer
+    found: Finder
+    faults: list[str]
+    table: dict[Worker, Measured]
+    others: Others = field(default_factory=Others)
+    start: float = field(default_factory=time.monotonic)
+
+    def left(self) -> float:
+        return self.seconds - (time.monotonic() - self.start)
+
+    def expected(self, worker: Worker, *, first: bool) -> float:
+        """Seconds the next call will take at least, as far as is known."""
+        measured = self.table[worker]
+        if not measured.typical:
+            return worker.pace * self.job.tokens
+        return measured.typical * (1 if first else measured.repeats)
+
+    def fits(self, worker: Worker, *, first: bool) -> bool:  # in what is left of the budget
+        return self.expected(worker, first=first) < self.left()
+
+    def call(self, worker: Worker, *, first: bool) -> None:
+        """Do the job; a worker that fails is left out."""
+        measured, title = self.table[worker], worker.system.title
+        self.observe(f"{self.job.name}: {title}")
+        try:
+            with self.others.while_working(worker):
+                answer = worker.call(
+                    self.job.arguments,
+                    repeats=1 if first else measured.repeats,
+                    patience=max(self.left(), 0.0) if self.strict else PATIENCE_SECONDS,
+                )
+        except WorkerFault as fault:
+            if not isinstance(fault, OutOfTime) or not (measured.seconds or measured.warm):
+                del self.table[worker]
+            self.faults.append(f"{self.job.name}: {title} is left out: {fault}")
+            return
+        measured.take(answer, first=first, disturbed=self.others.last > UNDISTURBED)
+        worker.pace = measured.typical / self.job.tokens
+        if measured.seconds:
+            self.found(measured.row(self.job))
+        restless = f"{self.job.name}: {title} uses the processor while it waits"
+        if not worker.settle() and restless not in self.faults:
+            self.faults.append(restless)
+
+    def warm_up(self) -> None:
+        """The first round: every system twice, or what a strict budget has room for."""
+        for worker in list(self.table):
+            if self.strict and not self.fits(worker, first=True):
+                expected, left = self.expected(worker, first=True), max(self.left(), 0.0)
+                why = f"a call takes {expected:.0f} s or more, " if expected else ""
+                why += f"{left:.0f} s are left of {self.seconds:g}"
+                self.faults.append(f"{self.job.name}: {worker.system.title} is left out: {why}")
+                del self.table[worker]
+                continue
+            self.call(worker, first=True)
+            again = worker in self.table and not worker.ended and not self.table[worker].stands_in
+            if again and (not self.strict or self.fits(worker, first=True)):
+                self.call(worker, first=True)
+
+    def go_round(self) -> bool:
+        """Every system once that is due; whether any was."""
+        due = False
+        for worker in list(self.table):
+            wanted = not self.table[worker].seconds and not self.strict
+            if not worker.ended and (wanted or self.fits(worker, first=False)):
+                self.call(worker, first=False)
+                due = True
+        return due
+
+    def stand_in(self) -> None:
+        """Let the first call of those stand in that came no further."""
+        cold = [each for each in self.table.values() if each.warm and not each.seconds]
+        for measured in cold:
+            measured.seconds, measured.stands_in = measured.warm, True
+            self.found(measured.row(self.job))
+        if cold:
+            names = ", ".join(each.system.title for each in cold)
+            self.faults.append(f"{self.job.name}: figures of a first call only: {names}")
+
+
 def alternate(
     workers: Sequence[Worker],
     job: Job,
@@ -128,50 +230,39 @@ def alternate(
     rounds: int,
     observe: Observer,
     faults: list[str],
+    found: Finder = lambda row: None,
+    strict: bool = False,
 ) -> list[Measured]:
     """Do the job on every worker in turn: at most so many rounds, within so many seconds.
 
-    Every worker is timed at least once, whatever the budget. One that fails is added to `faults`
-    and takes no further part.
+    Every worker is timed at least once, unless the budget is `strict`. One that fails is added to
+    `faults` and takes no further part. `found` gets a row whenever it has a new figure.
     """
-    start = time.monotonic()
-    table = {worker: Measured(system=worker.system) for worker in workers}
-    others = Others()
-
-    def call(worker: Worker, *, first: bool) -> None:
-        measured = table[worker]
-        observe(f"{job.name}: {worker.system.title}")
-        try:
-            with others.while_working(worker):
-                answer = worker.call(job.arguments, repeats=1 if first else measured.repeats)
-        except WorkerFault as fault:
-            faults.append(f"{job.name}: {worker.system.title} is left out: {fault}")
-            del table[worker]
-            return
-        measured.take(answer, first=first, disturbed=others.last > UNDISTURBED)
-        restless = f"{job.name}: {worker.system.title} uses the processor while it waits"
-        if not worker.settle() and restless not in faults:
-            faults.append(restless)
-
-    for worker in workers:
-        call(worker, first=True)
-        if worker in table and not table[worker].stands_in:
-            call(worker, first=True)
-    for _ in range(rounds):
-        due = []
-        for worker in list(table):
-            measured = table[worker]
-            expected = time.monotonic() - start + measured.repeats * measured.typical
-            if not measured.seconds or expected <= seconds:
-                call(worker, first=False)
-                due.append(worker)
-        if not due:
-            break
-    if (busy := others.processors()) is not None and busy > UNDISTURBED:
-        doubtful = [measured.system.title for measured in table.values() if measured.stands_in]
+    turns = Turns(
+        job=job,
+        seconds=seconds,
+        strict=strict,
+        observe=observe,
+        found=found,
+        faults=faults,
+        table={worker: Measured(system=worker.system) for worker in workers if not worker.ended},
+    )
+    try:
+        turns.warm_up()
+        for _ in range(rounds):
+            if not turns.go_round():
+                break
+        if strict:
+            turns.stand_in()
+    except KeyboardInterrupt:  # what is there is told
+        turns.stand_in()
+        raise
+    measured = list(turns.table.values())
+    if (busy := turns.others.processors()) is not None and busy > UNDISTURBED:
+        doubtful = [each.system.title for each in measured if each.stands_in]
         figures = f"; figures too slow: {', '.join(doubtful)}" if doubtful else ""
         faults.append(f"{job.name}: something else kept {busy:.2f} processors busy{figures}")
-    return list(table.values())
+    return measured
 
 
 def measure(
@@ -182,6 +273,8 @@ def measure(
     rounds: int,
     observe: Observer,
     faults: list[str],
+    found: Finder = lambda row: None,
+    strict: bool = False,
     together: bool = True,
     threads: int | None = None,
 ) -> list[Measured]:
@@ -191,15 +284,17 @@ def measure(
     GPU, whose memory would not hold them all and whose timings are steady.
     """
     groups = [list(systems)] if together else [[system] for system in systems]
-    found = []
+    measured = []
     for group in groups:
         with loaded(group, observe=observe, faults=faults, threads=threads) as workers:
-            found += alternate(
+            measured += alternate(
                 workers,
                 job,
                 seconds=seconds / len(groups),
                 rounds=rounds,
                 observe=observe,
                 faults=faults,
+                found=found,
+                strict=strict,
             )
-    return found
+    return measured

@@ -1,5 +1,6 @@
 """A finished benchmark: shown to people, printed for programs, written to a file to keep."""
 
+import functools
 import json
 import shlex
 import subprocess
@@ -119,6 +120,7 @@ def command_line() -> str:
     return shlex.join(["regpt", *(Path(word).name if word[:1] == "/" else word for word in words)])
 
 
+@functools.cache
 def find_commit() -> str | None:
     """The commit of the source tree this file is in, with a mark if the tree has changes."""
 

@@ -48,6 +48,10 @@ class Row:
         return (self.slowest_seconds - self.fastest_seconds) / self.seconds
 
 
+Finder = Callable[[Row], None]
+"""Told a row whenever there is a new figure for it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
     """The system that others are compared with."""

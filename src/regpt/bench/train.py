@@ -19,7 +19,7 @@ import torch
 
 from regpt.bench.hardware_limits import Machine
 from regpt.bench.interleaved import Job, Measured, measure
-from regpt.bench.rows import Baseline, Column, Observer, Row, memory_against, speedups
+from regpt.bench.rows import Baseline, Column, Finder, Observer, Row, memory_against, speedups
 from regpt.bench.workers import System
 from regpt.core.model import GPTConfig
 from regpt.system.errors import UserError
@@ -156,6 +156,8 @@ def run_step(
     threads: int | None,
     observe: Observer,
     notes: list[str],
+    found: Finder,
+    strict: bool,
 ) -> list[Row]:
     """One job on all systems; what is left out, or odd, is added to `notes`."""
     settings = {
@@ -186,11 +188,13 @@ def run_step(
         rounds=rounds,
         observe=observe,
         faults=notes,
+        found=found,
+        strict=strict,
         together=together,
         threads=threads,
     )
     compare_losses(step.name, measured, notes)
-    return [each.row(job) for each in measured]
+    return [each.row(job) for each in measured if each.seconds]
 
 
 def compare_losses(job: str, measured: Sequence[Measured], notes: list[str]) -> None:

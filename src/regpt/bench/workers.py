@@ -44,6 +44,10 @@ class WorkerFault(Exception):
     """A system that cannot load or broke: the message is one line."""
 
 
+class OutOfTime(WorkerFault):
+    """A system that did not answer in time, and was ended."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class System:
     """Something to measure."""
@@ -81,6 +85,10 @@ class Worker:
 
     def __init__(self, system: System, *, threads: int | None = None) -> None:
         self.system = system
+        self.ended = False
+        """Whether it takes no further orders."""
+        self.pace = 0.0
+        """Seconds per token of its last job; 0: not known."""
         module = ("regpt", "bench", "worker") if system.ours else ("regpt.bench.worker",)
         environment = dict(os.environ)
         if threads is not None:
@@ -104,10 +112,10 @@ class Worker:
             self._answers.put(line)
         self._answers.put("")
 
-    def load(self) -> float:
+    def load(self, *, patience: float = PATIENCE_SECONDS) -> float:
         """Load the system; the seconds that took."""
         order = {"load": self.system.load, "settings": dict(self.system.settings)}
-        return float(self._ask(order, PATIENCE_SECONDS)["ready"])
+        return float(self._ask(order, patience)["ready"])
 
     def call(
         self,
@@ -127,11 +135,14 @@ class Worker:
         try:
             line = self._answers.get(timeout=patience)
         except queue.Empty:
-            raise WorkerFault(f"no answer within {patience:.0f} s") from None
+            self.end()
+            raise OutOfTime(f"no answer within {patience:.0f} s") from None
         if not line:
+            self.ended = True
             raise WorkerFault(self._last_words())
         answer = json.loads(line)
         if "fault" in answer:
+            self.ended = True
             raise WorkerFault(answer["fault"])
         return answer
 
@@ -175,6 +186,11 @@ class Worker:
             before = now
         return False
 
+    def end(self) -> None:
+        """End the process at once, whatever it is doing."""
+        self.ended = True
+        self._process.kill()
+
     def close(self) -> None:
         """End the process: kindly, then not."""
         assert self._process.stdin is not None
@@ -198,19 +214,34 @@ def loaded(
     observe: Observer,
     faults: list[str],
     threads: int | None = None,
+    deadline: float | None = None,
 ) -> Iterator[list[Worker]]:
-    """Workers of the systems that load, one after the other; the rest is added to `faults`."""
+    """Workers of the systems that load, one after the other; the rest is added to `faults`.
+
+    Others' systems that have not loaded by the `deadline` (`time.monotonic`) are of the rest.
+    """
     with contextlib.ExitStack() as stack:
         workers = []
         for system in systems:
+            patience = PATIENCE_SECONDS
+            if deadline is not None and not system.ours:
+                patience = deadline - time.monotonic()
+                if patience <= 0:
+                    faults.append(f"{system.title} is left out: the time for loading is over")
+                    continue
             observe(f"loading {system.title}")
             worker = Worker(system, threads=threads)
             stack.callback(worker.close)
             try:
-                worker.load()
+                worker.load(patience=patience)
             except WorkerFault as fault:
                 faults.append(f"{system.title} is left out: {fault}")
                 continue
             worker.settle()
             workers.append(worker)
-        yield workers
+        try:
+            yield workers
+        except KeyboardInterrupt:  # nobody waits for what they are doing
+            for worker in workers:
+                worker.end()
+            raise

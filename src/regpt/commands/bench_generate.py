@@ -1,17 +1,22 @@
 """`regpt bench generate`: how fast this machine writes, with ours and with others' programs."""
 
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from regpt.bench import generate
 from regpt.bench.hardware_limits import find_machine
-from regpt.bench.results import collect, show, write_results
-from regpt.bench.rows import usual_columns
+from regpt.bench.results import Results, collect, show, write_results
+from regpt.bench.rows import Column, Row, usual_columns
+from regpt.commands.benching import Telling
 from regpt.core.model import GPTConfig
 from regpt.system.errors import UserError
 from regpt.weights import locate, read_config
+
+SECONDS = 60.0
 
 
 def bench_generate(
@@ -20,8 +25,9 @@ def bench_generate(
     *,
     jobs: tuple[str, ...] = generate.JOBS,
     peers: bool = False,
-    seconds: float = 60.0,
+    seconds: float | None = None,
     rounds: int = 7,
+    threads: int | None = None,
     out: str | None = None,
     json: bool = False,
 ) -> None:
@@ -35,12 +41,15 @@ def bench_generate(
         jobs: Which of lecture-5x30, stream-248, batch-5x248.
         peers: Also time the lecture's loop and, where installed, transformers, CTranslate2 and
             llama-cpp-python.
-        seconds: About how long the rounds of one job may take.
+        seconds: Time for the calls of one job, all systems together, and as much again for
+            converting and loading the peers; what does not fit is left out. Default: about 60,
+            and every system once.
         rounds: At most so many rounds.
-        out: Write a results file (Markdown) here.
+        threads: CPU threads; default: each system's choice.
+        out: Write a results file (Markdown) here, from the first row on.
         json: Print one JSON object, and the table on stderr.
     """
-    if rounds < 1 or not 0 <= seconds < float("inf"):
+    if rounds < 1 or (seconds is not None and not 0 <= seconds < float("inf")):
         raise UserError(f"rounds must be at least 1 and seconds not negative: {rounds}, {seconds}")
     for name in jobs:
         if name not in generate.JOBS:
@@ -48,22 +57,40 @@ def bench_generate(
     if model != "random":
         model = str(locate(model))
     config = GPTConfig() if model == "random" else GPTConfig(**read_config(Path(model)))  # pyright: ignore[reportArgumentType]
-    faults: list[str] = []
-    with Console(stderr=True).status("measuring the machine") as status:
-        machine = find_machine()
-        with generate.prepared(model, peers=peers, observe=status.update, faults=faults) as systems:
+    rows: Sequence[Row] = []
+    telling = Telling()
+    faults = telling.faults
+
+    def finish(rows: Sequence[Row]) -> tuple[Results, list[Column]]:
+        results = collect("generate", machine, rows, notes=[], faults=faults)
+        columns = [*usual_columns(rows), *generate.generate_columns(config, machine, rows)]
+        if out is not None:
+            write_results(Path(out), results.to_markdown(columns))
+        return results, columns
+
+    with telling.under_way() as stopped:
+        machine = find_machine(threads=threads)
+        telling.save = finish
+        observe = telling.observe
+        deadline = None if seconds is None else time.monotonic() + seconds * len(jobs)
+        with generate.prepared(
+            model, peers=peers, observe=observe, faults=faults, deadline=deadline
+        ) as systems:
             rows = generate.run(
                 systems,
                 jobs,
-                seconds=seconds,
+                seconds=SECONDS if seconds is None else seconds,
+                strict=seconds is not None,
                 rounds=rounds,
-                observe=status.update,
+                threads=threads,
+                deadline=deadline,
+                observe=observe,
+                found=telling.found,
                 faults=faults,
             )
-    results = collect("generate", machine, rows, notes=[], faults=faults)
-    columns = [*usual_columns(rows), *generate.generate_columns(config, machine, rows)]
-    if out is not None:
-        write_results(Path(out), results.to_markdown(columns))
+    results, columns = finish(list(telling.rows.values()) if stopped else rows)
     show(results, columns, Console(stderr=json))
     if json:
         sys.stdout.write(results.to_json() + "\n")
+    if stopped:
+        raise KeyboardInterrupt

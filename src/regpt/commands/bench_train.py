@@ -20,6 +20,7 @@ from regpt.bench.train import (
     run_step,
     train_columns,
 )
+from regpt.commands.benching import Telling
 from regpt.system.errors import UserError
 
 SECONDS, GROWTH_SECONDS = 90.0, 15.0
@@ -63,14 +64,14 @@ def bench_train(
         jobs: Which, as step-124M-B4-T256; default: three on a CPU, four sizes on a GPU.
         peers: Time a plain loop as in the lecture and transformers too, in alternating rounds.
         growth: Sequence length, batch and model size instead, with a picture beside --out.
-        seconds: Time for each job, all systems together, default 90, with growth 15; every system
-            is timed once at least.
+        seconds: Time for the steps of one job, all systems together; what does not fit is left
+            out. Default: about 90, with growth 15, and every system once.
         rounds: At most so many rounds for each job.
         device: auto, cpu or cuda.
         threads: CPU threads; default: torch's choice.
         data: What to train on: pydocs, or UTF-8 text files.
         json: Print one JSON object, and the table on stderr.
-        out: Write the table to this Markdown file.
+        out: Write the table to this Markdown file, from the first row on.
     """
     if rounds < 1 or (seconds is not None and not 0 <= seconds < float("inf")):
         raise UserError(f"rounds must be at least 1 and seconds not negative: {rounds}, {seconds}")
@@ -80,12 +81,23 @@ def bench_train(
         raise UserError("jobs and growth: growth has jobs of its own; leave one out")
     for name in jobs:
         parse_job(name)  # a wrong name is told before anything is measured
+    strict = seconds is not None
     if seconds is None:
         seconds = GROWTH_SECONDS if growth else SECONDS
     rows: list[Row] = []
-    faults: list[str] = []
-    with Console(stderr=True).status("measuring the machine") as status:
+    telling = Telling()
+    faults = telling.faults
+
+    def finish(rows: Sequence[Row], *, growth: bool = False) -> tuple[Results, list[Column]]:
+        results = collect("train", machine, rows, notes=[f"shares: {FORMULA}"], faults=faults)
+        columns = [*usual_columns(rows, per="step"), *train_columns(machine, rows)]
+        if out is not None:
+            write(Path(out), results, columns, growth=growth, machine=machine)
+        return results, columns
+
+    with telling.under_way() as stopped:
         machine = find_machine(device, threads=threads)
+        telling.save = finish
         for index, step in enumerate(plan(jobs, growth, machine)):
             few = machine.device == "cuda" and index > 0
             rows += run_step(
@@ -94,16 +106,18 @@ def bench_train(
                 machine=machine,
                 data=data,
                 seconds=seconds,
+                strict=strict,
                 rounds=rounds,
                 threads=threads,
-                observe=status.update,
+                observe=telling.observe,
+                found=telling.found,
                 notes=faults,
             )
             machine = machine.at_best(find_machine(device, threads=threads))
-    results = collect("train", machine, rows, notes=[f"shares: {FORMULA}"], faults=faults)
-    columns = [*usual_columns(rows, per="step"), *train_columns(machine, rows)]
-    if out is not None:
-        write(Path(out), results, columns, growth=growth, machine=machine)
+    rows = list(telling.rows.values()) if stopped else rows
+    results, columns = finish(rows, growth=growth and not stopped)
     show(results, columns, Console(stderr=json))
     if json:
         sys.stdout.write(results.to_json() + "\n")
+    if stopped:
+        raise KeyboardInterrupt
