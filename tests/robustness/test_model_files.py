@@ -15,8 +15,9 @@ from hunting import Hunt, Outcome
 from hypothesis import given
 from hypothesis import strategies as st
 from mutations import ODD_TEXTS, damaged, json_files
-from regpt.tokenizer_files import tokenizer_files
 from shares import share
+
+from regpt.weights.tokenizer_files import tokenizer_files
 
 COMMANDS = (
     ("sample", "!", "--model", "m", "--max-length", "4", "--num-samples", "1"),
