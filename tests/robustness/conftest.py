@@ -9,19 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from hunting import Hunt, Server
+from hunting import NARROW, RUN_FLAGS, SENTENCE, WIDE, Hunt, Server
 
 from regpt import GPT, GPTConfig
 from regpt.weights import write_model
 
-WIDE = GPTConfig(block_size=16, vocab_size=50257, n_layer=1, n_head=2, n_embd=8)
-NARROW = GPTConfig(block_size=16, vocab_size=256, n_layer=1, n_head=2, n_embd=8)
-"""Of the tokens of single bytes only: `!` is 0."""
-SENTENCE = "the cat saw a dog and the dog saw a bird while it rained on old green hills. "
-RUN_FLAGS = (
-    "--model.n-layer", "1", "--model.n-head", "2", "--model.n-embd", "8", "--model.block-size",
-    "16", "--block-size", "16", "--batch-size", "2", "--device", "cpu", "--sample-tokens", "10",
-)  # fmt: skip
 TOTAL: dict[str, int] = {}
 
 

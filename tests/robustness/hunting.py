@@ -19,6 +19,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from regpt import GPTConfig
+
+WIDE = GPTConfig(block_size=16, vocab_size=50257, n_layer=1, n_head=2, n_embd=8)
+NARROW = GPTConfig(block_size=16, vocab_size=256, n_layer=1, n_head=2, n_embd=8)
+"""Of the tokens of single bytes only: `!` is 0."""
+SENTENCE = "the cat saw a dog and the dog saw a bird while it rained on old green hills. "
+RUN_FLAGS = (
+    "--model.n-layer", "1", "--model.n-head", "2", "--model.n-embd", "8", "--model.block-size",
+    "16", "--block-size", "16", "--batch-size", "2", "--device", "cpu", "--sample-tokens", "10",
+)  # fmt: skip
+
 SECONDS = {"computing": 20.0, "waiting": 120.0}
 """After which a command on a tiny model hangs: of its own time, and on a busy machine."""
 MEMORY = 4 << 30

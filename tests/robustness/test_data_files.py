@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hunting import Hunt
+from hunting import RUN_FLAGS, SENTENCE, Hunt
 from hypothesis import given
 from hypothesis import strategies as st
 from mutations import ODD_TEXTS, damaged, json_files, json_lines
 from shares import share
-
-from conftest import RUN_FLAGS, SENTENCE  # pyright: ignore[reportAttributeAccessIssue]
 
 TRAIN = ("train", "lecture", "--steps", "1", "--out", "out", *RUN_FLAGS, "--order", "shuffled")
 SHOW = ("data", "show", "d", "--step", "1", "--block-size", "16", "--sequences", "2")

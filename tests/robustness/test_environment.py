@@ -6,12 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from hunting import Hunt, Outcome, complaint
+from hunting import RUN_FLAGS, Hunt, Outcome, complaint
 from hypothesis import given
 from hypothesis import strategies as st
 from shares import share
-
-from conftest import RUN_FLAGS  # pyright: ignore[reportAttributeAccessIssue]
 
 SAMPLE = ("sample", "the cat", "--model", "m", "--max-length", "6", "--num-samples", "1")
 TRAIN = ("train", "quickstart", "--steps", "2", "--out", "out", "--data", "text.txt", *RUN_FLAGS)

@@ -7,12 +7,11 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from hunting import Hunt
+from hunting import RUN_FLAGS, Hunt
 from hypothesis import given
 from hypothesis import strategies as st
 from shares import share
 
-from conftest import RUN_FLAGS  # pyright: ignore[reportAttributeAccessIssue]
 from regpt.commands.doctor import DoctorConfig
 from regpt.training.config import RunConfig
 

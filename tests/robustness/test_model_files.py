@@ -222,8 +222,8 @@ def test_gguf_is_read_back(heads: int, size: int, kind: str, odd: float, hunt: H
     from dataclasses import asdict
 
     from gguf import GGUFReader
+    from hunting import NARROW
 
-    from conftest import NARROW  # pyright: ignore[reportAttributeAccessIssue]
     from regpt import GPT, GPTConfig
     from regpt.weights import write_model_files
 
