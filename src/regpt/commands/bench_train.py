@@ -45,6 +45,14 @@ def write(
     write_results(path, results.to_markdown(columns, more=more), picture=picture)
 
 
+def check_limits(rounds: int, seconds: float | None, threads: int | None) -> None:
+    """Refuse limits that are none."""
+    if rounds < 1 or (seconds is not None and not 0 <= seconds < float("inf")):
+        raise UserError(f"rounds must be at least 1 and seconds not negative: {rounds}, {seconds}")
+    if threads is not None and threads < 1:
+        raise UserError(f"threads must be at least 1, got {threads}")
+
+
 def bench_train(
     *,
     jobs: tuple[str, ...] = (),
@@ -73,10 +81,7 @@ def bench_train(
         json: Print one JSON object, and the table on stderr.
         out: Write the table to this Markdown file, from the first row on.
     """
-    if rounds < 1 or (seconds is not None and not 0 <= seconds < float("inf")):
-        raise UserError(f"rounds must be at least 1 and seconds not negative: {rounds}, {seconds}")
-    if threads is not None and threads < 1:
-        raise UserError(f"threads must be at least 1, got {threads}")
+    check_limits(rounds, seconds, threads)
     if jobs and growth:
         raise UserError("jobs and growth: growth has jobs of its own; leave one out")
     for name in jobs:
