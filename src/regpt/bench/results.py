@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from rich.console import Console
-
 from regpt.bench.hardware_limits import Machine
 from regpt.bench.rows import Column, Row, markdown, table, wide_enough
+from regpt.system.console import Console
 from regpt.system.errors import UserError
 from regpt.system.files import Content, replace_files, writing_to
 

@@ -8,9 +8,10 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from regpt.system.console import Console
 
 Observer = Callable[[str], None]
 """Told, in a few words, what is being done."""

@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import track
 
 from regpt.commands.provenance import (
@@ -29,6 +28,7 @@ from regpt.core.sampling import SamplingParams
 from regpt.core.tokenizer import get_tokenizer
 from regpt.fast.decoding.decoders import Engine, choose_decoder
 from regpt.fast.decoding.topk_sampling import sample
+from regpt.system.console import Console
 from regpt.system.errors import UserError
 from regpt.system.files import replace_files
 from regpt.system.json_text import parse_json
@@ -47,11 +47,11 @@ def read_file(path: Path) -> bytes:
 def output_path(path: Path, output: str | None) -> Path:
     """Where the lines go; not over the prompts, by whatever name or link."""
     place = Path(output) if output else path.with_suffix(".out.jsonl")
+    if place.is_dir():
+        raise UserError(f"{place} is a directory: name a file for --output")
     for written in (place, provenance_path(place)):
         if written.exists() and written.samefile(path):
             raise UserError(f"{place}: --output would overwrite the prompts: name another file")
-    if place.is_dir():
-        raise UserError(f"{place} is a directory: name a file for --output")
     return place
 
 

@@ -5,14 +5,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from regpt.bench import generate
 from regpt.bench.hardware_limits import find_machine
 from regpt.bench.results import Results, collect, show, write_results
 from regpt.bench.rows import Column, Row, usual_columns
 from regpt.commands.benching import Telling
 from regpt.core.model import GPTConfig
+from regpt.system.console import Console
 from regpt.system.errors import UserError
 from regpt.weights import locate, read_config
 

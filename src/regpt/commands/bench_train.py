@@ -4,8 +4,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from regpt.bench.hardware_limits import Machine, find_machine
 from regpt.bench.results import Results, collect, show, write_results
 from regpt.bench.rows import Column, Row, usual_columns
@@ -21,7 +19,9 @@ from regpt.bench.train import (
     train_columns,
 )
 from regpt.commands.benching import Telling
+from regpt.system.console import Console
 from regpt.system.errors import UserError
+from regpt.system.runtime import find_device
 
 SECONDS, GROWTH_SECONDS = 90.0, 15.0
 
@@ -82,6 +82,7 @@ def bench_train(
         out: Write the table to this Markdown file, from the first row on.
     """
     check_limits(rounds, seconds, threads)
+    find_device(device)
     if jobs and growth:
         raise UserError("jobs and growth: growth has jobs of its own; leave one out")
     for name in jobs:

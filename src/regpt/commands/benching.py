@@ -4,9 +4,8 @@ import contextlib
 import signal
 from collections.abc import Callable, Iterator, Sequence
 
-from rich.console import Console
-
 from regpt.bench.rows import Row, duration, rate
+from regpt.system.console import Console
 
 
 class Faults(list[str]):

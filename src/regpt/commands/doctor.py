@@ -4,10 +4,9 @@ import json as json_text
 import sys
 from dataclasses import dataclass, fields
 
-from rich.console import Console
-
 from regpt.doctor import Report, examine
 from regpt.doctor.preflight import gigabytes
+from regpt.system.console import Console
 from regpt.training.config import RunConfig
 from regpt.training.run_dir import finite
 

@@ -3,7 +3,6 @@
 import sys
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -11,6 +10,7 @@ from regpt.commands.sample import load
 from regpt.core.tokenizer import get_tokenizer
 from regpt.evaluation.explain import Place, attention_maps, explain_text
 from regpt.report.explain_page import describe, explain_page, shown
+from regpt.system.console import Console
 from regpt.system.errors import UserError
 from regpt.system.files import replace_files, writing_to
 from regpt.system.plot import heatmaps_png

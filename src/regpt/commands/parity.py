@@ -5,13 +5,13 @@ import sys
 from collections.abc import Iterator
 
 import torch
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from regpt import __version__
 from regpt.parity import Bench, Check, Provocation, open_pairs, run
 from regpt.parity.model_pair import need_transformers
+from regpt.system.console import Console
 from regpt.system.runtime import find_runtime
 
 COLORS = {"agrees": "green", "differs": "bold red", "not checked": "yellow"}

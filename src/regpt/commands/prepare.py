@@ -2,11 +2,11 @@
 
 import time
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from regpt.datasets.prepare import PrepareProgress
 from regpt.datasets.prepare import prepare as run
+from regpt.system.console import Console
 
 
 class Display:

@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from regpt.system.console import Console
 from regpt.training.activation_stats import Layer, Size
 from regpt.training.replay import Replay
 from regpt.training.replay import replay as run_again

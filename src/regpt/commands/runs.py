@@ -4,11 +4,11 @@ import json as json_text
 import sys
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from regpt.report.history import History, find_runs, read_history
+from regpt.system.console import Console
 from regpt.system.errors import UserError
 from regpt.system.plot import short
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,6 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from regpt.system.console import Console
 from regpt.training.config import RunConfig
 from regpt.training.events import (
     Answered,

@@ -94,6 +94,8 @@ def read_file(path: Path, progress: Progress = ignore) -> Document:
     try:
         if path.is_dir():
             raise UserError(f"data {shown} is a folder; name the files in it")
+        if path.is_char_device() or path.is_block_device():
+            raise UserError(f"data {shown} is a device: name a file of text")
         if path.is_file():
             text = TextFile.check(path, progress)
         else:

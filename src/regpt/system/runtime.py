@@ -70,12 +70,20 @@ class Runtime:
         return f"{where}, {self.dtype_name}"
 
 
+def number_of(name: str, default: str) -> int:
+    """A number that torchrun sets in the environment."""
+    value = os.environ.get(name, default)
+    if not value.isdecimal():
+        raise UserError(f"the environment has {name}={value!r}, not a number: unset it")
+    return int(value)
+
+
 def find_device(request: str = "auto") -> torch.device:
     """cuda, else mps, else cpu; or the device asked for, if this machine has it."""
     if request == "auto":
         if torch.cuda.is_available():
             # torchrun numbers the processes of a machine; each takes its own device
-            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            return torch.device("cuda", number_of("LOCAL_RANK", "0"))
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(request)
@@ -133,8 +141,8 @@ def find_runtime(
         dtype=compute,
         threads=torch.get_num_threads(),
         tf32=dtype == "tf32",
-        rank=int(os.environ.get("RANK", "0")),
-        world_size=int(os.environ.get("WORLD_SIZE", "1")),
+        rank=number_of("RANK", "0"),
+        world_size=number_of("WORLD_SIZE", "1"),
     )
 
 
