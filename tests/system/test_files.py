@@ -234,3 +234,13 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_and_nothing_else(tmp_p
     assert {path.name for path in tmp_path.iterdir()} == before - gone | {"a", "new"}
     assert [is_leftover(path) for path in left] == [True] * 3
     assert not is_leftover(tmp_path / "a.0123abcd.tmp")
+
+
+def test_a_pipe_or_a_device_is_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(UserError, match="is a device or a pipe: name a file"):
+        replace_files(tmp_path, {"pipe": b"text"})
+    with pytest.raises(UserError, match="is a device or a pipe: name a file"):
+        new_file(pipe).__enter__()
+    assert pipe.is_fifo()

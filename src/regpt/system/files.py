@@ -60,6 +60,8 @@ def replace_files(directory: Path, contents: Mapping[str, Content]) -> None:
 
     Raises `UserError` if the system refuses; then every file is as it was before.
     """
+    for name in contents:
+        refuse_devices(directory / name)
     beside = {name: _hidden(directory / name) for name in contents}
     with writing_to(directory), _one_of_the_writers(directory, contents.keys()):
         try:
@@ -108,6 +110,7 @@ def new_file(path: Path) -> Iterator[Path]:
 
     A file that is there is replaced; parents are made. Raises `UserError` if the system refuses.
     """
+    refuse_devices(path)
     hidden = _hidden(path)
     with writing_to(path), contextlib.ExitStack() as writers:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,6 +124,12 @@ def new_file(path: Path) -> Iterator[Path]:
         except BaseException:
             hidden.unlink(missing_ok=True)
             raise
+
+
+def refuse_devices(path: Path) -> None:
+    """A rename would put a file in the place of /dev/null, for whoever may do so."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UserError(f"{path} is a device or a pipe: name a file")
 
 
 def is_leftover(path: Path) -> bool:
