@@ -155,3 +155,14 @@ def test_each_step_of_a_walk_leads_to_the_next(heading: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     for name in names:
         assert f"regpt.{name.replace('/', '.')}" in done.stdout.split(), name
+
+
+def test_documents_name_files_that_are_there() -> None:
+    texts = [*(REPOSITORY / "docs").glob("*.md"), REPOSITORY / "README.md", *FILES]
+    for path in texts:
+        if path.name == "log.md":  # what was then
+            continue
+        for name in re.findall(
+            r"\b(?:tests|src/regpt)/[\w/]+\.(?:py|c|h)", path.read_text("utf-8")
+        ):
+            assert (REPOSITORY / name).is_file(), f"{path.name} names {name}"

@@ -7,7 +7,8 @@ multiple of 128 positions with the rest masked, and weights are cast once. Then 
 recorded, and one call replays them all; a graph for each number of rows and each such multiple.
 
 Prompts go through the model itself. Off a GPU the same step runs unrecorded, which is how
-`tests/test_graphs.py` holds it to the plain path. Only asked for by name (`--engine fast`).
+`tests/fast/test_cuda_graphs.py` holds it to the plain path. Only asked for by name (`--engine
+fast`).
 """
 
 from dataclasses import dataclass

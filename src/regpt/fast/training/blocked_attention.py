@@ -15,7 +15,7 @@ With S = q k' / sqrt(hs), P = softmax(S), y = P v, and dX the gradient of X:
     dv = P' dy      dP = dy v'      dS = P * (dP - sum(dP * P))      dq = dS k      dk = dS' q
 
 `attend_in_blocks(model)` swaps it in from outside; the plain path beside it is the model's own.
-`tests/test_attention.py` holds the two together.
+`tests/fast/test_blocked_attention.py` holds the two together.
 """
 
 from collections.abc import Sequence
