@@ -9,7 +9,7 @@ from regpt.bench import generate
 from regpt.bench.hardware_limits import find_machine
 from regpt.bench.results import Results, collect, show, write_results
 from regpt.bench.rows import Column, Row, usual_columns
-from regpt.commands.benching import Telling
+from regpt.commands.benching import Telling, check_limits
 from regpt.core.model import GPTConfig
 from regpt.system.console import Console
 from regpt.system.errors import UserError
@@ -48,8 +48,7 @@ def bench_generate(
         out: Write a results file (Markdown) here, from the first row on.
         json: Print one JSON object, and the table on stderr.
     """
-    if rounds < 1 or (seconds is not None and not 0 <= seconds < float("inf")):
-        raise UserError(f"rounds must be at least 1 and seconds not negative: {rounds}, {seconds}")
+    check_limits(rounds, seconds, threads)
     for name in jobs:
         if name not in generate.JOBS:
             raise UserError(f"unknown job {name!r}: choose among {', '.join(generate.JOBS)}")

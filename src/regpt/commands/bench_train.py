@@ -18,7 +18,7 @@ from regpt.bench.train import (
     run_step,
     train_columns,
 )
-from regpt.commands.benching import Telling
+from regpt.commands.benching import Telling, check_limits
 from regpt.system.console import Console
 from regpt.system.errors import UserError
 from regpt.system.runtime import find_device
@@ -43,14 +43,6 @@ def write(
     more = f"![tokens per second along three axes]({path.with_suffix('.png').name})\n"
     picture = draw(results.rows, axes_for(machine), machine)
     write_results(path, results.to_markdown(columns, more=more), picture=picture)
-
-
-def check_limits(rounds: int, seconds: float | None, threads: int | None) -> None:
-    """Refuse limits that are none."""
-    if rounds < 1 or (seconds is not None and not 0 <= seconds < float("inf")):
-        raise UserError(f"rounds must be at least 1 and seconds not negative: {rounds}, {seconds}")
-    if threads is not None and threads < 1:
-        raise UserError(f"threads must be at least 1, got {threads}")
 
 
 def bench_train(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from regpt.bench.rows import Row, duration, rate
 from regpt.system.console import Console
+from regpt.system.errors import UserError
 
 
 class Faults(list[str]):
@@ -79,3 +80,11 @@ class Telling:
             stopped.append(True)
         finally:
             signal.signal(signal.SIGTERM, before)
+
+
+def check_limits(rounds: int, seconds: float | None, threads: int | None) -> None:
+    """Refuse limits that are none."""
+    if rounds < 1 or (seconds is not None and not 0 <= seconds < float("inf")):
+        raise UserError(f"rounds must be at least 1 and seconds not negative: {rounds}, {seconds}")
+    if threads is not None and threads < 1:
+        raise UserError(f"threads must be at least 1, got {threads}")
