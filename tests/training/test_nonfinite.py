@@ -57,7 +57,7 @@ def test_a_spike_is_measured_in_standard_deviations(text_file: Path, tmp_path: P
 def test_a_skipped_spike_does_not_widen_what_spikes_are_measured_by(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("incident", "state"):
+    for module in ("nonfinite", "state"):
         monkeypatch.setattr(f"regpt.training.{module}.SPIKE_WINDOW", 3)
     # every step is a spike once three losses are known, so steps 4 to 6 are skipped
     config = tiny(text_file, tmp_path / "run", spike_score=-99.0, skip_bad_steps=3, save_every=5)
