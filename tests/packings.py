@@ -1,6 +1,6 @@
 """A small GPT-2 for the tests of packed decoding, its texts, and what packs it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -10,6 +10,8 @@ from regpt import GPT, GPTConfig
 from regpt.fast.decoding.decoders import PackedModel
 from regpt.fast.decoding.kernel_model import NativeModel, missing_native
 from regpt.fast.decoding.packed_linear import Kind, missing
+from regpt.fast.kernels import build, words
+from regpt.fast.kernels.variants import VARIANTS
 
 SHAPE = GPTConfig(block_size=48, vocab_size=50257, n_layer=2, n_head=4, n_embd=64)
 ERROR: dict[Kind, float] = {"fp32": 1e-5, "bf16": 1e-2, "int8": 3e-2}  # of the logits' norm
@@ -25,6 +27,22 @@ def usable(packing: Packing, kind: Kind) -> None:
     reason = MISSING[packing](kind)
     if reason is not None:
         pytest.skip(reason)
+
+
+def forget_kernels() -> None:
+    """Let them be loaded anew, by what the environment says then."""
+    for cached in (build.found_library, build.missing, missing_native, words.works):
+        cached.cache_clear()
+
+
+@pytest.fixture(scope="module", params=[v.name for v in VARIANTS if v.lacking() is None])
+def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Kernels for each set of instructions that this machine has, one after the other."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REGPT_CPU", request.param)
+        forget_kernels()
+        yield request.param
+    forget_kernels()
 
 
 def small_gpt() -> GPT:

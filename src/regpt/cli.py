@@ -228,6 +228,10 @@ def dispatch(arguments: Sequence[str]) -> None:
     name, *rest = arguments
     if name in ("--version", "-V"):
         sys.stdout.write(f"regpt {__version__}\n")
+        sys.stdout.flush()  # the kernels may have to be compiled
+        from regpt.fast.kernels.build import kernels_used
+
+        sys.stdout.write(f"C kernels: {kernels_used()}\n")
         return
     if name not in COMMANDS:
         fail(f"unknown command {name!r}: choose one of {', '.join(COMMANDS)}")

@@ -204,6 +204,15 @@ def test_the_installed_command_runs() -> None:
         capture_output=True, text=True, env=environment, check=True,
     )  # fmt: skip
     assert done.stdout.startswith("regpt 0.")
+    assert "\nC kernels: " in done.stdout
+
+
+def test_an_unknown_set_of_instructions_is_one_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "regpt", "--version"],
+        capture_output=True, text=True, env={**os.environ, "REGPT_CPU": "mmx"}, check=True,
+    )  # fmt: skip
+    assert "\nC kernels: none: REGPT_CPU=mmx is not one of amx, " in done.stdout
 
 
 def test_a_framed_message_becomes_a_line() -> None:

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from test_model import sharpen
 from torch import Tensor
 
+from packings import kernels
 from regpt import GPT, GPTConfig
 from regpt.core.kv_cache import KeyValueCache
 from regpt.core.loss import next_token_loss
@@ -17,6 +18,9 @@ from regpt.fast.training.blocked_attention import attend_in_blocks
 from regpt.fast.training.fused_block import fuse_blocks
 
 SHAPE = GPTConfig(block_size=40, vocab_size=61, n_layer=2, n_head=2, n_embd=48)
+
+__all__ = ["kernels"]
+pytestmark = pytest.mark.usefixtures("kernels")
 
 
 @pytest.fixture(autouse=True)

@@ -11,20 +11,44 @@ import pytest
 import torch
 from test_model import sharpen
 
-from packings import SHAPE, small_gpt, texts, usable
+from packings import ERROR, SHAPE, kernels, small_gpt, texts, usable
 from regpt import GPT, GPTConfig, SamplingParams, UserError
 from regpt.core.generate import generate
-from regpt.core.kv_cache import KeyValueCache
+from regpt.core.kv_cache import KeyValueCache, PlainDecoder
 from regpt.fast.decoding import packed_linear as lowbit
 from regpt.fast.decoding.decoders import PackedDecoder, PackedModel, choose_decoder
 from regpt.fast.decoding.kernel_model import NativeModel, Panels, misshapen, missing_native
 from regpt.fast.decoding.packed_linear import Kind
-from regpt.fast.kernels import build, muon, training
+from regpt.fast.kernels import adamw, build, check, draws, muon, training
+from regpt.fast.kernels.variants import chosen_variant, why_not_better
+
+__all__ = ["kernels"]
+pytestmark = pytest.mark.usefixtures("kernels")
 
 
 @pytest.fixture(scope="module")
 def model() -> GPT:
     return small_gpt()
+
+
+@pytest.mark.parametrize("kind", lowbit.KINDS)
+@torch.no_grad()
+def test_logits_are_near_the_plain_ones(model: GPT, kind: Kind) -> None:
+    usable(NativeModel, kind)
+    idx = torch.tensor(texts(17, 17))
+    native = NativeModel(model, kind)
+    cache = KeyValueCache(SHAPE, rows=2, length=17, dtype=native.cache_dtype)
+    expected = model(idx)[0]
+    assert (native.all_logits(idx, cache) - expected).norm() <= ERROR[kind] * expected.norm()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_fp32_writes_the_plain_paths_text(model: GPT, seed: int) -> None:
+    usable(NativeModel, "fp32")
+    params = SamplingParams(max_length=48, seed=seed, top_k=50)
+    decoders = PlainDecoder(model), PackedDecoder(NativeModel(model, "fp32"))
+    plain, packed = (list(generate(model, texts(5, 5), params, decoder=d)) for d in decoders)
+    assert torch.equal(torch.stack(packed), torch.stack(plain))
 
 
 @pytest.mark.parametrize("heads", [4, 2, 1])
@@ -193,42 +217,6 @@ def test_libraries_long_unused_go_when_a_new_one_is_made(
     assert time.time() - new.stat().st_mtime < 60  # loading is use
 
 
-MORE_THAN_THERE_IS = 1 << 42  # threads, each with a buffer
-
-
-def test_no_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    if (reason := build.missing()) is not None:
-        pytest.skip(reason)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: MORE_THAN_THERE_IS)
-    x = torch.zeros(4, 32)
-    low = x.bfloat16()
-    calls = [
-        lambda: training.norm_backward(low, x, torch.ones(4, 2), torch.ones(32), x, into=x),
-        lambda: training.gelu_backward(low, low.clone()),
-        lambda: training.rounded_and_summed(x),
-        lambda: training.row_sum(low),
-        lambda: cross_entropy(low, torch.zeros(4, dtype=torch.int64)),
-    ]
-    square = torch.zeros(32, 32)
-    step = muon.Step(weight=square, gradient=square, average=square)
-    if muon.can_step():
-        calls.append(
-            lambda: muon.step(
-                [step],
-                [(1.0, 0.0, 0.0)],
-                scale=1.0,
-                momentum=0.9,
-                nesterov=True,
-                rate=0.1,
-                weight_decay=0.0,
-                epsilon=1e-7,
-            )
-        )
-    for call in calls:
-        with pytest.raises(UserError, match="not enough memory for regpt_"):
-            call()
-
-
 def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """The kernel's, into the gradient."""
     columns = logits.shape[1]
@@ -247,6 +235,58 @@ def test_ids_outside_the_vocabulary_never_reach_memory(token: int) -> None:
         native.all_logits(torch.tensor([[1, token]]), KeyValueCache(shape, rows=1, length=8))
 
 
+def test_fewer_instructions_can_be_asked_for(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = {"avx512": "AVX-512", "avxvnni": "AVX2 VNNI", "portable": "plain C"}
+    assert build.kernels_used().startswith(used.get(kernels, kernels.upper()))
+    assert chosen_variant().name == kernels
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(
+        "regpt.fast.kernels.variants.processor", lambda: ("old", frozenset({"avx2"}))
+    )
+    monkeypatch.setenv("REGPT_CPU", "avx2")
+    with pytest.raises(UserError, match=r"REGPT_CPU=avx2: this processor lacks fma$"):
+        chosen_variant()
+    monkeypatch.setenv("REGPT_CPU", "mmx")
+    with pytest.raises(UserError, match="REGPT_CPU=mmx is not one of amx, avx512, avxvnni, avx2, "):
+        chosen_variant()
+    monkeypatch.delenv("REGPT_CPU")
+    assert chosen_variant().name == "portable"
+    assert why_not_better(chosen_variant()) == "this processor lacks fma for avx2"
+
+
+def test_a_compiler_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = tmp_path / "cc"
+    slow.write_text("#!/bin/sh\nexec sleep 60\n")
+    slow.chmod(0o755)
+    monkeypatch.setattr("shutil.which", lambda name: str(slow))
+    monkeypatch.setattr(build, "PATIENCE_SECONDS", 0.3)
+    with pytest.raises(UserError, match="cc did not finish in 0 s"):
+        build.compile_into(tmp_path / "cache")
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".decode.so.lock"]
+
+
+WRONG = {
+    "AdamW": (adamw, "step", lambda *given: None),
+    "LayerNorm": (training, "norm_backward", lambda *given, into: (into, into[:3])),
+    "GELU": (training, "gelu", torch.relu),
+    "loss": (training, "loss", lambda logits, *given, **more: logits.sum(1).float()),
+    "draw": (draws, "draw", lambda logits, *given, **more: (logits.argmin(1), logits[:, 0] > 9)),
+    "Muon": (muon, "step", lambda *given, **more: None),
+}
+
+
+@pytest.mark.parametrize("group", check.GROUPS)
+def test_kernels_are_checked_when_they_are_loaded(
+    group: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert build.missing() is None
+    monkeypatch.setattr(*WRONG[group])
+    build.missing.cache_clear()
+    reason = build.missing()
+    build.missing.cache_clear()
+    assert reason == f"the compiled kernels' numbers are wrong: {group}"
+
+
 def test_wrong_numbers_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     usable(NativeModel, "fp32")
     right = NativeModel.all_logits
@@ -260,10 +300,7 @@ def test_wrong_numbers_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def screening(model: GPT) -> NativeModel:
     usable(NativeModel, "fp32")
-    native = NativeModel(model, "fp32")
-    if not native.screens:
-        pytest.skip("this processor has no bfloat16 products")
-    return native
+    return NativeModel(model, "fp32")
 
 
 @pytest.mark.parametrize("top_k", [1, 50, 512])

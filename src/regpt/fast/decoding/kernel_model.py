@@ -84,12 +84,9 @@ class NativeModel:
 
     def _head(self, weight: Tensor) -> tuple[CLinear, int | None, int | None]:
         """The head's panels; in float32 those of its bfloat16 copy, and how far that is off."""
-        self.screens = False
-        if self.kind != "fp32":
-            return self._panels(weight, None), None, None
-        self.screens = bool(self.library.regpt_supports(BF16))
+        self.screens = self.kind == "fp32"
         if not self.screens:
-            return CLinear(None, None, None, None, weight.shape[1], weight.shape[0]), None, None
+            return self._panels(weight, None), None, None
         cheap = Panels(weight, None, "bf16")
         self._alive.append(cheap)
         size = torch.linalg.vector_norm(weight, dim=1)
@@ -246,11 +243,9 @@ def missing_native(kind: Kind) -> str | None:
     It is compiled if need be, and tried on a small model against the plain path.
     """
     try:
-        library = load_library()
+        load_library()
     except UserError as error:
         return str(error)
-    if not library.regpt_supports(KIND_NUMBERS[kind]):
-        return f"this processor has no dot products for {kind}"
     config = GPTConfig(block_size=8, vocab_size=81, n_layer=1, n_head=2, n_embd=32)
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)

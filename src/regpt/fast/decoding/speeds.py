@@ -25,7 +25,8 @@ from torch import Tensor
 from regpt.core.kv_cache import KeyValueCache
 from regpt.core.model import GPT
 from regpt.fast.decoding.packed_linear import EngineName, Kind
-from regpt.fast.kernels.build import load_library, missing, processor
+from regpt.fast.kernels.build import load_library, missing
+from regpt.fast.kernels.variants import processor
 from regpt.system.cache_folder import cache_folder
 from regpt.system.errors import UserError
 from regpt.system.files import replace_files

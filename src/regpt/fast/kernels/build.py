@@ -1,52 +1,50 @@
 """The C kernels, compiled for this machine by its own compiler, once.
 
-Nothing is shipped as a binary: the `.c` files beside this one become one library, by the compiler
-found (cc, gcc or clang), for exactly this processor, in the user's cache, under a name made of
-their text, the compiler and the processor; from then on it is only loaded. Compiled by gcc it uses
-the OpenMP runtime that torch's wheels for Linux bring, so both share one pool of threads; another
-compiler's runtime has a pool of its own. Whatever is missing (a compiler, AVX-512, a place to
-write) is told in one line, and everything goes on through torch's operators.
+Nothing is shipped as a binary: the `.c` files of `csrc` become one library, by the compiler found
+(cc, gcc or clang), for exactly this processor (`variants.py`), in the user's cache, under a name
+made of their text, the compiler and the processor; from then on it is only loaded. Compiled by gcc
+it uses the OpenMP runtime that torch's wheels for Linux bring, so both share one pool of threads;
+another compiler's runtime has a pool of its own. Whatever is missing (a compiler, a place to write)
+is told in one line, and everything goes on through torch's operators.
 """
 
 import contextlib
 import ctypes
 import hashlib
 import os
-import platform
 import shutil
 import subprocess
+import sys
 import time
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from regpt.fast.kernels.variants import Variant, chosen_variant, processor, why_not_better
 from regpt.system.cache_folder import alone_with, cache_folder, private_folder, require_own
 from regpt.system.errors import UserError
 from regpt.system.files import new_file
 
 UNITS = ("decode.c", "pack.c", "adamw.c", "words.c", "draw.c", "training.c", "muon.c", "philox.c")
-SOURCES = (*UNITS, "products.h", "largest.h", "head.h", "vectors.h")
-FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
+SOURCES = (
+    *UNITS,
+    *("products.h", "largest.h", "head.h", "gate.h", "vectors.h"),
+    *("amx.h", "avx512.h", "avx2.h", "neon.h", "plain.h"),
+)
+OPENMP = () if sys.platform == "darwin" else ("-fopenmp",)
+"""Apple's compiler has no OpenMP: one thread there."""
+FLAGS = ("-O3", "-ffp-contract=off", *OPENMP, "-shared", "-fPIC")
 COMPILERS = ("cc", "gcc", "clang")
-NEEDED = ("avx512f", "avx512bw", "avx512vl", "avx512dq")
 PATIENCE_SECONDS = 120.0
 UNUSED_SECONDS = 30 * 86_400.0
 """After so long without use, a library of another version goes when a new one is made."""
 
 
-def processor() -> tuple[str, set[str]]:
-    """Its name and what it can do, as Linux tells; nothing elsewhere."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
-    except OSError:
-        return platform.processor(), set()
-    facts = {name.strip(): value.strip() for name, _, value in (x.partition(":") for x in lines)}
-    name = " ".join(facts.get(key, "") for key in ("model name", "cpu family", "model", "stepping"))
-    return name, set(facts.get("flags", "").split())
+def compile_into(folder: Path, variant: Variant | None = None) -> Path:
+    """The compiled library, for this machine's best variant or the given one.
 
-
-def compile_into(folder: Path) -> Path:
-    """The compiled library; compiled now if it is not there.
+    It is compiled now if it is not there.
 
     Raises:
         UserError: there is no compiler, it fails, or the folder cannot be written or is shared.
@@ -56,7 +54,8 @@ def compile_into(folder: Path) -> Path:
         raise UserError(f"no C compiler ({', '.join(COMPILERS)}) is installed")
     here = Path(__file__).parent / "csrc"
     name, abilities = processor()
-    told = [compiler, *FLAGS, name, " ".join(sorted(abilities))]
+    flags = (*(variant or chosen_variant()).flags, *FLAGS)
+    told = [compiler, *flags, name, " ".join(sorted(abilities))]
     parts = [
         *(part.encode() for part in told),
         *((here / source).read_bytes() for source in SOURCES),
@@ -69,7 +68,7 @@ def compile_into(folder: Path) -> Path:
         try:
             with alone_with(folder / "decode.so"):
                 if not path.exists():  # no other process has compiled it meanwhile
-                    compile_to(path, compiler)
+                    compile_to(path, compiler, flags)
                     remove_old(folder)
         except OSError as error:
             raise UserError(f"{path}: cannot be made ({error})") from None
@@ -77,12 +76,12 @@ def compile_into(folder: Path) -> Path:
     return path
 
 
-def compile_to(path: Path, compiler: str) -> None:
+def compile_to(path: Path, compiler: str, flags: Sequence[str]) -> None:
     """Make the library. Raises UserError if the compiler fails or the folder takes no file."""
     here = Path(__file__).parent / "csrc"
     with new_file(path) as hidden:
         units = [str(here / unit) for unit in UNITS]
-        command = [compiler, *FLAGS, *units, "-o", str(hidden), "-lm"]
+        command = [compiler, *flags, *units, "-o", str(hidden), "-lm"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
@@ -108,10 +107,10 @@ POINTER, COUNT, NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 SIGNATURES = {
     "regpt_decode": (POINTER, POINTER),
     "regpt_pack_int8": (POINTER, COUNT, COUNT, POINTER, POINTER, POINTER, COUNT),
-    "regpt_supports": (COUNT,),
+    "regpt_start": (),
     "regpt_adamw": (COUNT, *[POINTER] * 6, COUNT),
     "regpt_squares": (COUNT, POINTER, COUNT),
-    "regpt_muon": (COUNT, POINTER, POINTER, COUNT, COUNT, COUNT),
+    "regpt_muon": (COUNT, POINTER, POINTER, COUNT, COUNT, POINTER, COUNT),
     "regpt_words": (POINTER, COUNT, POINTER),
     "regpt_philox": (ctypes.c_uint64, *[COUNT] * 3, POINTER),
     "regpt_draw": (POINTER,),
@@ -122,26 +121,21 @@ SIGNATURES = {
     "regpt_gelu": (COUNT, POINTER, POINTER, COUNT),
     "regpt_gelu_backward": (COUNT, COUNT, *[POINTER] * 4, COUNT),
     "regpt_row_sums": (COUNT, COUNT, *[POINTER] * 3, COUNT),
-    "regpt_loss": (*[COUNT] * 3, POINTER, POINTER, COUNT, NUMBER, POINTER, COUNT, COUNT),
+    "regpt_loss": (*[COUNT] * 3, POINTER, POINTER, COUNT, NUMBER, POINTER, COUNT, POINTER, COUNT),
 }
 """The arguments of each function of the library."""
 RESULTS = {
-    "regpt_supports": ctypes.c_int,
+    "regpt_start": ctypes.c_char_p,
     "regpt_squares": ctypes.c_double,
 }
 """What the functions return that return numbers."""
-CAN_FAIL = {
-    *("regpt_decode", "regpt_muon", "regpt_norm_backward", "regpt_gelu_backward"),
-    *("regpt_row_sums", "regpt_loss"),
-}
+CAN_FAIL = ("regpt_decode", "regpt_loss")
 """Those that return how it went, as vectors.h numbers it."""
-DONE, NO_MEMORY, OUTSIDE = range(3)
+DONE, OUTSIDE = range(2)
 
 
 def raise_failure(result: int, function: Any, arguments: tuple[Any, ...]) -> int:
     """Turn what a function of the library could not do into one line."""
-    if result == NO_MEMORY:
-        raise UserError(f"not enough memory for {function.__name__}: use a smaller batch")
     if result == OUTSIDE:
         raise UserError("a token id is outside the model's vocabulary: check the ids given")
     return result
@@ -159,10 +153,25 @@ def load_library() -> ctypes.CDLL:
     return found
 
 
+@lru_cache(maxsize=1)
 def missing() -> str | None:
-    """Why there are no kernels on this machine, in one line; None where there are, compiled."""
+    """Why there are no kernels on this machine, in one line; None where there are, and right."""
+    from regpt.fast.kernels.check import wrong  # it calls the kernels, and so imports this
+
     found = found_library()
-    return found if isinstance(found, str) else None
+    return found if isinstance(found, str) else wrong()
+
+
+def kernels_used() -> str:
+    """Which instructions the kernels use, and why no better ones; or why there are none."""
+    reason = missing()
+    if reason is not None:
+        return f"none: {reason}"
+    variant, used = chosen_variant(), load_library().regpt_start().decode()
+    reason = why_not_better(variant)
+    if variant.name == "amx" and "AMX" not in used:
+        reason = "AMX is unknown to the compiler, or the system does not grant it"
+    return used if reason is None else f"{used} ({reason})"
 
 
 def refused() -> str | None:
@@ -183,11 +192,8 @@ def open_library() -> ctypes.CDLL:
     """Compile what is not compiled, load it, and declare its functions."""
     import torch  # its OpenMP runtime must be the one that is found
 
-    if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.openmp.is_available():
-        raise UserError("the C kernels are written for x86-64 with OpenMP")
-    absent = [ability for ability in NEEDED if ability not in processor()[1]]
-    if absent:
-        raise UserError(f"this processor lacks {', '.join(absent)}")
+    if not torch.backends.openmp.is_available():
+        raise UserError("the C kernels are written for a torch with OpenMP")
     path = compile_into(cache_folder() / "kernels")
     try:
         library = ctypes.CDLL(str(path))
@@ -198,4 +204,5 @@ def open_library() -> ctypes.CDLL:
         function.argtypes, function.restype = arguments, RESULTS.get(name)
         if name in CAN_FAIL:
             function.restype, function.errcheck = ctypes.c_int, raise_failure
+    library.regpt_start()
     return library

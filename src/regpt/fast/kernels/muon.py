@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regpt.fast.kernels.bindings import BF16
 from regpt.fast.kernels.build import load_library, missing
 
 SIDE = 32
@@ -51,8 +50,8 @@ class Step:
 
 
 def can_step() -> bool:
-    """Whether the kernel is there, and this processor multiplies bfloat16."""
-    return missing() is None and bool(load_library().regpt_supports(BF16))
+    """Whether the kernel is there."""
+    return missing() is None
 
 
 def fits(weight: Tensor, gradient: Tensor) -> bool:
@@ -101,11 +100,16 @@ def step(
         iterations=len(polynomials),
         polynomials=ctypes.addressof(coefficients),
     )
+    most = max(each.weight.numel() for each in order)
+    least = max(min(each.weight.shape) for each in order)
+    threads = torch.get_num_threads()
+    room = torch.empty(threads, 6 * most + 8 * least * least, dtype=torch.uint8)
     load_library().regpt_muon(
         len(order),
         ctypes.byref(table),
         ctypes.byref(rule),
-        max(each.weight.numel() for each in order),
-        max(min(each.weight.shape) for each in order),
-        torch.get_num_threads(),
+        most,
+        least,
+        room.data_ptr(),
+        threads,
     )

@@ -18,6 +18,11 @@ def threads() -> int:
     return torch.get_num_threads()
 
 
+def summed(*shape: int) -> Tensor:
+    """Zeros, (threads, *shape) float32: each thread adds up its own share of the rows."""
+    return torch.zeros(threads(), *shape)
+
+
 def low(x: Tensor) -> Tensor:
     """An empty bfloat16 tensor of the same shape."""
     return torch.empty(x.shape, dtype=torch.bfloat16)
@@ -83,10 +88,10 @@ def norm_backward(
         gradient of x summed over rows.
     """
     rows, C = x.shape
-    rounded, sums = low(x), torch.empty(3, C)
+    rounded, sums = low(x), summed(3, C)
     places = (t.data_ptr() for t in (dy, x, stats, weight, past, into, rounded, sums))
     load_library().regpt_norm_backward(rows, C, *places, threads())
-    return rounded, sums
+    return rounded, sums.sum(0)
 
 
 def add(x: Tensor, delta: Tensor) -> Tensor:
@@ -109,25 +114,25 @@ def gelu_backward(x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
 
     x and dy: (rows, n) bfloat16.
     """
-    value, sums = low(x), torch.empty(x.shape[1])
+    value, sums = low(x), summed(x.shape[1])
     places = (tensor.data_ptr() for tensor in (x, dy, value, sums))
     load_library().regpt_gelu_backward(*x.shape, *places, threads())
-    return value, sums
+    return value, sums.sum(0)
 
 
 def rounded_and_summed(x: Tensor) -> tuple[Tensor, Tensor]:
     """(rows, n) float32 in bfloat16, and its sum over rows, (n,) float32."""
-    rounded, sums = low(x), torch.empty(x.shape[1])
+    rounded, sums = low(x), summed(x.shape[1])
     places = (tensor.data_ptr() for tensor in (x, rounded, sums))
     load_library().regpt_row_sums(*x.shape, *places, threads())
-    return rounded, sums
+    return rounded, sums.sum(0)
 
 
 def row_sum(x: Tensor) -> Tensor:
     """The sum of (rows, n) bfloat16 over rows, (n,) float32."""
-    sums = torch.empty(x.shape[1])
+    sums = summed(x.shape[1])
     load_library().regpt_row_sums(*x.shape, None, x.data_ptr(), sums.data_ptr(), threads())
-    return sums
+    return sums.sum(0)
 
 
 def loss(
@@ -144,7 +149,7 @@ def loss(
         gradient: whether logits are turned into the gradient of the summed nats.
     """
     rows, columns = logits.shape
-    nats = torch.empty(rows)
+    nats, room = torch.empty(rows), torch.empty(threads(), vocab_size + LANES)
     load_library().regpt_loss(
         rows,
         vocab_size,
@@ -155,6 +160,7 @@ def loss(
         more,
         nats.data_ptr(),
         gradient,
+        room.data_ptr(),
         threads(),
     )
     return nats

@@ -1,18 +1,22 @@
-// GPT-2's forward pass for a few tokens at a time, for AVX-512: one call a step, no library.
+// GPT-2's forward pass for a few tokens at a time: one call a step, no library.
 //
 // Decoding is bound by reading every weight once per token, so the matrices are stored in the order
 // they are read in: panels of 64 outputs, and in a panel, for each 32-bit step along the inputs
-// (one float32, two bfloat16 or four int8), 64 outputs side by side. A step multiplies four
-// registers of weights by one broadcast step of each token's activations; up to six tokens share a
-// pass over a panel. Sums run along the inputs in one order whatever the number of tokens: a token
+// (one float32, two bfloat16 or four int8), 64 outputs side by side. A step multiplies registers of
+// weights by one broadcast step of each token's activations; up to six tokens share a pass over a
+// panel, or sixteen where there is a matrix unit. Sums run along the inputs in one order whatever the number of tokens: a token
 // has the same numbers to the last bit alone, among others, in a prompt, or decoded one by one.
 //
 // Threads split outputs, then (token, head) pairs; each prepares the activations for itself, which
 // is cheaper than waiting once more. int8: activations of a token become bytes between their least
 // and largest entry, x = step * (q - zero); sums in int32.
-#include <omp.h>
-
+#include "gate.h"
 #include "products.h"
+
+enum {
+    LARGEST_HEAD = 128,  // channels
+    AT_ONCE = SUMS / 3,  // registers of a head whose sums over values are held, twice
+};
 
 typedef struct {
     const char *weight;  // panels of 64 outputs, padded with zeros
@@ -32,7 +36,7 @@ typedef struct {
     double epsilon;
     const float *wte, *wpe, *ln_f_weight, *ln_f_bias;
     const Block *blocks;
-    Linear head;  // of float32 models in bfloat16, and null where the processor does not multiply it
+    Linear head;  // of float32 models in bfloat16
     const float *head_error, *head_size;  // float32: how far each row is from that, and its length
 } Model;
 
@@ -61,30 +65,28 @@ typedef struct {
 } Packed;
 
 typedef void (*Store)(const Call *, const Model *, int64_t layer, int64_t token, int64_t output,
-                      int64_t outputs, __m512 value);
+                      int64_t outputs, vfloat value);
 
 // A token's 64 outputs from their sums: scales and biases, and where they go.
 static inline void finish(const Model *model, const Call *call, const Linear *linear, int64_t layer, int64_t token,
-                          int64_t output, const float *range, const float *sums, Store store)
+                          int64_t output, const float *range, const float *sums, Store store_them)
 {
-    for (int i = 0; i < 4 && output < linear->outputs; i++, output += LANES) {
+    for (int i = 0; i < REGISTERS && output < linear->outputs; i++, output += LANES) {
         int64_t left = linear->outputs - output;
-        __mmask16 mask = tail(left);
-        __m512 v = _mm512_loadu_ps(sums + i * LANES);
+        vfloat v = load(sums + i * LANES);
         if (model->kind == INT8) {
-            __m512 sum = _mm512_cvtepi32_ps(_mm512_castps_si512(v));
-            __m512 zero = _mm512_mul_ps(_mm512_set1_ps(range[1]), _mm512_maskz_loadu_ps(mask, linear->sums + output));
-            v = _mm512_fmsub_ps(sum, _mm512_maskz_loadu_ps(mask, linear->scale + output), zero);
-            v = _mm512_mul_ps(v, _mm512_set1_ps(range[0]));
+            vfloat zero = range[1] * load_part(linear->sums + output, left, 0.0f);
+            v = muladd(__builtin_convertvector((vint)v, vfloat), load_part(linear->scale + output, left, 0.0f), -zero);
+            v *= range[0];
         }
-        if (linear->bias) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, linear->bias + output));
-        store(call, model, layer, token, output, left, v);
+        if (linear->bias) v += load_part(linear->bias + output, left, 0.0f);
+        store_them(call, model, layer, token, output, left, v);
     }
 }
 
 // This thread's outputs of a layer for tokens 0 .. count-1.
 static void apply(const Model *model, const Call *call, const Linear *linear, int64_t layer, int64_t count,
-                  Packed in, int thread, Store store)
+                  Packed in, int thread, Store store_them)
 {
     int64_t panels = (linear->outputs + PANEL - 1) / PANEL;
     int64_t steps = in.stride / 4;
@@ -96,120 +98,126 @@ static void apply(const Model *model, const Call *call, const Linear *linear, in
             some_tokens(model->kind, some, linear->weight + p * steps * 4 * PANEL, steps,
                         in.x + first * in.stride, in.stride, sums);
             for (int64_t token = first; token < first + some; token++)
-                finish(model, call, linear, layer, token, p * PANEL, in.ranges + 2 * token, sums[token - first], store);
+                finish(model, call, linear, layer, token, p * PANEL, in.ranges + 2 * token, sums[token - first],
+                       store_them);
         }
 }
 
 static void store_qkv(const Call *call, const Model *model, int64_t layer, int64_t token, int64_t output,
-                      int64_t left, __m512 v)
+                      int64_t left, vfloat v)
 {
     int64_t width = model->width, size = width / model->heads, part = output / width;
     (void)left;
     output -= part * width;
     if (part == 0) {
-        _mm512_storeu_ps(call->q + token * width + output, v);
+        store(call->q + token * width + output, v);
         return;
     }
     int64_t place = layer * call->layer_stride + (part - 1) * call->value_stride +
                     call->rows[token] * call->row_stride + output / size * call->head_stride +
                     call->positions[token] * size + output % size;
     if (call->cache_is_bf16)
-        _mm256_storeu_si256((__m256i *)(call->cache + 2 * place), to_bf16(v));
+        store_bf16((uint16_t *)call->cache + place, v);
     else
-        _mm512_storeu_ps((float *)call->cache + place, v);
+        store((float *)call->cache + place, v);
 }
 
 static void store_residual(const Call *call, const Model *model, int64_t layer, int64_t token,
-                           int64_t output, int64_t left, __m512 v)
+                           int64_t output, int64_t left, vfloat v)
 {
-    float *x = call->x + token * model->width + output;
     (void)layer, (void)left;
-    _mm512_storeu_ps(x, _mm512_add_ps(_mm512_loadu_ps(x), v));
+    add_to(call->x + token * model->width + output, v);
 }
 
 static void store_gelu(const Call *call, const Model *model, int64_t layer, int64_t token, int64_t output,
-                       int64_t left, __m512 v)
+                       int64_t left, vfloat v)
 {
     (void)layer, (void)left;
-    _mm512_storeu_ps(call->h + token * 4 * model->width + output, gelu(v));
+    store(call->h + token * 4 * model->width + output, gelu(v));
 }
 
 static void store_logits(const Call *call, const Model *model, int64_t layer, int64_t token, int64_t output,
-                         int64_t left, __m512 v)
+                         int64_t left, vfloat v)
 {
     (void)model, (void)layer;
-    _mm512_mask_storeu_ps(call->logits + token * call->logits_stride + output, tail(left), v);
+    store_part(call->logits + token * call->logits_stride + output, left, v);
 }
 
 #include "head.h"
 
-static inline __m512 element(const Call *call, int64_t place)
+static inline vfloat element(const Call *call, int64_t place)
 {
     return call->cache_is_bf16 ? from_bf16((const uint16_t *)call->cache + place)
-                               : _mm512_loadu_ps((const float *)call->cache + place);
+                               : load((const float *)call->cache + place);
+}
+
+// Sums over a row's values, weighted: a few registers of a head at once, in two chains: one would wait for itself.
+static inline __attribute__((always_inline)) void weigh(const Call *call, int64_t values, int64_t size, int64_t count,
+                                                        const float *weights, int registers, float inverse, float *y)
+{
+    vfloat sum[AT_ONCE], odd[AT_ONCE];
+    for (int i = 0; i < registers; i++) sum[i] = odd[i] = all(0.0f);
+    for (int64_t p = 0; p + 1 < count; p += 2) {
+        vfloat weight = all(weights[p]), next = all(weights[p + 1]);
+        for (int i = 0; i < registers; i++) {
+            sum[i] = muladd(weight, element(call, values + p * size + i * LANES), sum[i]);
+            odd[i] = muladd(next, element(call, values + (p + 1) * size + i * LANES), odd[i]);
+        }
+    }
+    if (count % 2) {
+        vfloat weight = all(weights[count - 1]);
+        for (int i = 0; i < registers; i++)
+            sum[i] = muladd(weight, element(call, values + (count - 1) * size + i * LANES), sum[i]);
+    }
+    for (int i = 0; i < registers; i++) store(y + i * LANES, (sum[i] + odd[i]) * inverse);
 }
 
 // y of one token and head: softmax(q k / sqrt(size)) v over the row so far.
 static inline __attribute__((always_inline)) void attend_head(const Model *model, const Call *call, int64_t layer,
-                                                              int64_t token, int64_t head, float *scores, int registers)
+                                                              int64_t token, int64_t head, float *scores, int64_t size)
 {
-    int64_t size = registers * LANES, count = call->positions[token] + 1;
+    const int registers = (int)size / LANES, some = registers < AT_ONCE ? registers : AT_ONCE;
+    int64_t count = call->positions[token] + 1;
     int64_t keys = layer * call->layer_stride + call->rows[token] * call->row_stride + head * call->head_stride;
-    int64_t values = keys + call->value_stride;
     const float *q = call->q + token * model->width + head * size;
-    __m512 query[8], sum[8], odd[8], scale = _mm512_set1_ps(1.0f / sqrtf((float)size));
-    for (int i = 0; i < registers; i++) {
-        query[i] = _mm512_mul_ps(_mm512_loadu_ps(q + i * LANES), scale);
-        sum[i] = odd[i] = _mm512_setzero_ps();
-    }
-    __m512 most = _mm512_set1_ps(-INFINITY);
+    vfloat query[LARGEST_HEAD / LANES], most = all(-INFINITY), total = {0};
+    for (int i = 0; i < registers; i++) query[i] = load(q + i * LANES) * (1.0f / sqrtf((float)size));
     for (int64_t p = 0; p < count; p += LANES) {
-        __m512 dots[LANES];
+        vfloat dots[LANES];
         for (int j = 0; j < LANES; j++) {
-            dots[j] = _mm512_setzero_ps();
+            dots[j] = all(0.0f);
             if (p + j >= count) continue;
             for (int i = 0; i < registers; i++)
-                dots[j] = _mm512_fmadd_ps(query[i], element(call, keys + (p + j) * size + i * LANES), dots[j]);
+                dots[j] = muladd(query[i], element(call, keys + (p + j) * size + i * LANES), dots[j]);
         }
-        __m512 score = sums_of(dots);
-        _mm512_mask_storeu_ps(scores + p, tail(count - p), score);
-        most = _mm512_mask_max_ps(most, tail(count - p), most, score);
+        store_part(scores + p, count - p, sums_of(dots));
+        most = larger(most, load_part(scores + p, count - p, -INFINITY));
     }
-    float largest = _mm512_reduce_max_ps(most);
-    __m512 total = _mm512_setzero_ps();
+    float largest = largest_of(most);
     for (int64_t p = 0; p < count; p += LANES) {
-        __mmask16 mask = tail(count - p);
-        __m512 e = exponential(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, scores + p), _mm512_set1_ps(largest)));
-        total = _mm512_mask_add_ps(total, mask, total, e);
-        _mm512_mask_storeu_ps(scores + p, mask, e);
+        store_part(scores + p, count - p, exponential(load_part(scores + p, count - p, 0.0f) - largest));
+        total += load_part(scores + p, count - p, 0.0f);
     }
-    for (int64_t p = 0; p + 1 < count; p += 2) {  // two chains of sums: one would wait for itself
-        __m512 weight = _mm512_set1_ps(scores[p]), next = _mm512_set1_ps(scores[p + 1]);
-        for (int i = 0; i < registers; i++) {
-            sum[i] = _mm512_fmadd_ps(weight, element(call, values + p * size + i * LANES), sum[i]);
-            odd[i] = _mm512_fmadd_ps(next, element(call, values + (p + 1) * size + i * LANES), odd[i]);
-        }
+    float inverse = 1.0f / sum_of(total), *y = call->y + token * model->width + head * size;
+    for (int i = 0; i < registers; i += some) {
+        int64_t values = keys + call->value_stride + i * LANES;
+        if (i + some <= registers)
+            weigh(call, values, size, count, scores, some, inverse, y + i * LANES);
+        else
+            weigh(call, values, size, count, scores, registers - i, inverse, y + i * LANES);
     }
-    if (count % 2) {
-        __m512 weight = _mm512_set1_ps(scores[count - 1]);
-        for (int i = 0; i < registers; i++)
-            sum[i] = _mm512_fmadd_ps(weight, element(call, values + (count - 1) * size + i * LANES), sum[i]);
-    }
-    __m512 inverse = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(total));
-    float *y = call->y + token * model->width + head * size;
-    for (int i = 0; i < registers; i++) _mm512_storeu_ps(y + i * LANES, _mm512_mul_ps(_mm512_add_ps(sum[i], odd[i]), inverse));
 }
 
 static void attend(const Model *model, const Call *call, int64_t layer, int thread, float *scores)
 {
     int64_t pairs = call->tokens * model->heads, last = pairs * (thread + 1) / call->threads;
-    int registers = (int)(model->width / model->heads / LANES);
+    int64_t size = model->width / model->heads;
     for (int64_t pair = pairs * thread / call->threads; pair < last; pair++) {
         int64_t token = pair / model->heads, head = pair % model->heads;
-        if (registers == 4)
-            attend_head(model, call, layer, token, head, scores, 4);
+        if (size == 64)
+            attend_head(model, call, layer, token, head, scores, 64);
         else
-            attend_head(model, call, layer, token, head, scores, registers);
+            attend_head(model, call, layer, token, head, scores, size);
     }
 }
 
@@ -224,7 +232,9 @@ static Packed prepare(const Model *model, const Call *call, const float *from, i
     for (int64_t i = 0; i < count; i++) {
         const float *x = from + (which ? which[i] : i) * width;
         if (weight) {
-            layer_norm(x, weight, bias, width, (float)model->epsilon, row);
+            float mean, inverse;
+            moments(x, width, (float)model->epsilon, &mean, &inverse);
+            for (int64_t c = 0; c < width; c += LANES) store(row + c, normed(x + c, mean, inverse, weight + c, bias + c));
             x = row;
         }
         pack(model->kind, x, width, out + i * stride, ranges + 2 * i);
@@ -239,23 +249,23 @@ static void work(const Model *model, const Call *call, int thread)
     for (int64_t i = n * thread / call->threads; i < last; i++)
         for (int64_t c = 0; c < width; c++)
             call->x[i * width + c] = model->wte[call->ids[i] * width + c] + model->wpe[call->positions[i] * width + c];
-#pragma omp barrier
+    meet();
     for (int64_t layer = 0; layer < model->layers; layer++) {
         const Block *b = model->blocks + layer;
         Packed in = prepare(model, call, call->x, width, n, NULL, b->ln_1_weight, b->ln_1_bias, thread);
         apply(model, call, &b->c_attn, layer, n, in, thread, store_qkv);
-#pragma omp barrier
+        meet();
         attend(model, call, layer, thread, scores);
-#pragma omp barrier
+        meet();
         in = prepare(model, call, call->y, width, n, NULL, NULL, NULL, thread);
         apply(model, call, &b->attn_proj, layer, n, in, thread, store_residual);
-#pragma omp barrier
+        meet();
         in = prepare(model, call, call->x, width, n, NULL, b->ln_2_weight, b->ln_2_bias, thread);
         apply(model, call, &b->c_fc, layer, n, in, thread, store_gelu);
-#pragma omp barrier
+        meet();
         in = prepare(model, call, call->h, 4 * width, n, NULL, NULL, NULL, thread);
         apply(model, call, &b->mlp_proj, layer, n, in, thread, store_residual);
-#pragma omp barrier
+        meet();
     }
     Packed in = prepare(model, call, call->x, width, call->outputs, call->wanted, model->ln_f_weight,
                         model->ln_f_bias, thread);
@@ -273,8 +283,12 @@ int regpt_decode(const Model *model, const Call *call)
 #pragma omp parallel num_threads((int)call->threads)
     {
         Call mine = *call;
-        mine.threads = omp_get_num_threads();  // the system may grant fewer
-        work(model, &mine, omp_get_thread_num());
+        mine.threads = team();  // the system may grant fewer
+        work(model, &mine, member());
+        put_tiles_away();
     }
     return DONE;
 }
+
+// To be called once, before the others: which instructions these kernels use.
+const char *regpt_start(void) { return ask_for_tiles() ? "AMX, " INSTRUCTIONS_USED : INSTRUCTIONS_USED; }

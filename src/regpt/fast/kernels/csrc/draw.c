@@ -5,8 +5,6 @@
 // a few more than k logits are not below it; those are the candidates, ties included. What happens
 // among them is `draw_among_few` of sampling.py. Rows that this cannot decide are marked: a logit
 // that is no number, too many candidates, or two so close that rounding could order them.
-#include <omp.h>
-
 #include "largest.h"
 
 enum { MOST = 2048 };  // candidates that there is room for
@@ -26,28 +24,25 @@ typedef struct {
 // Logits of a row that may be among the k largest; how many, or -1.
 static int64_t candidates(const float *x, const Draw *draw, float *values, int32_t *ids)
 {
-    float maxima[GROUPS * LANES];
-    __m512 nothing = _mm512_set1_ps(-INFINITY);
-    __mmask16 strange = 0;
+    float maxima[GROUPS];
+    vint strange = {0};
     lowest(maxima);
     for (int64_t i = 0; i < draw->columns; i += LANES) {
-        __m512 v = _mm512_mask_loadu_ps(nothing, tail(draw->columns - i), x + i);
-        strange |= _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-        raise(maxima, i / LANES, v);
+        vfloat v = load_part(x + i, draw->columns - i, -INFINITY);
+        strange |= v != v;
+        raise_maxima(maxima, i, v);
     }
-    if (strange) return -1;
-    float bound = kth_largest(maxima, GROUPS * LANES, draw->top_k);
-    bound -= fabsf(bound) * 1e-6f;  // dividing by a temperature may make neighbours equal
+    if (any(strange)) return -1;
+    float bound = kth_largest(maxima, GROUPS, draw->top_k);
+    vfloat least = all(bound - fabsf(bound) * 1e-6f);  // dividing by a temperature may make neighbours equal
     int64_t count = 0;
     for (int64_t i = 0; i < draw->columns; i += LANES) {
-        __m512 v = _mm512_mask_loadu_ps(nothing, tail(draw->columns - i), x + i);
-        __mmask16 large = _mm512_cmp_ps_mask(v, _mm512_set1_ps(bound), _CMP_GE_OQ) & tail(draw->columns - i);
-        if (!large) continue;
+        vfloat v = load_part(x + i, draw->columns - i, NAN);
+        if (!any_at_least(v, least)) continue;
         if (count > MOST - LANES) return -1;
-        _mm512_mask_compressstoreu_ps(values + count, large, v);
-        compress_ids(ids + count, large, i);
-        count += __builtin_popcount(large);
+        count += chosen_ids(ids + count, v, least, i);
     }
+    for (int64_t i = 0; i < count; i++) values[i] = x[ids[i]];
     return count;
 }
 

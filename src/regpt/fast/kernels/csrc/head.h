@@ -13,28 +13,31 @@
 #pragma once
 #include "largest.h"
 
-enum { CANDIDATES = 4096 };  // of one token
+enum {
+    CANDIDATES = 4096,        // of one token
+    ROWS_GROUP = SUMS / 4,    // tokens that four rows of the matrix are multiplied with at once
+};
 
 // Four rows of the matrix by a few tokens, or fewer: out[token][row].
 static inline __attribute__((always_inline)) void rows_by_tokens(int rows, int count, const float *w, const float *x,
                                                                  int64_t width, float *out, int64_t stride)
 {
-    __m512 s[4][GROUP];
+    vfloat s[4][GROUP];
     for (int r = 0; r < rows; r++)
-        for (int m = 0; m < count; m++) s[r][m] = _mm512_setzero_ps();
+        for (int m = 0; m < count; m++) s[r][m] = all(0.0f);
     for (int64_t k = 0; k < width; k += LANES) {
-        __m512 row[4];
+        vfloat row[4];
         for (int r = 0; r < rows; r++) {
-            row[r] = _mm512_loadu_ps(w + r * width + k);
-            if (rows == 4) _mm_prefetch((const char *)(w + (r + 4) * width + k), _MM_HINT_T0);
+            row[r] = load(w + r * width + k);
+            if (rows == 4) __builtin_prefetch(w + (r + 4) * width + k, 0, 3);
         }
         for (int m = 0; m < count; m++) {
-            __m512 v = _mm512_loadu_ps(x + m * width + k);
-            for (int r = 0; r < rows; r++) s[r][m] = _mm512_fmadd_ps(row[r], v, s[r][m]);
+            vfloat v = load(x + m * width + k);
+            for (int r = 0; r < rows; r++) s[r][m] = muladd(row[r], v, s[r][m]);
         }
     }
     for (int r = 0; r < rows; r++)
-        for (int m = 0; m < count; m++) out[m * stride + r] = _mm512_reduce_add_ps(s[r][m]);
+        for (int m = 0; m < count; m++) out[m * stride + r] = sum_of(s[r][m]);
 }
 
 #define FOUR_ROWS(count)                                              \
@@ -59,8 +62,8 @@ static void all_logits(const Model *model, const Call *call, int64_t first, int6
     for (int64_t four = fours * thread / call->threads; four < fours * (thread + 1) / call->threads; four++) {
         int64_t output = 4 * four, rows = model->head.outputs - output < 4 ? model->head.outputs - output : 4;
         const float *w = model->wte + output * width;
-        for (int64_t i = 0; i < count; i += GROUP) {
-            int group = count - i < GROUP ? (int)(count - i) : GROUP;
+        for (int64_t i = 0; i < count; i += ROWS_GROUP) {
+            int group = count - i < ROWS_GROUP ? (int)(count - i) : ROWS_GROUP;
             float *out = call->logits + (first + i) * call->logits_stride + output;
             if (rows == 4)
                 four_rows(group, w, x + i * width, width, out, call->logits_stride);
@@ -76,13 +79,21 @@ static void all_logits(const Model *model, const Call *call, int64_t first, int6
 // |x| and |x - x'|, rounded up.
 static void norms(const float *x, const uint16_t *low, int64_t width, float *size, float *error)
 {
-    __m512 squares = _mm512_setzero_ps(), errors = _mm512_setzero_ps();
+    vfloat squares = {0}, errors = {0};
     for (int64_t k = 0; k < width; k += LANES) {
-        __m512 v = _mm512_loadu_ps(x + k), d = _mm512_sub_ps(v, from_bf16(low + k));
-        squares = _mm512_fmadd_ps(v, v, squares), errors = _mm512_fmadd_ps(d, d, errors);
+        vfloat v = load(x + k), d = v - from_bf16(low + k);
+        squares = muladd(v, v, squares), errors = muladd(d, d, errors);
     }
-    *size = 1.0001f * sqrtf(_mm512_reduce_add_ps(squares));
-    *error = 1.0001f * sqrtf(_mm512_reduce_add_ps(errors));
+    *size = 1.0001f * sqrtf(sum_of(squares));
+    *error = 1.0001f * sqrtf(sum_of(errors));
+}
+
+// How far the cheap logits from the i-th on can be off, for a token whose norms are given.
+static inline vfloat margin(const Model *model, int64_t i, vfloat size, vfloat error)
+{
+    int64_t left = model->head.outputs - i;
+    vfloat off = size * load_part(model->head_error + i, left, 0.0f);
+    return muladd(error, load_part(model->head_size + i, left, 0.0f), off);
 }
 
 // The outputs of a token that may be among its k largest, from its cheap logits, which become -inf
@@ -90,35 +101,26 @@ static void norms(const float *x, const uint16_t *low, int64_t width, float *siz
 static int64_t candidates_of(const Model *model, const Call *call, int64_t token, const float *x, const uint16_t *low)
 {
     int64_t outputs = model->head.outputs, count = 0;
-    float *logits = call->logits + token * call->logits_stride, maxima[GROUPS * LANES], size, error;
+    float *logits = call->logits + token * call->logits_stride, maxima[GROUPS], size, error;
     int32_t *ids = call->candidates + token * CANDIDATES;
-    __mmask16 strange = 0;
+    vint strange = {0};
     norms(x, low, model->width, &size, &error);
-    __m512 x_size = _mm512_set1_ps(size), x_error = _mm512_set1_ps(error);
+    vfloat x_size = all(size), x_error = all(error), none = all(-INFINITY);
     lowest(maxima);
     for (int64_t i = 0; i < outputs; i += LANES) {
-        __mmask16 mask = tail(outputs - i);
-        __m512 v = _mm512_mask_loadu_ps(_mm512_set1_ps(-INFINITY), mask, logits + i);
-        __m512 off = _mm512_mul_ps(x_size, _mm512_maskz_loadu_ps(mask, model->head_error + i));
-        off = _mm512_fmadd_ps(x_error, _mm512_maskz_loadu_ps(mask, model->head_size + i), off);
-        __m512 least = _mm512_sub_ps(v, off);
-        strange |= _mm512_cmp_ps_mask(least, least, _CMP_UNORD_Q);
-        raise(maxima, i / LANES, least);
+        vfloat least = load_part(logits + i, outputs - i, -INFINITY) - margin(model, i, x_size, x_error);
+        strange |= least != least;
+        raise_maxima(maxima, i, least);
     }
-    if (strange) return -1;
-    float bound = kth_largest(maxima, GROUPS * LANES, call->top_k);
-    __m512 least = _mm512_set1_ps(bound - fabsf(bound) * 1e-6f);  // a temperature may make neighbours equal
+    if (any(strange)) return -1;
+    float bound = kth_largest(maxima, GROUPS, call->top_k);
+    vfloat least = all(bound - fabsf(bound) * 1e-6f);  // a temperature may make neighbours equal
     for (int64_t i = 0; i < outputs; i += LANES) {
-        __mmask16 mask = tail(outputs - i);
-        __m512 v = _mm512_mask_loadu_ps(_mm512_set1_ps(-INFINITY), mask, logits + i);
-        __m512 off = _mm512_mul_ps(x_size, _mm512_maskz_loadu_ps(mask, model->head_error + i));
-        off = _mm512_fmadd_ps(x_error, _mm512_maskz_loadu_ps(mask, model->head_size + i), off);
-        __mmask16 chosen = _mm512_cmp_ps_mask(_mm512_add_ps(v, off), least, _CMP_GE_OQ) & mask;
-        _mm512_mask_storeu_ps(logits + i, mask, _mm512_set1_ps(-INFINITY));
-        if (!chosen) continue;
+        vfloat most = load_part(logits + i, outputs - i, NAN) + margin(model, i, x_size, x_error);
+        store_part(logits + i, outputs - i, none);
+        if (!any_at_least(most, least)) continue;
         if (count > CANDIDATES - LANES) return -1;
-        compress_ids(ids + count, chosen, i);
-        count += __builtin_popcount(chosen);
+        count += chosen_ids(ids + count, most, least, i);
     }
     return count;
 }
@@ -135,10 +137,10 @@ static void float32_head(const Model *model, const Call *call, const float *x, c
     cheap.kind = BF16;
     for (int64_t i = 0; i < n; i++) pack(BF16, x + i * width, width, room + 2 * width * i, NULL);
     apply(&cheap, call, &model->head, 0, n, (Packed){room, 2 * width, call->ranges}, thread, store_logits);
-#pragma omp barrier
+    meet();
     for (int64_t i = thread; i < n; i += call->threads)
         call->counts[i] = candidates_of(model, call, i, x + i * width, (uint16_t *)room + i * width);
-#pragma omp barrier
+    meet();
     for (int64_t i = 0; i < n; i++) {
         float *logits = call->logits + i * call->logits_stride;
         const int32_t *ids = call->candidates + i * CANDIDATES;

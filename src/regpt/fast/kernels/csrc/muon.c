@@ -3,13 +3,12 @@
 // A matrix of a small model fits into the cache, so each core takes whole matrices and none waits for another.
 // X is held tall, (long, short), and multiplied from the right: A = X'X and b A + c A A are symmetric, so half of
 // each is computed and mirrored, which batched products cannot do. Right-hand sides lie in panels of 32 columns;
-// two rows of a panel are interleaved, as vdpbf16ps wants them: dword k of a column holds rows 2k and 2k + 1.
-#include <omp.h>
-#include <stdlib.h>
-
+// two rows of a panel are interleaved, as products of bfloat16 want them: word k of a column holds rows 2k and 2k + 1.
+#include "gate.h"
 #include "vectors.h"
 
-enum { BLOCK_ROWS = 8, PANEL_COLUMNS = 32, DEPTH = 128 };  // 16 sums in registers; 16 kB of a panel at a time
+enum { BLOCK_ROWS = 8, PANEL_COLUMNS = 32, DEPTH = 128 };  // 16 kB of a panel at a time
+enum { WIDE = 2, HIGH = SUMS >= 2 * BLOCK_ROWS ? BLOCK_ROWS : BLOCK_ROWS / 2 };  // registers of sums: WIDE by HIGH
 
 typedef struct {
     int64_t rows, columns, low;  // low: whether the gradient is in bfloat16
@@ -33,44 +32,53 @@ typedef struct {
 
 typedef uint32_t __attribute__((may_alias)) Pair;  // two neighbours in a row of bfloat16
 
-// s[m][i] += over k: left[m, k] times 16 columns i of a panel, two rows of it at a time.
+typedef float Square[BLOCK_ROWS][PANEL_COLUMNS];
+
+// s[m, i] += over k: left[m, k] times 32 columns i of a panel, two rows of it at a time.
 static inline __attribute__((always_inline)) void block(const Pair *left, int64_t apart, int64_t step,
-                                                        const uint32_t *panel, int64_t pairs, __m512 s[][2])
+                                                        const uint32_t *panel, int64_t pairs, Square out)
 {
-#ifdef __AVX512BF16__
-    for (int64_t k = 0; k < pairs; k++, left += step, panel += PANEL_COLUMNS) {
-        __m512bh one = (__m512bh)_mm512_loadu_si512(panel), two = (__m512bh)_mm512_loadu_si512(panel + 16);
-        for (int m = 0; m < BLOCK_ROWS; m++) {
-            __m512bh each = (__m512bh)_mm512_set1_epi32(left[m * apart]);
-            s[m][0] = _mm512_dpbf16_ps(s[m][0], each, one);
-            s[m][1] = _mm512_dpbf16_ps(s[m][1], each, two);
+    for (int from = 0; from < PANEL_COLUMNS; from += WIDE * LANES)
+        for (int row = 0; row < BLOCK_ROWS; row += HIGH) {
+            const Pair *l = left + row * apart;
+            const uint32_t *right = panel + from;
+            vfloat s[HIGH][WIDE];
+            for (int m = 0; m < HIGH; m++)
+                for (int i = 0; i < WIDE; i++) s[m][i] = load(out[row + m] + from + i * LANES);
+            for (int64_t k = 0; k < pairs; k++, l += step, right += PANEL_COLUMNS) {
+                Operand part[WIDE];
+                for (int i = 0; i < WIDE; i++) part[i] = weights(BF16, (const char *)(right + i * LANES));
+                for (int m = 0; m < HIGH; m++) {
+                    Operand each = inputs(BF16, (const char *)(l + m * apart));
+                    for (int i = 0; i < WIDE; i++) s[m][i] = dot(BF16, s[m][i], each, part[i]);
+                }
+            }
+            for (int m = 0; m < HIGH; m++)
+                for (int i = 0; i < WIDE; i++) store(out[row + m] + from + i * LANES, s[m][i]);
         }
-    }
-#endif
 }
 
-static inline __m512i rounded(__m512 x) { return _mm512_cvtepu16_epi32(to_bf16(x)); }
+// Two registers of bfloat16 numbers, one in the lower halves of the lanes and one in the upper.
+static inline void store_pairs(uint32_t *place, vhalf even, vhalf odd)
+{
+    vbits pairs = wide(even) | wide(odd) << 16;
+    memcpy(place, &pairs, sizeof pairs);
+}
 
 // 8 rows from i, 32 columns from j, of a symmetric matrix of n columns into its panels, and their mirror image.
-static inline void store_symmetric(__m512 s[][2], int64_t i, int64_t j, int64_t n, uint32_t *panels)
+static inline void store_symmetric(Square s, int64_t i, int64_t j, int64_t n, uint32_t *panels)
 {
-    uint32_t *place = panels + j / PANEL_COLUMNS * PANEL_COLUMNS * (n / 2);
-    __m512i low[BLOCK_ROWS][2];
-    for (int m = 0; m < BLOCK_ROWS; m++)
-        for (int h = 0; h < 2; h++) low[m][h] = rounded(s[m][h]);
+    uint32_t *place = panels + j / PANEL_COLUMNS * PANEL_COLUMNS * (n / 2) + i / 2 * PANEL_COLUMNS;
     for (int m = 0; m < BLOCK_ROWS; m += 2)
-        for (int h = 0; h < 2; h++)
-            _mm512_storeu_si512(place + (i + m) / 2 * PANEL_COLUMNS + 16 * h,
-                                _mm512_or_si512(low[m][h], _mm512_slli_epi32(low[m + 1][h], 16)));
+        for (int c = 0; c < PANEL_COLUMNS; c += LANES)
+            store_pairs(place + m / 2 * PANEL_COLUMNS + c, to_bf16(load(s[m] + c)), to_bf16(load(s[m + 1] + c)));
     if (i / PANEL_COLUMNS == j / PANEL_COLUMNS) return;  // blocks on the diagonal are computed whole
     uint32_t *mirror = panels + i / PANEL_COLUMNS * PANEL_COLUMNS * (n / 2) + j / 2 * PANEL_COLUMNS + i % PANEL_COLUMNS;
-    const __m512i each = _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
-                                            _mm512_set1_epi32(PANEL_COLUMNS));
-    for (int m = 0; m < BLOCK_ROWS; m++) {
-        __m512i row = _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi32_epi16(low[m][0])),
-                                         _mm512_cvtepi32_epi16(low[m][1]), 1);
-        _mm512_i32scatter_epi32(mirror + m, each, row, 4);
-    }
+    uint16_t low[BLOCK_ROWS][PANEL_COLUMNS];
+    for (int m = 0; m < BLOCK_ROWS; m++)
+        for (int c = 0; c < PANEL_COLUMNS; c += LANES) store_bf16(low[m] + c, load(s[m] + c));
+    for (int c = 0; c < PANEL_COLUMNS; c += 2, mirror += PANEL_COLUMNS)
+        for (int m = 0; m < BLOCK_ROWS; m++) mirror[m] = low[m][c] | (uint32_t)low[m][c + 1] << 16;
 }
 
 // A = X'X of X in panels, (rows, n), in float32 (where it is computed) and in panels.
@@ -84,14 +92,10 @@ static void square(const uint32_t *panels, int64_t rows, int64_t n, float *sums,
             for (int64_t i = 0; i < j + PANEL_COLUMNS; i += BLOCK_ROWS) {
                 const uint32_t *left = panels + i / PANEL_COLUMNS * PANEL_COLUMNS * (rows / 2) +
                                        start * PANEL_COLUMNS + i % PANEL_COLUMNS;
-                float *place = sums + i * n + j;
-                __m512 s[BLOCK_ROWS][2];
-                for (int m = 0; m < BLOCK_ROWS; m++)
-                    for (int h = 0; h < 2; h++)
-                        s[m][h] = start ? _mm512_loadu_ps(place + m * n + 16 * h) : _mm512_setzero_ps();
+                Square s = {{0}};
+                for (int m = 0; m < BLOCK_ROWS && start; m++) memcpy(s[m], sums + (i + m) * n + j, sizeof s[m]);
                 block(left, 1, PANEL_COLUMNS, right, depth, s);
-                for (int m = 0; m < BLOCK_ROWS; m++)
-                    for (int h = 0; h < 2; h++) _mm512_storeu_ps(place + m * n + 16 * h, s[m][h]);
+                for (int m = 0; m < BLOCK_ROWS; m++) memcpy(sums + (i + m) * n + j, s[m], sizeof s[m]);
                 if (last) store_symmetric(s, i, j, n, A);
             }
         }
@@ -104,15 +108,13 @@ static void polynomial(const uint32_t *A, const float *sums, int64_t n, float b,
 {
     for (int64_t j = 0; j < n; j += PANEL_COLUMNS)
         for (int64_t i = 0; i < j + PANEL_COLUMNS; i += BLOCK_ROWS) {
-            __m512 s[BLOCK_ROWS][2];
-            for (int m = 0; m < BLOCK_ROWS; m++) s[m][0] = s[m][1] = _mm512_setzero_ps();
+            Square s = {{0}};
             block(A + i / PANEL_COLUMNS * PANEL_COLUMNS * (n / 2) + i % PANEL_COLUMNS, 1, PANEL_COLUMNS,
                   A + j * (n / 2), n / 2, s);
             for (int m = 0; m < BLOCK_ROWS; m++)
-                for (int h = 0; h < 2; h++) {
-                    __m512i low = rounded(_mm512_loadu_ps(sums + (i + m) * n + j + 16 * h));
-                    __m512 first = _mm512_castsi512_ps(_mm512_slli_epi32(low, 16));
-                    s[m][h] = _mm512_fmadd_ps(_mm512_set1_ps(c), s[m][h], _mm512_mul_ps(_mm512_set1_ps(b), first));
+                for (int k = 0; k < PANEL_COLUMNS; k += LANES) {
+                    vfloat first = widened(to_bf16(load(sums + (i + m) * n + j + k)));
+                    store(s[m] + k, muladd(all(c), load(s[m] + k), b * first));
                 }
             store_symmetric(s, i, j, n, M);
         }
@@ -124,14 +126,12 @@ static void multiply(uint16_t *X, int64_t rows, int64_t n, float a, const uint32
     for (int64_t i = 0; i < rows; i += BLOCK_ROWS) {
         uint16_t *at = X + i * n;
         for (int64_t j = 0; j < n; j += PANEL_COLUMNS) {
-            __m512 s[BLOCK_ROWS][2];
-            for (int m = 0; m < BLOCK_ROWS; m++) s[m][0] = s[m][1] = _mm512_setzero_ps();
+            Square s = {{0}};
             block((const Pair *)at, n / 2, 1, M + j * (n / 2), n / 2, s);
             for (int m = 0; m < BLOCK_ROWS; m++)
-                for (int h = 0; h < 2; h++) {
-                    int64_t k = m * n + j + 16 * h;
-                    __m512 x = _mm512_fmadd_ps(_mm512_set1_ps(a), from_bf16(at + k), s[m][h]);
-                    _mm256_storeu_si256((__m256i *)(other + k), to_bf16(x));
+                for (int k = 0; k < PANEL_COLUMNS; k += LANES) {
+                    int64_t place = m * n + j + k;
+                    store_bf16(other + place, muladd(all(a), from_bf16(at + place), load(s[m] + k)));
                 }
         }
         memcpy(at, other, BLOCK_ROWS * n * sizeof(uint16_t));
@@ -143,17 +143,11 @@ static void interleave(uint16_t *X, int64_t rows, int64_t n, float factor, uint3
 {
     for (int64_t k = 0; k < rows; k += 2)
         for (int64_t j = 0; j < n; j += LANES) {
-            __m512i even, odd;
             uint16_t *one = X + k * n + j, *two = one + n;
-            if (factor != 1.0f) {
-                _mm256_storeu_si256((__m256i *)one, to_bf16(_mm512_mul_ps(from_bf16(one), _mm512_set1_ps(factor))));
-                _mm256_storeu_si256((__m256i *)two, to_bf16(_mm512_mul_ps(from_bf16(two), _mm512_set1_ps(factor))));
-            }
-            even = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)one));
-            odd = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)two));
-            _mm512_storeu_si512(panels + j / PANEL_COLUMNS * PANEL_COLUMNS * (rows / 2) + k / 2 * PANEL_COLUMNS +
-                                    j % PANEL_COLUMNS,
-                                _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
+            vhalf even = to_bf16(from_bf16(one) * factor), odd = to_bf16(from_bf16(two) * factor);
+            memcpy(one, &even, sizeof even), memcpy(two, &odd, sizeof odd);
+            store_pairs(panels + j / PANEL_COLUMNS * PANEL_COLUMNS * (rows / 2) + k / 2 * PANEL_COLUMNS +
+                            j % PANEL_COLUMNS, even, odd);
         }
 }
 
@@ -169,21 +163,18 @@ static void transpose(const uint16_t *from, int64_t rows, int64_t columns, uint1
 static float average(const Matrix *matrix, const MuonRule *rule, uint16_t *out)
 {
     int64_t numbers = matrix->rows * matrix->columns;
-    __m512 squares = _mm512_setzero_ps(), momentum = _mm512_set1_ps(rule->momentum);
+    vfloat squares = {0};
     for (int64_t i = 0; i < numbers; i += LANES) {
-        __m512 g = matrix->low ? _mm512_mul_ps(from_bf16((const uint16_t *)matrix->gradient + i),
-                                               _mm512_set1_ps(rule->scale))
-                               : _mm512_loadu_ps((const float *)matrix->gradient + i);
-        __m512 m = _mm512_loadu_ps(matrix->average + i);
-        m = _mm512_fmadd_ps(_mm512_sub_ps(g, m), _mm512_set1_ps(1.0f - rule->momentum), m);
-        _mm512_storeu_ps(matrix->average + i, m);
-        __m512 next = rule->nesterov ? _mm512_fmadd_ps(_mm512_sub_ps(m, g), momentum, g) : m;
-        __m256i low = to_bf16(next);
-        _mm256_storeu_si256((__m256i *)(out + i), low);
-        next = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(low), 16));
-        squares = _mm512_fmadd_ps(next, next, squares);
+        vfloat g = matrix->low ? from_bf16((const uint16_t *)matrix->gradient + i) * rule->scale
+                               : load((const float *)matrix->gradient + i);
+        vfloat m = load(matrix->average + i);
+        m = muladd(g - m, all(1.0f - rule->momentum), m);
+        store(matrix->average + i, m);
+        vhalf low = to_bf16(rule->nesterov ? muladd(m - g, all(rule->momentum), g) : m);
+        memcpy(out + i, &low, sizeof low);
+        squares = muladd(widened(low), widened(low), squares);
     }
-    return _mm512_reduce_add_ps(squares);
+    return sum_of(squares);
 }
 
 static void step(const Matrix *matrix, const MuonRule *rule, Space *space)
@@ -206,29 +197,28 @@ static void step(const Matrix *matrix, const MuonRule *rule, Space *space)
     uint16_t *update = space->X;
     if (wide) transpose(space->X, rows, n, update = space->other);
     float ratio = (float)matrix->rows / matrix->columns;
-    __m512 rate = _mm512_set1_ps(rule->rate * (ratio > 1.0f ? sqrtf(ratio) : 1.0f));
+    float rate = rule->rate * (ratio > 1.0f ? sqrtf(ratio) : 1.0f);
     for (int64_t i = 0; i < numbers; i += LANES) {
-        __m512 w = _mm512_mul_ps(_mm512_loadu_ps(matrix->weight + i), _mm512_set1_ps(rule->keep));
-        w = _mm512_fnmadd_ps(from_bf16(update + i), rate, w);
-        _mm512_storeu_ps(matrix->weight + i, w);
-        if (matrix->copy) _mm256_storeu_si256((__m256i *)(matrix->copy + i), to_bf16(w));
+        vfloat w = muladd(from_bf16(update + i), all(-rate), load(matrix->weight + i) * rule->keep);
+        store(matrix->weight + i, w);
+        if (matrix->copy) store_bf16(matrix->copy + i, w);
     }
 }
 
-// Sides are multiples of 32; `most` numbers and `least` short side bound every matrix.
-int regpt_muon(int64_t count, const Matrix *matrices, const MuonRule *rule, int64_t most, int64_t least, int64_t threads)
+// Sides are multiples of 32; `most` numbers and `least` short side bound every matrix; room: of each thread,
+// 6 most + 8 least^2 bytes.
+void regpt_muon(int64_t count, const Matrix *matrices, const MuonRule *rule, int64_t most, int64_t least, char *room,
+                int64_t threads)
 {
     int64_t bytes = 6 * most + 8 * least * least;
-    char *memory = aligned_alloc(64, threads * bytes);
-    if (!memory) return NO_MEMORY;
+    (void)threads;
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
     for (int64_t i = 0; i < count; i++) {
-        char *mine = memory + omp_get_thread_num() * bytes;
-        Space space = {(uint16_t *)mine, (uint16_t *)(mine + 2 * most), (uint32_t *)(mine + 4 * most)};
+        char *mine = room + member() * bytes;
+        Space space = {.X = (uint16_t *)mine, .other = (uint16_t *)(mine + 2 * most)};
+        space.panels = (uint32_t *)(mine + 4 * most);
         space.A = (uint32_t *)(mine + 6 * most), space.M = space.A + least * least / 2;
         space.sums = (float *)(space.M + least * least / 2);
         step(matrices + i, rule, &space);
     }
-    free(memory);
-    return DONE;
 }

@@ -3,22 +3,18 @@
 #include "vectors.h"
 
 enum {
-    GROUP = 6,     // tokens that share a pass: 24 of 32 registers hold their sums
-    PIECE = 128,   // steps of a panel: 32 KB
-    TOGETHER = 48, // tokens whose sums and activations stay in the first cache beside it
+    REGISTERS = PANEL / LANES,  // of a step of a panel
+    GROUP = 6,                  // tokens that share a pass
+    PIECE = 128,                // steps of a panel: 32 KB
+    TOGETHER = 48,              // tokens whose sums and activations stay in the first cache beside it
 };
 
-static inline __attribute__((always_inline)) __m512 multiply(int kind, __m512 sum, __m512i x, __m512i w)
+// Registers of a panel whose sums for so many tokens are held at once: as many as there is room for.
+static inline int strip_of(int count)
 {
-    if (kind == FP32) return _mm512_fmadd_ps(_mm512_castsi512_ps(x), _mm512_castsi512_ps(w), sum);
-#ifdef __AVX512BF16__
-    if (kind == BF16) return _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)w);
-#endif
-#ifdef __AVX512VNNI__
-    if (kind == INT8)
-        return _mm512_castsi512_ps(_mm512_dpbusd_epi32(_mm512_castps_si512(sum), x, w));
-#endif
-    return sum;
+    int strip = REGISTERS;
+    while (strip > 1 && strip * count > SUMS) strip /= 2;
+    return strip;
 }
 
 // What is read from memory while a product runs: `lines` cache lines a step, from `place` on.
@@ -27,30 +23,41 @@ typedef struct {
     int64_t lines;
 } Ahead;
 
-// Add the product of `count` tokens and some steps of a panel to sums[token][64 outputs].
-static inline __attribute__((always_inline)) void panel(int kind, int count, const char *w, int64_t steps,
+#include "amx.h"
+
+// Add the product of `count` tokens and some steps of a panel to sums[token][64 outputs], a strip at a time.
+static inline __attribute__((always_inline)) void panel(int kind, int count, const char *weight, int64_t steps,
                                                         const char *x, int64_t stride, Ahead ahead,
                                                         float (*sums)[PANEL])
 {
-    __m512 s[GROUP][4];
-    for (int m = 0; m < count; m++)
-        for (int i = 0; i < 4; i++) s[m][i] = _mm512_loadu_ps(sums[m] + i * LANES);
-    for (int64_t k = 0; k < steps; k++, w += 4 * PANEL) {
-        for (int64_t i = 0; i < ahead.lines; i++, ahead.place += 64) _mm_prefetch(ahead.place, _MM_HINT_T0);
-        __m512i a = _mm512_loadu_si512(w), b = _mm512_loadu_si512(w + 64);
-        __m512i c = _mm512_loadu_si512(w + 128), d = _mm512_loadu_si512(w + 192);
-        for (int m = 0; m < count; m++) {
-            int32_t four;
-            memcpy(&four, x + m * stride + 4 * k, 4);
-            __m512i each = _mm512_set1_epi32(four);
-            s[m][0] = multiply(kind, s[m][0], each, a);
-            s[m][1] = multiply(kind, s[m][1], each, b);
-            s[m][2] = multiply(kind, s[m][2], each, c);
-            s[m][3] = multiply(kind, s[m][3], each, d);
+    const int strip = strip_of(count);
+    for (int from = 0; from < REGISTERS; from += strip) {
+        const char *w = weight + 4 * LANES * from;
+        vfloat s[GROUP][REGISTERS];
+        vint t[GROUP][REGISTERS];  // of int8; one array for both costs copies
+        for (int m = 0; m < count; m++)
+            for (int i = 0; i < strip; i++) {
+                s[m][i] = load(sums[m] + (from + i) * LANES);
+                t[m][i] = (vint)s[m][i];
+            }
+        for (int64_t k = 0; k < steps; k++, w += 4 * PANEL) {
+            for (int64_t i = 0; i < ahead.lines; i++, ahead.place += 64) __builtin_prefetch(ahead.place, 0, 3);
+            Operand part[REGISTERS];
+            for (int i = 0; i < strip; i++) part[i] = weights(kind, w + 4 * LANES * i);
+            for (int m = 0; m < count; m++) {
+                Operand each = inputs(kind, x + m * stride + 4 * k);
+                for (int i = 0; i < strip; i++) {
+                    if (kind == INT8)
+                        t[m][i] = dot_int8(t[m][i], each, part[i]);
+                    else
+                        s[m][i] = dot(kind, s[m][i], each, part[i]);
+                }
+            }
         }
+        for (int m = 0; m < count; m++)
+            for (int i = 0; i < strip; i++)
+                store(sums[m] + (from + i) * LANES, kind == INT8 ? (vfloat)t[m][i] : s[m][i]);
     }
-    for (int m = 0; m < count; m++)
-        for (int i = 0; i < 4; i++) _mm512_storeu_ps(sums[m] + i * LANES, s[m][i]);
 }
 
 #define COUNTS(kind)                                                            \
@@ -75,23 +82,30 @@ static void products(int64_t kind, int count, const char *w, int64_t steps, cons
     }
 }
 
-// Up to TOGETHER tokens by one panel. More than share a pass walk over it a piece at a time that stays in the first
-// cache, and read the next piece ahead meanwhile, so that memory does not wait for arithmetic. A sum
-// is taken up where the piece before has left it: the same order, whatever the pieces.
+// Up to TOGETHER tokens by one panel. If more than one pass goes over it, they walk over it a piece at a time that
+// stays in the first cache, and read the next piece ahead meanwhile, so that memory does not wait for arithmetic. A
+// sum is taken up where the piece before has left it: the same order, whatever the pieces.
 static void some_tokens(int64_t kind, int64_t count, const char *w, int64_t steps, const char *x, int64_t stride,
                         float (*sums)[PANEL])
 {
-    int64_t piece = count > GROUP ? PIECE : steps;
-    int64_t groups = (count + GROUP - 1) / GROUP, lines = (4 + groups - 1) / groups;
+    int tiled = uses_tiles(kind, steps), together = tiled ? TILE : GROUP;
+    int64_t groups = (count + together - 1) / together;
+    int64_t passes = tiled ? groups : groups * (REGISTERS / strip_of(count < GROUP ? (int)count : GROUP));
+    int64_t piece = passes > 1 ? PIECE : steps, lines = (4 + passes - 1) / passes;
     memset(sums, 0, (size_t)count * sizeof *sums);
     for (int64_t k = 0; k < steps; k += piece) {
         int64_t here = steps - k < piece ? steps - k : piece, left = 4 * here;
-        const char *from = w + k * 4 * PANEL, *next = from + (groups > 1 ? here * 4 * PANEL : 4096);
-        for (int64_t first = 0; first < count; first += GROUP) {
-            int group = count - first < GROUP ? (int)(count - first) : GROUP;
+        const char *from = w + k * 4 * PANEL, *next = from + (passes > 1 ? here * 4 * PANEL : 4096);
+        for (int64_t first = 0; first < count; first += together) {
+            int group = count - first < together ? (int)(count - first) : together;
             Ahead ahead = {next, left > 0 ? lines : 0};
-            products(kind, group, from, here, x + first * stride + 4 * k, stride, ahead, sums + first);
-            next += lines * here * 64, left -= lines * here;
+            const char *inputs = x + first * stride + 4 * k;
+            if (tiled)
+                tiles(kind, group, from, here, inputs, stride, ahead, sums + first);
+            else
+                products(kind, group, from, here, inputs, stride, ahead, sums + first);
+            int64_t read = lines * here * (tiled ? 1 : REGISTERS / strip_of(group));
+            next += read * 64, left -= read;
         }
     }
 }

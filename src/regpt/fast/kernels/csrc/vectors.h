@@ -1,84 +1,179 @@
-// Rows of numbers, sixteen at a time: exp, GELU, LayerNorm, and activations as the weights want them.
+// Rows of numbers, a register at a time, for every processor.
+//
+// The kernels are written once: vfloat and vint are registers of LANES numbers (16 with AVX-512, 8 with
+// AVX2, 4 elsewhere), and what C's operators do on them, GCC's and Clang's vector extensions do. What they
+// cannot say, one header for each set of instructions does:
+//
+//     muladd(a, b, c)       a b + c, rounded once where there is such an instruction
+//     larger, smaller       of two; the second where one is no number
+//     root, nearest         square root; the nearest integer, ties to even
+//     sum_of, largest_of, least_of   over the lanes of a register
+//     sums_of(x[LANES])     the sum of each of LANES registers, side by side
+//     any_at_least(x, y)    whether x >= y in some lane
+//     wide, narrow          16 bits to the lower half of each lane's 32, and back
+//     store_bytes(place, x) the lowest byte of each lane
+//
+// and, each behind a macro, since some processors have them and the others go the long way below:
+//     HAS_POWER   power(p, n)            p 2^n
+//     HAS_BF16    dot_bf16(sum, x, w)    pairs of bfloat16, multiplied and added to float32
+//     HAS_INT8    dot_int8(sum, x, w)    fours of int8, x unsigned unless LEAST_BYTE < 0, added to int32
+//     HAS_PAIRS   dot_pairs(x, w)        pairs of int16, multiplied and added
+//
+// SUMS registers of a product can hold sums. Any order of sums is fixed by LANES alone.
 #pragma once
-#include <immintrin.h>
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
+#if defined(REGPT_PORTABLE)
+#define INSTRUCTIONS "plain.h"
+enum { LANES = 4, SUMS = 12 };
+#elif defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+#define INSTRUCTIONS "avx512.h"
+enum { LANES = 16, SUMS = 24 };
+#elif defined(__AVX2__) && defined(__FMA__)
+#define INSTRUCTIONS "avx2.h"
+enum { LANES = 8, SUMS = 12 };
+#elif defined(__aarch64__) && defined(__ARM_NEON)
+#define INSTRUCTIONS "neon.h"
+enum { LANES = 4, SUMS = 24 };
+#else
+#define INSTRUCTIONS "plain.h"
+enum { LANES = 4, SUMS = 12 };
+#endif
+
 enum { FP32, BF16, INT8 };
-enum { DONE, NO_MEMORY, OUTSIDE };  // what a call returns; OUTSIDE: a token id is not in the vocabulary
-enum { LANES = 16, PANEL = 64 };  // numbers of a register; outputs of a panel of weights
+enum { DONE, OUTSIDE };  // what a call returns; OUTSIDE: a token id is not in the vocabulary
+enum { PANEL = 64 };  // outputs of a panel of weights
 
-static inline __m512 exponential(__m512 z)
+typedef float vfloat __attribute__((vector_size(4 * LANES)));
+typedef int32_t vint __attribute__((vector_size(4 * LANES)));
+typedef uint32_t vbits __attribute__((vector_size(4 * LANES)));
+typedef int16_t vshort __attribute__((vector_size(4 * LANES)));  // two in each lane
+typedef uint16_t vhalf __attribute__((vector_size(2 * LANES)));
+
+// 32 bits of weights or activations, as products want them: whole in `even`, or the halves of each pair.
+typedef struct {
+    vint even, odd;
+} Operand;
+
+static inline vfloat all(float x) { return x - (vfloat){0}; }
+static inline vint all_bits(int32_t x) { return x - (vint){0}; }
+
+static inline vfloat load(const float *place)
 {
-    z = _mm512_max_ps(z, _mm512_set1_ps(-104.0f));
-    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(z, _mm512_set1_ps(1.44269504f)), 0);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693145752f), z);
-    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(1.42860677e-6f), r);
-    __m512 p = _mm512_set1_ps(1.0f / 720);
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 120));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 24));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 6));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.5f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(p, n);
+    vfloat x;
+    memcpy(&x, place, sizeof x);
+    return x;
 }
 
-static inline __m512 gelu(__m512 x)  // the tanh form: x * sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3))
+static inline vint whole(vfloat x) { return __builtin_convertvector(x, vint); }
+
+static inline void store(float *place, vfloat x) { memcpy(place, &x, sizeof x); }
+
+#include INSTRUCTIONS
+
+#ifdef HAS_BF16
+#define BF16_USED HAS_BF16
+#else
+#define BF16_USED ""
+#endif
+#ifdef HAS_INT8
+#define INSTRUCTIONS_USED INSTRUCTIONS_NAME BF16_USED HAS_INT8
+#else
+#define INSTRUCTIONS_USED INSTRUCTIONS_NAME BF16_USED
+#endif
+#ifndef LEAST_BYTE
+#define LEAST_BYTE 0
+#endif
+
+// The first `left` numbers, and `fill` after them.
+static inline vfloat load_part(const float *place, int64_t left, float fill)
 {
-    __m512 cubic = _mm512_fmadd_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(0.044715f), _mm512_set1_ps(1.0f));
-    __m512 u = _mm512_mul_ps(_mm512_mul_ps(x, cubic), _mm512_set1_ps(-1.5957691216f));
-    return _mm512_div_ps(x, _mm512_add_ps(_mm512_set1_ps(1.0f), exponential(u)));
+    if (left >= LANES) return load(place);
+    vfloat x = all(fill);
+    memcpy(&x, place, left * sizeof *place);
+    return x;
 }
 
-static inline __mmask16 tail(int64_t left) { return left >= LANES ? 0xffff : (__mmask16)((1 << left) - 1); }
-
-// Sixteen sums of sixteen numbers each, side by side.
-static inline __m512 sums_of(const __m512 x[LANES])
+static inline void store_part(float *place, int64_t left, vfloat x)
 {
-    __m512 s[8], t[4];
-    for (int i = 0; i < 8; i++)
-        s[i] = _mm512_add_ps(_mm512_unpacklo_ps(x[2 * i], x[2 * i + 1]), _mm512_unpackhi_ps(x[2 * i], x[2 * i + 1]));
-    for (int i = 0; i < 4; i++) {
-        __m512d a = _mm512_castps_pd(s[2 * i]), b = _mm512_castps_pd(s[2 * i + 1]);
-        t[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
-    }
-    __m512 u = _mm512_add_ps(_mm512_shuffle_f32x4(t[0], t[1], 0x88), _mm512_shuffle_f32x4(t[0], t[1], 0xdd));
-    __m512 v = _mm512_add_ps(_mm512_shuffle_f32x4(t[2], t[3], 0x88), _mm512_shuffle_f32x4(t[2], t[3], 0xdd));
-    return _mm512_add_ps(_mm512_shuffle_f32x4(u, v, 0x88), _mm512_shuffle_f32x4(u, v, 0xdd));
+    if (left >= LANES)
+        store(place, x);
+    else
+        memcpy(place, &x, left * sizeof *place);
 }
 
-static inline __m512 from_bf16(const uint16_t *place)
+static inline vfloat widened(vhalf x) { return (vfloat)(wide(x) << 16); }
+
+static inline vfloat from_bf16(const uint16_t *place)
 {
-    return _mm512_castsi512_ps(
-        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)place)), 16));
+    vhalf x;
+    memcpy(&x, place, sizeof x);
+    return widened(x);
 }
 
-static inline __m256i to_bf16(__m512 x)  // to the nearest, ties to even
+static inline vhalf to_bf16(vfloat x)  // to the nearest, ties to even
 {
-    __m512i bits = _mm512_castps_si512(x);
-    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    bits = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16));
+    vbits bits = (vbits)x;
+    return narrow((bits + ((bits >> 16) & 1) + 0x7fff) >> 16);
 }
 
-static inline void layer_norm(const float *x, const float *weight, const float *bias, int64_t n,
-                       float epsilon, float *out)
+static inline void store_bf16(uint16_t *place, vfloat x)
 {
-    __m512 sum = _mm512_setzero_ps(), square = _mm512_setzero_ps();
-    for (int64_t i = 0; i < n; i += LANES) sum = _mm512_add_ps(sum, _mm512_loadu_ps(x + i));
-    __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / n);
+    vhalf low = to_bf16(x);
+    memcpy(place, &low, sizeof low);
+}
+
+static inline void add_to(float *place, vfloat x) { store(place, load(place) + x); }
+
+#ifndef HAS_POWER
+static inline vfloat power(vfloat p, vfloat n)  // in two steps: 2^-150 is no float, and 2^128 neither
+{
+    vint k = whole(smaller(n, all(256.0f))), half = k >> 1;
+    return p * (vfloat)((half + 127) << 23) * (vfloat)((k - half + 127) << 23);
+}
+#endif
+
+static inline vfloat exponential(vfloat z)
+{
+    z = larger(z, all(-104.0f));
+    vfloat n = nearest(z * 1.44269504f);
+    vfloat r = muladd(n, all(-0.693145752f), z);
+    r = muladd(n, all(-1.42860677e-6f), r);
+    vfloat p = all(1.0f / 720);
+    p = muladd(p, r, all(1.0f / 120));
+    p = muladd(p, r, all(1.0f / 24));
+    p = muladd(p, r, all(1.0f / 6));
+    p = muladd(p, r, all(0.5f));
+    p = muladd(p, r, all(1.0f));
+    p = muladd(p, r, all(1.0f));
+    return power(p, n);
+}
+
+static inline vfloat gelu(vfloat x)  // the tanh form: x * sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3))
+{
+    vfloat cubic = muladd(x * x, all(0.044715f), all(1.0f));
+    return x / (1.0f + exponential(x * cubic * -1.5957691216f));
+}
+
+// LayerNorm's mean and 1 / deviation of a row.
+static inline void moments(const float *x, int64_t n, float epsilon, float *mean, float *inverse)
+{
+    vfloat sum = {0}, square = {0};
+    for (int64_t i = 0; i < n; i += LANES) sum += load(x + i);
+    *mean = sum_of(sum) / n;
     for (int64_t i = 0; i < n; i += LANES) {
-        __m512 d = _mm512_sub_ps(_mm512_loadu_ps(x + i), mean);
-        square = _mm512_fmadd_ps(d, d, square);
+        vfloat d = load(x + i) - *mean;
+        square = muladd(d, d, square);
     }
-    __m512 factor = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(square) / n + epsilon));
-    for (int64_t i = 0; i < n; i += LANES) {
-        __m512 d = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(x + i), mean), factor);
-        d = _mm512_fmadd_ps(d, _mm512_loadu_ps(weight + i), _mm512_loadu_ps(bias + i));
-        _mm512_storeu_ps(out + i, d);
-    }
+    *inverse = 1.0f / sqrtf(sum_of(square) / n + epsilon);
+}
+
+static inline vfloat normed(const float *x, float mean, float inverse, const float *weight, const float *bias)
+{
+    return muladd((load(x) - mean) * inverse, load(weight), load(bias));
 }
 
 // One token's activations in the form the weights are multiplied with.
@@ -87,25 +182,71 @@ static inline void pack(int64_t kind, const float *x, int64_t n, char *out, floa
     if (kind == FP32) {
         memcpy(out, x, n * sizeof(float));
     } else if (kind == BF16) {
-        for (int64_t i = 0; i < n; i += LANES)
-            _mm256_storeu_si256((__m256i *)(out + 2 * i), to_bf16(_mm512_loadu_ps(x + i)));
+        for (int64_t i = 0; i < n; i += LANES) store_bf16((uint16_t *)out + i, load(x + i));
     } else {
-        __m512 low = _mm512_setzero_ps(), high = _mm512_setzero_ps();
-        for (int64_t i = 0; i < n; i += LANES) {
-            __m512 v = _mm512_loadu_ps(x + i);
-            low = _mm512_min_ps(low, v), high = _mm512_max_ps(high, v);
-        }
-        float least = _mm512_reduce_min_ps(low), step = (_mm512_reduce_max_ps(high) - least) / 255;
+        vfloat low = {0}, high = {0};
+        for (int64_t i = 0; i < n; i += LANES) low = smaller(low, load(x + i)), high = larger(high, load(x + i));
+        float least = least_of(low), step = (largest_of(high) - least) / 255;
         step = step > 1e-30f ? step : 1e-30f;
-        float zero = nearbyintf(-least / step);
-        __m512 inverse = _mm512_set1_ps(1.0f / step);
-        __m512i shift = _mm512_set1_epi32((int)zero);
+        float zero = nearbyintf(-least / step) + LEAST_BYTE, inverse = 1.0f / step;
         for (int64_t i = 0; i < n; i += LANES) {
-            __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + i), inverse));
-            q = _mm512_max_epi32(_mm512_add_epi32(q, shift), _mm512_setzero_si512());
-            _mm_storeu_si128((__m128i *)(out + i), _mm512_cvtusepi32_epi8(q));
+            vfloat q = nearest(load(x + i) * inverse) + zero;
+            store_bytes(out + i, whole(smaller(larger(q, all(LEAST_BYTE)), all(LEAST_BYTE + 255))));
         }
         range[0] = step, range[1] = zero;
     }
 }
 
+static inline Operand halves(vint x, int with_sign)
+{
+    if (with_sign) return (Operand){(vint)((vshort)((vshort)x << 8) >> 8), (vint)((vshort)x >> 8)};
+    return (Operand){x & 0x00ff00ff, (x >> 8) & 0x00ff00ff};
+}
+
+static inline Operand operand(int kind, vint x, int with_sign)
+{
+#ifndef HAS_BF16
+    if (kind == BF16) return (Operand){x << 16, x & (int32_t)0xffff0000u};
+#endif
+#ifndef HAS_INT8
+    if (kind == INT8) return halves(x, with_sign);
+#endif
+    (void)kind, (void)with_sign;
+    return (Operand){x, x};
+}
+
+static inline Operand weights(int kind, const char *place)
+{
+    vint x;
+    memcpy(&x, place, sizeof x);
+    return operand(kind, x, 1);
+}
+
+static inline Operand inputs(int kind, const char *place)  // the same in each lane
+{
+    int32_t x;
+    memcpy(&x, place, sizeof x);
+    return operand(kind, all_bits(x), LEAST_BYTE < 0);
+}
+
+#ifndef HAS_PAIRS
+static inline vint dot_pairs(vint x, vint w) { return (x << 16 >> 16) * (w << 16 >> 16) + (x >> 16) * (w >> 16); }
+#endif
+#ifndef HAS_BF16
+static inline vfloat dot_bf16(vfloat sum, Operand x, Operand w)
+{
+    return muladd((vfloat)x.odd, (vfloat)w.odd, muladd((vfloat)x.even, (vfloat)w.even, sum));
+}
+#endif
+#ifndef HAS_INT8
+static inline vint dot_int8(vint sum, Operand x, Operand w)
+{
+    return sum + (dot_pairs(x.even, w.even) + dot_pairs(x.odd, w.odd));
+}
+#endif
+
+// What a step of 32 bits of float32 or bfloat16 adds.
+static inline vfloat dot(int kind, vfloat sum, Operand x, Operand w)
+{
+    return kind == BF16 ? dot_bf16(sum, x, w) : muladd((vfloat)x.even, (vfloat)w.even, sum);
+}
