@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from regpt import GPT, GPTConfig, get_tokenizer
 from regpt.core.kv_cache import KeyValueCache
 from regpt.fast.decoding.decoders import PackedDecoder, choose_decoder
-from regpt.fast.decoding.packed_linear import KINDS
+from regpt.fast.decoding.panels import KINDS
 from regpt.system.malloc import keep_pages
 
 POSITIONS = (10, 100, 250, 500, 1000)

@@ -37,16 +37,15 @@ def prepare_ours(directory: str, dtype: str, batch: int) -> Callable[[Any], floa
     from regpt import GPT, find_runtime
     from regpt.commands.evaluate import BATCH_TOKENS
     from regpt.core.data import ArrayDataset
-    from regpt.evaluation.reader import choose_reader
     from regpt.evaluation.validation import validate
 
     runtime = find_runtime("auto", dtype=dtype)
-    reader, _ = choose_reader(GPT.from_pretrained(directory).to(runtime.device), runtime)
+    model = GPT.from_pretrained(directory).to(runtime.device)
     size = BATCH_TOKENS[runtime.device.type]
 
     def loss(tokens: Any) -> float:
         data = ArrayDataset(tokens)
-        return validate(reader, data, runtime, block_size=T, batch_tokens=size).loss
+        return validate(model, data, runtime, block_size=T, batch_tokens=size).loss
 
     return loss
 

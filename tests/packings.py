@@ -1,30 +1,24 @@
 """A small GPT-2 for the tests of packed decoding, its texts, and what packs it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
 from test_model import sharpen
 
 from regpt import GPT, GPTConfig
-from regpt.fast.decoding.decoders import PackedModel
-from regpt.fast.decoding.kernel_model import NativeModel, missing_native
-from regpt.fast.decoding.packed_linear import Kind, missing
+from regpt.fast.decoding.kernel_model import missing_native
+from regpt.fast.decoding.panels import Kind
 from regpt.fast.kernels import build, words
 from regpt.fast.kernels.variants import VARIANTS
 
 SHAPE = GPTConfig(block_size=48, vocab_size=50257, n_layer=2, n_head=4, n_embd=64)
 ERROR: dict[Kind, float] = {"fp32": 1e-5, "bf16": 1e-2, "int8": 3e-2}  # of the logits' norm
-Packing = type[PackedModel] | type[NativeModel]
-MISSING: dict[Packing, Callable[[Kind], str | None]] = {
-    PackedModel: missing,
-    NativeModel: missing_native,
-}
 
 
-def usable(packing: Packing, kind: Kind) -> None:
-    """Skip the test where this machine cannot compute so."""
-    reason = MISSING[packing](kind)
+def usable(kind: Kind) -> None:
+    """Skip the test where there is no kernel."""
+    reason = missing_native(kind)
     if reason is not None:
         pytest.skip(reason)
 

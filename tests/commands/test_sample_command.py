@@ -17,7 +17,7 @@ from regpt.fast.decoding.cuda_graphs import GraphDecoder
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(3)
     path = tmp_path_factory.mktemp("sample") / "model"
-    sharpen(GPT(GPTConfig(block_size=40, n_layer=2, n_head=2, n_embd=16)), 0.4).save_pretrained(
+    sharpen(GPT(GPTConfig(block_size=40, n_layer=2, n_head=1, n_embd=16)), 0.4).save_pretrained(
         path
     )
     return path
@@ -162,7 +162,7 @@ def test_lines_made_otherwise_are_not_taken(
     flags: tuple[object, ...],
     what: str,
 ) -> None:
-    sharpen(GPT(GPTConfig(block_size=40, n_layer=1, n_head=2, n_embd=16)), 0.4).save_pretrained(
+    sharpen(GPT(GPTConfig(block_size=40, n_layer=1, n_head=1, n_embd=16)), 0.4).save_pretrained(
         tmp_path / "other"
     )
     batch(directory, prompts)
@@ -295,7 +295,7 @@ def test_logprobs_are_the_models(directory: Path, capsys: pytest.CaptureFixture[
     [
         (["--logprobs", "2"], "--logprobs goes into the objects of --json"),
         (["--json", "--logprobs", "-1"], "--logprobs is a count of tokens, 0 or more, not -1"),
-        (["--speculate", "draft"], "use --speculate lookup or off"),
+        (["--engine", "plain", "--speculate", "draft"], "use --speculate lookup or off"),
     ],
 )
 def test_flags_that_do_not_go_together(

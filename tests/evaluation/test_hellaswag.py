@@ -16,8 +16,6 @@ from regpt.datasets import corpora
 from regpt.evaluation import hellaswag as swag
 from regpt.evaluation import lambada
 from regpt.evaluation.continuations import encode_together
-from regpt.evaluation.reader import PackedReader
-from regpt.fast.decoding.packed_linear import missing
 from regpt.system.distributed import World
 
 CPU = find_runtime("cpu", dtype="fp32")
@@ -51,13 +49,9 @@ def slow(request: pytest.FixtureRequest, peer: Any, tmp_path_factory: Any) -> Sl
     return request.param, swag.read_examples(path), raw, said
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_the_same_choice_as_the_slow_scorer(model: GPT, slow: Slow, packed: bool) -> None:
-    if packed and (reason := missing("fp32")):
-        pytest.skip(reason)
+def test_the_same_choice_as_the_slow_scorer(model: GPT, slow: Slow) -> None:
     scoring, examples, raw, said = slow
-    reader = PackedReader(model, "fp32") if packed else model
-    answers = swag.answer_all(reader, examples, CPU, scoring=scoring, batch_tokens=700, world=ALONE)
+    answers = swag.answer_all(model, examples, CPU, scoring=scoring, batch_tokens=700, world=ALONE)
     differ = 0
     for line, expected, answer in zip(raw, said, answers, strict=True):
         choice, choice_norm, nats = expected

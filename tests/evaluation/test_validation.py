@@ -12,10 +12,8 @@ from regpt import GPT, GPTConfig, UserError, find_runtime, get_tokenizer
 from regpt.core.data import ArrayDataset
 from regpt.core.optimizer import Optimizer, OptimizerConfig
 from regpt.core.tokenizer import END_OF_TEXT_ID
-from regpt.evaluation.reader import PackedReader, choose_reader
 from regpt.evaluation.scoring import target_nats_and_hits
 from regpt.evaluation.validation import token_sizes, validate
-from regpt.fast.decoding.packed_linear import missing
 
 CPU = find_runtime("cpu", dtype="fp32")
 TEXT = "Ünïcödé — “quotes”, 日本語 and plain words. " * 12
@@ -70,17 +68,13 @@ def transformers_loss(model: GPT, ids: torch.Tensor, *, stride: int, directory: 
 
 @pytest.mark.parametrize("stride", [16, 5, 1])
 @pytest.mark.parametrize("which", ["model", "trained"])
-@pytest.mark.parametrize("packed", [False, True])
 def test_equals_transformers(
-    request: pytest.FixtureRequest, tmp_path: object, which: str, stride: int, packed: bool
+    request: pytest.FixtureRequest, tmp_path: object, which: str, stride: int
 ) -> None:
     gpt = request.getfixturevalue(which)
-    if packed and (reason := missing("fp32")):
-        pytest.skip(reason)
     ids = torch.from_numpy(dataset().tokens.astype("int64"))
     expected = transformers_loss(gpt, ids, stride=stride, directory=f"{tmp_path}/model")
-    reader = PackedReader(gpt, "fp32") if packed else gpt
-    result = validate(reader, dataset(), CPU, block_size=16, stride=stride)
+    result = validate(gpt, dataset(), CPU, block_size=16, stride=stride)
     assert result.loss == pytest.approx(expected, rel=1e-5)
     assert result.perplexity == pytest.approx(math.exp(expected), rel=1e-3)
     assert result.stride == stride
@@ -134,21 +128,9 @@ def test_documents_are_scored_as_if_alone(trained: GPT) -> None:
 
 
 def test_bf16_is_near(trained: GPT) -> None:
-    if reason := missing("bf16"):
-        pytest.skip(reason)
     expected = validate(trained, dataset(), CPU, block_size=16).loss
-    result = validate(PackedReader(trained, "bf16"), dataset(), CPU, block_size=16)
-    assert result.loss == pytest.approx(expected, rel=1e-2)
     autocast = validate(trained, dataset(), find_runtime("cpu", dtype="bf16"), block_size=16)
     assert autocast.loss == pytest.approx(expected, rel=1e-2)
-
-
-def test_the_reader_of_this_machine(model: GPT) -> None:
-    reader, note = choose_reader(model, CPU)
-    assert isinstance(reader, PackedReader) == (note is None)
-    if note is not None:
-        assert reader is model
-        assert note.endswith("reading on the plain path")
 
 
 def test_hits_are_the_likeliest_tokens(trained: GPT) -> None:

@@ -8,10 +8,10 @@ import torch
 
 from regpt import GPT, GPTConfig
 from regpt.fast.decoding import speeds
-from regpt.fast.decoding.decoders import PackedModel, faster_packing, fastest_kind, pack_model
+from regpt.fast.decoding.decoders import fastest_kind
 from regpt.fast.decoding.drafters import MAX_DRAFT_LENGTH, best_draft_length
 from regpt.fast.decoding.kernel_model import NativeModel, missing_native
-from regpt.fast.decoding.packed_linear import KINDS, missing
+from regpt.fast.decoding.panels import KINDS
 from regpt.fast.decoding.speeds import COUNTS, Speed, known_speed, measure, speed_of
 from regpt.system.runtime import DTYPES, find_dtype
 
@@ -26,19 +26,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="module")
-def packed() -> PackedModel:
-    if (reason := missing("fp32")) is not None:
+def packed() -> NativeModel:
+    if (reason := missing_native("fp32")) is not None:
         pytest.skip(reason)
-    return PackedModel(GPT(SHAPE).eval(), "fp32")
+    return NativeModel(GPT(SHAPE).eval(), "fp32")
 
 
-def test_a_speed_is_measured_once_and_kept(folder: Path, packed: PackedModel) -> None:
-    assert known_speed(packed.model, "torch", "fp32") is None
+def test_a_speed_is_measured_once_and_kept(folder: Path, packed: NativeModel) -> None:
+    assert known_speed(packed.model, "fp32") is None
     speed = speed_of(packed)
     assert all(second > 0 for second in speed.seconds)
-    assert known_speed(packed.model, "torch", "fp32") == speed == speed_of(packed)
-    assert known_speed(packed.model, "native", "fp32") is None
-    assert known_speed(packed.model, "torch", "bf16") is None
+    assert known_speed(packed.model, "fp32") == speed == speed_of(packed)
+    assert known_speed(packed.model, "bf16") is None
     (file,) = folder.iterdir()
     held = json.loads(file.read_text())
     assert held["shape"] == [1, 2, 32, 97]
@@ -48,7 +47,7 @@ def test_a_speed_is_measured_once_and_kept(folder: Path, packed: PackedModel) ->
 @pytest.mark.parametrize(
     "damage", ["", "{", "[]", '{"seconds": {"1": 1, "5": 1}}', "zero", "other"]
 )
-def test_a_damaged_table_is_made_again(folder: Path, packed: PackedModel, damage: str) -> None:
+def test_a_damaged_table_is_made_again(folder: Path, packed: NativeModel, damage: str) -> None:
     speed_of(packed)
     (file,) = folder.iterdir()
     held = json.loads(file.read_text())
@@ -56,13 +55,13 @@ def test_a_damaged_table_is_made_again(folder: Path, packed: PackedModel, damage
         held["seconds"]["5"] = 0
     held["threads"] += damage == "other"
     file.write_text(json.dumps(held) if damage in ("zero", "other") else damage)
-    assert known_speed(packed.model, "torch", "fp32") is None
+    assert known_speed(packed.model, "fp32") is None
     speed = speed_of(packed)
-    assert known_speed(packed.model, "torch", "fp32") == speed
+    assert known_speed(packed.model, "fp32") == speed
 
 
 def test_a_home_that_cannot_be_written_to_is_no_error(
-    tmp_path: Path, packed: PackedModel, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, packed: NativeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(speeds, "cache_folder", lambda: tmp_path / "file")
@@ -74,37 +73,12 @@ def test_between_what_was_measured_it_is_a_line() -> None:
     assert [speed.of(count) for count in (1, 3, 5, 40, 75)] == pytest.approx([1, 1.5, 2, 9, 16])
 
 
-def test_the_faster_packing_decodes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if (reason := missing_native("fp32") or missing("fp32")) is not None:
-        pytest.skip(reason)
-    model = GPT(SHAPE).eval()
-    for slow, fast in ((PackedModel, NativeModel), (NativeModel, PackedModel)):
-        times = {slow.engine: Speed((3.0, 3.0, 3.0)), fast.engine: Speed((2.0, 4.0, 4.0))}
-        monkeypatch.setattr(
-            "regpt.fast.decoding.decoders.speed_of",
-            lambda packed, times=times: times[packed.engine],
-        )
-        monkeypatch.setattr("regpt.fast.decoding.decoders.known_speed", lambda *a: None)
-        assert isinstance(faster_packing(model, "fp32"), fast)
-        monkeypatch.setattr(
-            "regpt.fast.decoding.decoders.known_speed", lambda m, engine, k, t=times: t[engine]
-        )
-        assert isinstance(faster_packing(model, "fp32"), fast)
-    monkeypatch.setattr(
-        "regpt.fast.decoding.decoders.faster_packing", lambda *a: pytest.fail("measured")
-    )
-    assert isinstance(pack_model(model, "fp32")[0], NativeModel), "small models are not measured"
-
-
 def test_auto_is_the_fastest_dtype(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if any(missing_native(kind) for kind in KINDS):
         pytest.skip("there is no C kernel here for every dtype")
     model = GPT(SHAPE).eval()
     assert fastest_kind(model, 1) == "fp32", "small models are not measured"
     monkeypatch.setattr("regpt.fast.decoding.decoders.is_large", lambda model: True)
-    monkeypatch.setattr(
-        "regpt.fast.decoding.decoders.faster_packing", lambda m, kind: NativeModel(m, kind)
-    )
     times = {"fp32": (3.0, 3.0, 9.0), "bf16": (2.0, 2.0, 9.0), "int8": (1.0, 5.0, 9.0)}
     monkeypatch.setattr(
         "regpt.fast.decoding.decoders.speed_of", lambda packed: Speed(times[packed.kind])
@@ -129,7 +103,7 @@ def test_auto_off_a_cpu_is_what_the_table_says(
     assert DTYPES[kind] == find_dtype("auto", model.device)
 
 
-def test_measuring_leaves_the_model_alone(packed: PackedModel) -> None:
+def test_measuring_leaves_the_model_alone(packed: NativeModel) -> None:
     before = {name: tensor.clone() for name, tensor in packed.model.state_dict().items()}
     state = torch.get_rng_state()
     measure(packed)

@@ -14,7 +14,7 @@ from torch import Tensor
 from regpt import GPT, GPTConfig
 from regpt.core.kv_cache import KeyValueCache
 from regpt.fast.decoding.kernel_model import NativeModel, Panels
-from regpt.fast.decoding.packed_linear import KINDS
+from regpt.fast.decoding.panels import KINDS
 from regpt.fast.kernels import adamw, build, draws, muon, training, words
 
 SANITIZERS = (

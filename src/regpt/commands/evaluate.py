@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from regpt.commands.sample import load
+from regpt.core.model import GPT
 from regpt.evaluation import hellaswag as swag
 from regpt.evaluation import lambada as last_word
-from regpt.evaluation.reader import Reader, choose_reader
 from regpt.evaluation.texts import open_texts
 from regpt.evaluation.validation import validate
 from regpt.system.distributed import World, open_world
@@ -26,9 +26,9 @@ class Evaluation:
     """One model on one machine: runs what was asked for, prints it, collects it."""
 
     def __init__(
-        self, reader: Reader, runtime: Runtime, world: World, *, tokens: int, details: str | None
+        self, model: GPT, runtime: Runtime, world: World, *, tokens: int, details: str | None
     ) -> None:
-        self.reader, self.runtime, self.world = reader, runtime, world
+        self.model, self.runtime, self.world = model, runtime, world
         self.batch_tokens = tokens
         self.details = None if details is None else Path(details)
         self.found: dict[str, Any] = {}
@@ -76,7 +76,7 @@ class Evaluation:
     ) -> None:
         """Loss of a text."""
         result = validate(
-            self.reader,
+            self.model,
             open_texts(
                 sources,
                 validation_fraction=fraction,
@@ -120,7 +120,7 @@ class Evaluation:
         figures: dict[str, Any] = {"examples": len(examples)}
         for scoring in scorings:
             answers = swag.answer_all(
-                self.reader,
+                self.model,
                 examples,
                 self.runtime,
                 scoring=scoring,
@@ -146,7 +146,7 @@ class Evaluation:
         """Accuracy and perplexity of last words."""
         passages = last_word.read_passages(path, limit=limit)
         scores = last_word.score_passages(
-            self.reader,
+            self.model,
             passages,
             self.runtime,
             batch_tokens=self.batch_tokens,
@@ -220,13 +220,10 @@ def evaluate(
         positions = gpt.config.block_size
         if block_size is not None and block_size > positions:
             raise UserError(f"--block-size {block_size} is above the model's {positions} positions")
-        reader, note = choose_reader(gpt, runtime)
         context = block_size or positions
         tokens = batch_size * context if batch_size else BATCH_TOKENS[runtime.device.type]
-        run = Evaluation(reader, runtime, world, tokens=tokens, details=details)
+        run = Evaluation(gpt, runtime, world, tokens=tokens, details=details)
         run.say(f"model      {model}, {gpt.num_parameters():,} parameters, {runtime.describe()}")
-        if note is not None:
-            run.say(f"note       {note}")
         if data:
             run.score_text(
                 data,

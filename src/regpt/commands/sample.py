@@ -23,7 +23,7 @@ from regpt.core.sequences import Step
 from regpt.core.tokenizer import get_tokenizer
 from regpt.fast.decoding.decoders import Engine, choose_decoder, fastest_kind
 from regpt.fast.decoding.drafters import Speculation, choose_drafter
-from regpt.fast.decoding.packed_linear import Kind
+from regpt.fast.decoding.panels import Kind
 from regpt.fast.decoding.speculative import can_draft, generate_steps
 from regpt.system.errors import UserError
 from regpt.system.runtime import find_runtime

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from regpt.core.data import IGNORE_INDEX, PADDING_ID
+from regpt.core.model import GPT
 from regpt.core.tokenizer import END_OF_TEXT_ID, Tokenizer
-from regpt.evaluation.reader import Reader
 from regpt.evaluation.scoring import check_ids, evaluating, target_nats_and_hits
 from regpt.system.distributed import World
 from regpt.system.errors import UserError
@@ -57,7 +57,7 @@ def encode_together(tokenizer: Tokenizer, context: str, ending: str) -> Continua
 
 
 def score_continuations(
-    reader: Reader,
+    model: GPT,
     rows: Sequence[Continuation],
     runtime: Runtime,
     *,
@@ -74,11 +74,11 @@ def score_continuations(
     nats, misses = np.zeros(len(rows)), np.zeros(len(rows))
     error = None
     try:
-        with evaluating(reader), runtime.autocast():
+        with evaluating(model), runtime.autocast():
             while ours:
                 count = max(1, batch_tokens // lengths[ours[0]])
                 batch, ours = ours[:count], ours[count:]
-                score_batch(reader, rows, batch, runtime, nats=nats, misses=misses)
+                score_batch(model, rows, batch, runtime, nats=nats, misses=misses)
     except UserError as refused:
         error = refused
     world.raise_if_any_failed(error)
@@ -92,7 +92,7 @@ def score_continuations(
 
 
 def score_batch(
-    reader: Reader,
+    model: GPT,
     rows: Sequence[Continuation],
     batch: list[int],
     runtime: Runtime,
@@ -101,7 +101,7 @@ def score_batch(
     misses: np.ndarray,
 ) -> None:
     """Fill in nats and misses, float64 (len(rows),) each, of the rows numbered in `batch`."""
-    limit = reader.config.block_size
+    limit = model.config.block_size
     texts = [(rows[index].context + rows[index].ending)[-limit - 1 :] for index in batch]
     T = max(len(text) for text in texts) - 1
     x = torch.full((len(batch), T), PADDING_ID)
@@ -113,9 +113,9 @@ def score_batch(
         x[row, : len(text) - 1] = ids[:-1]
         y[row, len(text) - 1 - count : len(text) - 1] = ids[-count:]
         counts.append(count)
-    check_ids(reader, x)
-    check_ids(reader, y)
-    found, hits = target_nats_and_hits(reader, x.to(runtime.device), y.to(runtime.device))
+    check_ids(model, x)
+    check_ids(model, y)
+    found, hits = target_nats_and_hits(model, x.to(runtime.device), y.to(runtime.device))
     owner = np.repeat(batch, counts)
     np.add.at(nats, owner, found.cpu().double().numpy())
     np.add.at(misses, owner, (~hits).cpu().double().numpy())

@@ -23,6 +23,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from regpt.core.model import GPT
 from regpt.core.tokenizer import Tokenizer, get_tokenizer
 from regpt.datasets.corpora import download, explain
 from regpt.evaluation.continuations import (
@@ -31,7 +32,6 @@ from regpt.evaluation.continuations import (
     encode_together,
     score_continuations,
 )
-from regpt.evaluation.reader import Reader
 from regpt.system.cache_folder import alone_with, cache_folder
 from regpt.system.distributed import World
 from regpt.system.errors import UserError
@@ -187,7 +187,7 @@ def encode(example: Example, scoring: Scoring, tokenizer: Tokenizer) -> list[Con
 
 
 def answer_all(
-    reader: Reader,
+    model: GPT,
     examples: Sequence[Example],
     runtime: Runtime,
     *,
@@ -198,7 +198,7 @@ def answer_all(
     """The model's answers, in the examples' order, on every process."""
     tokenizer = get_tokenizer()
     rows = [row for example in examples for row in encode(example, scoring, tokenizer)]
-    scores = score_continuations(reader, rows, runtime, batch_tokens=batch_tokens, world=world)
+    scores = score_continuations(model, rows, runtime, batch_tokens=batch_tokens, world=world)
     answers = []
     for index, example in enumerate(examples):
         four = scores[4 * index : 4 * index + 4]

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from regpt.core.model import GPT
 from regpt.core.tokenizer import get_tokenizer
 from regpt.evaluation.continuations import Score, encode_together, score_continuations
 from regpt.evaluation.hellaswag import Accuracy
-from regpt.evaluation.reader import Reader
 from regpt.system.distributed import World
 from regpt.system.errors import UserError
 from regpt.system.jsonl import field, read_objects
@@ -50,7 +50,7 @@ def read_passages(path: Path, *, limit: int | None = None) -> list[tuple[str, st
 
 
 def score_passages(
-    reader: Reader,
+    model: GPT,
     passages: Sequence[tuple[str, str]],
     runtime: Runtime,
     *,
@@ -60,7 +60,7 @@ def score_passages(
     """A score per passage, in their order, on every process."""
     tokenizer = get_tokenizer()
     rows = [encode_together(tokenizer, passage, word) for passage, word in passages]
-    return score_continuations(reader, rows, runtime, batch_tokens=batch_tokens, world=world)
+    return score_continuations(model, rows, runtime, batch_tokens=batch_tokens, world=world)
 
 
 def summarize(scores: Sequence[Score]) -> Lambada:

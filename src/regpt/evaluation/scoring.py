@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from regpt.core.data import IGNORE_INDEX
-from regpt.evaluation.reader import Reader
+from regpt.core.model import GPT
 from regpt.fast.training.fused_loss import token_nll
 from regpt.system.errors import UserError
 
@@ -25,7 +25,7 @@ HEAD_ROWS_ELSEWHERE = 4096
 
 
 @contextmanager
-def evaluating(model: Reader) -> Iterator[None]:
+def evaluating(model: GPT) -> Iterator[None]:
     """Without dropout and gradients; the model's mode is restored."""
     was_training = model.training
     model.eval()
@@ -36,7 +36,7 @@ def evaluating(model: Reader) -> Iterator[None]:
         model.train(was_training)
 
 
-def check_ids(model: Reader, idx: Tensor) -> None:
+def check_ids(model: GPT, idx: Tensor) -> None:
     """Refuse tokens the model has no embedding for, before an index fails on a device.
 
     -100 passes: the target that is not scored.
@@ -51,7 +51,7 @@ def check_ids(model: Reader, idx: Tensor) -> None:
         )
 
 
-def target_nats(model: Reader, idx: Tensor, targets: Tensor) -> Tensor:
+def target_nats(model: GPT, idx: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of each scored target in nats, float32 (n,), row by row in reading order.
 
     Args:
@@ -62,12 +62,12 @@ def target_nats(model: Reader, idx: Tensor, targets: Tensor) -> Tensor:
     return score(model, idx, targets, best=False)[0]
 
 
-def target_nats_and_hits(model: Reader, idx: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def target_nats_and_hits(model: GPT, idx: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """`target_nats`, and whether each target is the model's most likely token, bool (n,)."""
     return score(model, idx, targets, best=True)
 
 
-def score(model: Reader, idx: Tensor, targets: Tensor, *, best: bool) -> tuple[Tensor, Tensor]:
+def score(model: GPT, idx: Tensor, targets: Tensor, *, best: bool) -> tuple[Tensor, Tensor]:
     """The work of both: nats (n,), and hits (n,) if asked for, else empty."""
     scored = targets != IGNORE_INDEX
     hidden = model.hidden(idx)

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from regpt.core.data import CHUNK, Dataset
+from regpt.core.model import GPT
 from regpt.core.tokenizer import VOCAB_SIZE, get_tokenizer
-from regpt.evaluation.reader import Reader
 from regpt.evaluation.scoring import check_ids, evaluating, target_nats
 from regpt.evaluation.windows import Windows, cut_windows
 from regpt.system.distributed import World
@@ -89,7 +89,7 @@ def count_text(dataset: Dataset, start: int) -> tuple[int, int]:
 
 
 def validate(
-    model: Reader,
+    model: GPT,
     dataset: Dataset,
     runtime: Runtime,
     *,
@@ -129,7 +129,7 @@ def validate(
 
 
 def score_windows(
-    model: Reader,
+    model: GPT,
     dataset: Dataset,
     windows: Windows,
     runtime: Runtime,

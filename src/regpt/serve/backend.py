@@ -21,7 +21,7 @@ from regpt.core.model import GPT, GPTConfig
 from regpt.core.sampling import SamplingParams, penalize
 from regpt.fast.decoding.decoders import choose_decoder
 from regpt.fast.decoding.kernel_model import NativeModel, misshapen, missing_native
-from regpt.fast.decoding.packed_linear import Kind
+from regpt.fast.decoding.panels import Kind
 from regpt.serve import portable
 from regpt.serve.scheduler import Part, Text
 from regpt.system.errors import UserError

@@ -20,7 +20,6 @@ from regpt.core.generate import complete, generate_steps
 from regpt.core.sampling import SamplingParams
 from regpt.core.tokenizer import get_tokenizer
 from regpt.evaluation import hellaswag as swag
-from regpt.evaluation.reader import choose_reader
 from regpt.evaluation.validation import BATCH_TOKENS, score_windows, validate
 from regpt.evaluation.windows import cut_windows
 from regpt.fast.decoding.topk_sampling import sample
@@ -167,10 +166,9 @@ def write_hellaswag(
     """Score the examples by the lecture's rules, in float32, and write the line."""
     runtime = replace(state.runtime, dtype=torch.float32)
     model = state.whole_model()
-    reader = model if state.config.shard else choose_reader(model, runtime)[0]
     with as_written(state):
         answers = swag.answer_all(
-            reader,
+            model,
             examples,
             runtime,
             scoring="lecture",

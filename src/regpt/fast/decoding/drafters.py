@@ -180,12 +180,11 @@ def choose_drafter(decoder: PlainDecoder, how: Speculation, *, rows: int) -> Dra
         return None
     if how == "lookup":
         return NGramDrafter()
-    native = decoder.packed if isinstance(decoder, PackedDecoder) else None
     reason = "a draft is int8 beside float32 in the C kernel, which is not what decodes here"
-    if isinstance(native, NativeModel) and native.kind == "fp32":
+    if isinstance(decoder, PackedDecoder) and decoder.packed.kind == "fp32":
         reason = missing_native("int8")
         if reason is None:
-            return int8_draft(native, insist=how == "draft", rows=rows)
+            return int8_draft(decoder.packed, insist=how == "draft", rows=rows)
     if how == "draft":
         raise UserError(f"{reason}: use --speculate lookup or off")
     return None
@@ -197,7 +196,7 @@ def int8_draft(exact: NativeModel, *, insist: bool, rows: int) -> ModelDrafter |
     if not is_large(model):  # reading its weights is not what a step waits for
         return ModelDrafter(PackedDecoder(NativeModel(model, "int8"))) if insist else None
     checking = speed_of(exact)
-    known = known_speed(model, "native", "int8")
+    known = known_speed(model, "int8")
     if known is not None and not insist and not pays(rows, checking, known):
         return None
     cheap = NativeModel(model, "int8")

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from regpt.core.kv_cache import KeyValueCache
 from regpt.core.model import GPT, Block, GPTConfig
-from regpt.fast.decoding.packed_linear import TOLERANCE, EngineName, Kind
-from regpt.fast.decoding.panels import KIND_NUMBERS, Panels
-from regpt.fast.kernels.bindings import BF16, CBlock, CCall, CLinear, CModel
+from regpt.fast.decoding.panels import KIND_NUMBERS, TOLERANCE, Kind, Panels
+from regpt.fast.kernels.bindings import CBlock, CCall, CLinear, CModel
 from regpt.fast.kernels.build import load_library
 from regpt.fast.kernels.draws import LARGEST_K
 from regpt.system.errors import UserError
@@ -37,8 +36,6 @@ class NativeModel:
 
     A call has all cores, and its buffers are the model's: a second thread waits for the first.
     """
-
-    engine: EngineName = "native"
 
     def __init__(self, model: GPT, kind: Kind) -> None:
         reason = missing_native(kind) or misshapen(model.config)

@@ -1,12 +1,22 @@
-"""A weight matrix in the order the C kernel reads it."""
+"""A weight matrix in the order the C kernel reads it, in one of its three formats.
+
+fp32 is exact. bf16 is bfloat16, with products in bfloat16 and sums in float32. int8 has a scale per
+output channel; a row of activations becomes 8-bit numbers between its own least and largest entry
+as it comes, with sums in int32.
+"""
+
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from regpt.fast.decoding.packed_linear import Kind
 from regpt.fast.kernels.bindings import BF16, FP32, INT8, CLinear
 from regpt.fast.kernels.build import load_library
 
+Kind = Literal["fp32", "bf16", "int8"]
+KINDS: tuple[Kind, ...] = ("fp32", "bf16", "int8")
+TOLERANCE: dict[Kind, float] = {"fp32": 1e-5, "bf16": 2e-2, "int8": 5e-2}
+"""Relative error of the logits below which a probed kernel counts as working."""
 KIND_NUMBERS: dict[Kind, int] = {"fp32": FP32, "bf16": BF16, "int8": INT8}
 GROUPED: dict[Kind, int] = {"fp32": 1, "bf16": 2, "int8": 4}
 """Inputs that one 32-bit step holds."""

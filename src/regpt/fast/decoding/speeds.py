@@ -1,12 +1,12 @@
 """How long this machine takes to read some tokens: measured once for a model's shape, and kept.
 
-Which of two ways is the faster one depends on the processor, its memory, the threads and the
-model's shape; a rule made on one machine is wrong on the next. So the first time a large model is
-packed, it reads 1, 5 and 40 tokens a few times (half a second), and the least times go into a small
-file in the user's cache, one for each machine, shape, dtype and engine. They decide which engine
-decodes (`decoders.py`) and how far a draft guesses ahead (`drafters.py`): what is fast, never what
-is written. Another processor, torch or kernel is measured anew; deleting `speed-*.json` does it,
-too.
+Whether a draft pays, and which dtype is the fastest, depends on the processor, its memory, the
+threads and the model's shape; a rule made on one machine is wrong on the next. So the first time it
+is asked of a large model, it reads 1, 5 and 40 tokens a few times (half a second), and the least
+times go into a small file in the user's cache, one for each machine, shape and dtype. They decide
+how far a draft guesses ahead (`drafters.py`), which changes no text, and what `--dtype auto` of
+`regpt sample` takes (`decoders.py`). Another processor, torch or kernel is measured anew; deleting
+`speed-*.json` does it, too.
 """
 
 import contextlib
@@ -17,15 +17,14 @@ import time
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from regpt.core.kv_cache import KeyValueCache
 from regpt.core.model import GPT
-from regpt.fast.decoding.packed_linear import EngineName, Kind
-from regpt.fast.kernels.build import load_library, missing
+from regpt.fast.decoding.kernel_model import NativeModel
+from regpt.fast.decoding.panels import Kind
+from regpt.fast.kernels.build import load_library
 from regpt.fast.kernels.variants import processor
 from regpt.system.cache_folder import cache_folder
 from regpt.system.errors import UserError
@@ -38,23 +37,6 @@ TIMES = 6
 USUAL_TOP_K = 50
 LARGE = 16_000_000
 """Parameters from which on a step takes long enough to be worth choosing."""
-
-
-class Packed(Protocol):
-    """A model that reads tokens into a cache: `NativeModel` and `PackedModel`."""
-
-    engine: EngineName
-    model: GPT
-    kind: Kind
-
-    @property
-    def cache_dtype(self) -> torch.dtype:
-        """What keys and values are kept in."""
-        ...
-
-    def all_logits(self, idx: Tensor, cache: KeyValueCache, *, top_k: int | None = None) -> Tensor:
-        """Append (B, T) tokens; logits (B, T, V) after each, or the k largest of them."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -77,7 +59,7 @@ def is_large(model: GPT) -> bool:
     return sum(parameter.numel() for parameter in model.parameters()) >= LARGE
 
 
-def measure(packed: Packed) -> Speed:
+def measure(packed: NativeModel) -> Speed:
     """Read tokens and look at the clock; the least of a few times."""
     config, seconds = packed.model.config, []
     for count in COUNTS:
@@ -94,31 +76,30 @@ def measure(packed: Packed) -> Speed:
 
 
 @lru_cache(maxsize=16)
-def facts(engine: EngineName, kind: Kind, shape: tuple[int, ...]) -> tuple[str, dict[str, object]]:
+def facts(kind: Kind, shape: tuple[int, ...]) -> tuple[str, dict[str, object]]:
     """The name of the file that keeps a measurement, and what it holds for."""
     held: dict[str, object] = {
-        "engine": engine,
         "dtype": kind,
         "shape": list(shape),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "processor": processor()[0],
-        "kernel": None if engine == "torch" or missing() else Path(load_library()._name).stem,
+        "kernel": Path(load_library()._name).stem,
     }
     digest = hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()[:16]
     return f"speed-{digest}.json", held
 
 
-def key_of(model: GPT, engine: EngineName, kind: Kind) -> tuple[str, dict[str, object]]:
+def key_of(model: GPT, kind: Kind) -> tuple[str, dict[str, object]]:
     """`facts` of a model."""
     config = model.config
     shape = (config.n_layer, config.n_head, config.n_embd, config.vocab_size)
-    return facts(engine, kind, shape)
+    return facts(kind, shape)
 
 
-def known_speed(model: GPT, engine: EngineName, kind: Kind) -> Speed | None:
+def known_speed(model: GPT, kind: Kind) -> Speed | None:
     """What was measured before; None if nothing was, or nobody can read it."""
-    name, held = key_of(model, engine, kind)
+    name, held = key_of(model, kind)
     try:
         found = read_json(cache_folder() / name)
         seconds = tuple(float(found["seconds"][str(count)]) for count in COUNTS)
@@ -128,13 +109,13 @@ def known_speed(model: GPT, engine: EngineName, kind: Kind) -> Speed | None:
     return Speed(seconds) if sound and found.items() >= held.items() else None
 
 
-def speed_of(packed: Packed) -> Speed:
+def speed_of(packed: NativeModel) -> Speed:
     """What is known of a packed model; measured and kept now if nothing is."""
-    known = known_speed(packed.model, packed.engine, packed.kind)
+    known = known_speed(packed.model, packed.kind)
     if known is not None:
         return known
     speed = measure(packed)
-    name, held = key_of(packed.model, packed.engine, packed.kind)
+    name, held = key_of(packed.model, packed.kind)
     table = {str(count): second for count, second in zip(COUNTS, speed.seconds, strict=True)}
     text = json.dumps(held | {"seconds": table}, indent=2) + "\n"
     with contextlib.suppress(UserError):  # a cache that cannot be written to: measured again

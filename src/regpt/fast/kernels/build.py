@@ -36,7 +36,7 @@ OPENMP = () if sys.platform == "darwin" else ("-fopenmp",)
 """Apple's compiler has no OpenMP: one thread there."""
 FLAGS = ("-O3", "-ffp-contract=off", *OPENMP, "-shared", "-fPIC")
 COMPILERS = ("cc", "gcc", "clang")
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 60.0
 UNUSED_SECONDS = 30 * 86_400.0
 """After so long without use, a library of another version goes when a new one is made."""
 
