@@ -23,8 +23,8 @@ import torch.nn.functional as F
 
 from regpt import GPT, GPTConfig, get_tokenizer
 from regpt.core.kv_cache import KeyValueCache
-from regpt.fast.decoding.decoders import PackedDecoder, choose_decoder
-from regpt.fast.decoding.panels import KINDS
+from regpt.fast.decoding.decoders import KernelDecoder, choose_decoder
+from regpt.fast.decoding.panels import WEIGHT_FORMATS
 from regpt.system.malloc import keep_pages
 
 POSITIONS = (10, 100, 250, 500, 1000)
@@ -37,13 +37,13 @@ def growth() -> dict[str, object]:
     heads = "".join(f"{position:>8}" for position in POSITIONS)
     print(f"ms a step at position {heads}   1000 : 10")
     figures = {}
-    for kind in KINDS:
+    for kind in WEIGHT_FORMATS:
         decoder, note = choose_decoder(model, engine="fast", dtype=kind)
-        assert isinstance(decoder, PackedDecoder)
+        assert isinstance(decoder, KernelDecoder)
         print(note or "", end="\n" if note else "")
         for rows in (1, 5):
             cache = KeyValueCache(
-                model.config, rows=rows, length=1024, dtype=decoder.packed.cache_dtype
+                model.config, rows=rows, length=1024, dtype=decoder.kernel.cache_dtype
             )
             idx = torch.zeros(rows, 1, dtype=torch.int64)
             seconds: dict[int, list[float]] = {position: [] for position in POSITIONS}
@@ -51,7 +51,7 @@ def growth() -> dict[str, object]:
                 for position in POSITIONS:
                     cache.lengths = [position] * rows
                     clock = time.perf_counter()
-                    decoder.packed.logits(idx, cache)
+                    decoder.kernel.logits(idx, cache)
                     seconds[position].append(time.perf_counter() - clock)
             middle = [1e3 * statistics.median(seconds[position]) for position in POSITIONS]
             figures[f"{kind} x{rows}"] = middle
@@ -113,8 +113,10 @@ def quality(run: str, data: str, windows: int) -> dict[str, object]:
     block = model.config.block_size
     tokens = tokens[-(len(tokens) // 10) :]
     count = min(windows, (len(tokens) - 1) // block)
-    sums = {kind: [0.0, 0.0] for kind in KINDS}
-    decoders = {kind: choose_decoder(model, engine="fast", dtype=kind)[0] for kind in KINDS}
+    sums = {kind: [0.0, 0.0] for kind in WEIGHT_FORMATS}
+    decoders = {
+        kind: choose_decoder(model, engine="fast", dtype=kind)[0] for kind in WEIGHT_FORMATS
+    }
     for number in range(count):
         part = torch.tensor(tokens[number * block : (number + 1) * block + 1])
         exact = None

@@ -7,25 +7,25 @@ import torch
 from test_model import sharpen
 
 from regpt import GPT, GPTConfig
-from regpt.fast.decoding.kernel_model import missing_native
-from regpt.fast.decoding.panels import Kind
+from regpt.fast.decoding.kernel_model import unavailable_format
+from regpt.fast.decoding.panels import WeightFormat
 from regpt.fast.kernels import build, words
 from regpt.fast.kernels.variants import VARIANTS
 
 SHAPE = GPTConfig(block_size=48, vocab_size=50257, n_layer=2, n_head=4, n_embd=64)
-ERROR: dict[Kind, float] = {"fp32": 1e-5, "bf16": 1e-2, "int8": 3e-2}  # of the logits' norm
+ERROR: dict[WeightFormat, float] = {"fp32": 1e-5, "bf16": 1e-2, "int8": 3e-2}  # of the logits' norm
 
 
-def usable(kind: Kind) -> None:
+def usable(kind: WeightFormat) -> None:
     """Skip the test where there is no kernel."""
-    reason = missing_native(kind)
+    reason = unavailable_format(kind)
     if reason is not None:
         pytest.skip(reason)
 
 
 def forget_kernels() -> None:
     """Let them be loaded anew, by what the environment says then."""
-    for cached in (build.found_library, build.missing, missing_native, words.works):
+    for cached in (build.found_library, build.unavailable_reason, unavailable_format, words.works):
         cached.cache_clear()
 
 

@@ -13,8 +13,8 @@ from regpt import GPT, GPTConfig, SamplingParams, UserError
 from regpt.core.generate import generate, generate_steps
 from regpt.core.kv_cache import KeyValueCache, PlainDecoder, check_memory
 from regpt.core.sampling import sample
-from regpt.fast.decoding.decoders import PackedDecoder
-from regpt.fast.decoding.kernel_model import NativeModel, missing_native
+from regpt.fast.decoding.decoders import KernelDecoder
+from regpt.fast.decoding.kernel_model import KernelModel, unavailable_format
 from regpt.system.memory import available_memory
 
 CONFIG = GPTConfig(block_size=48, vocab_size=50257, n_layer=3, n_head=2, n_embd=32)
@@ -62,9 +62,9 @@ def test_rows_of_different_lengths_read_several_tokens_and_forget_some(
 ) -> None:
     decoder = PlainDecoder(model)
     if packed:
-        if (reason := missing_native("fp32")) is not None:
+        if (reason := unavailable_format("fp32")) is not None:
             pytest.skip(reason)
-        decoder = PackedDecoder(NativeModel(model, "fp32"))
+        decoder = KernelDecoder(KernelModel(model, "fp32"))
     rows = texts(5, 11, 2)
     decoder.prefill(rows, length=48)
     cache = decoder.cache

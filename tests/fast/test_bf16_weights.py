@@ -10,7 +10,7 @@ from regpt import GPT, GPTConfig, find_runtime
 from regpt.core.data import Batch
 from regpt.core.optimizer import OptimizerConfig
 from regpt.core.train import StepResult, StepSettings, compute_gradients
-from regpt.fast.kernels.build import missing
+from regpt.fast.kernels.build import unavailable_reason
 from regpt.fast.training import adamw, fused_loss, muon
 from regpt.fast.training import bf16_weights as kept_module
 from regpt.fast.training import fused_block as fused
@@ -112,7 +112,7 @@ def test_an_adamw_step_of_the_same_gradients_is_torchs(
 ) -> None:
     monkeypatch.setattr(adamw, "PIECE", 100)
     if compiled:
-        if reason := missing():
+        if reason := unavailable_reason():
             pytest.skip(reason)
         monkeypatch.setattr(adamw, "WORTH_COMPILING", 0)
     plain, kept = two_models()
@@ -163,7 +163,7 @@ def test_a_state_taken_back_goes_on_as_if_it_had_never_left(
     monkeypatch: pytest.MonkeyPatch, config: OptimizerConfig, compiled: bool
 ) -> None:
     if compiled:
-        if reason := missing():
+        if reason := unavailable_reason():
             pytest.skip(reason)
         for module in (adamw, muon, fused_loss, fused):
             monkeypatch.setattr(module, "WORTH_COMPILING", 0)

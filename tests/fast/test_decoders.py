@@ -6,9 +6,9 @@ import torch
 from packings import ERROR, small_gpt, texts, usable
 from regpt import GPT, UserError
 from regpt.core.kv_cache import PlainDecoder
-from regpt.fast.decoding.decoders import PackedDecoder, choose_decoder
-from regpt.fast.decoding.kernel_model import NativeModel
-from regpt.fast.decoding.panels import KINDS, Kind
+from regpt.fast.decoding.decoders import KernelDecoder, choose_decoder
+from regpt.fast.decoding.kernel_model import KernelModel
+from regpt.fast.decoding.panels import WEIGHT_FORMATS, WeightFormat
 
 
 @pytest.fixture(scope="module")
@@ -16,13 +16,15 @@ def model() -> GPT:
     return small_gpt()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WEIGHT_FORMATS)
 @pytest.mark.parametrize("lengths", [(9,), (5, 5, 5, 5, 5, 5, 5), (1, 30, 7)])
 @torch.no_grad()
-def test_logits_stay_near_the_plain_ones(model: GPT, kind: Kind, lengths: tuple[int, ...]) -> None:
+def test_logits_stay_near_the_plain_ones(
+    model: GPT, kind: WeightFormat, lengths: tuple[int, ...]
+) -> None:
     usable(kind)
     plain = PlainDecoder(model)
-    fast = PackedDecoder(NativeModel(model, kind))
+    fast = KernelDecoder(KernelModel(model, kind))
     rows = texts(*lengths)
     expected, found = plain.prefill(rows, length=48), fast.prefill(rows, length=48)
     for _ in range(6):
@@ -40,7 +42,7 @@ def test_logits_stay_near_the_plain_ones(model: GPT, kind: Kind, lengths: tuple[
 
 def test_a_machine_without_kernels_falls_back(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "regpt.fast.decoding.decoders.missing_native", lambda kind: f"no {kind} kernel here"
+        "regpt.fast.decoding.decoders.unavailable_format", lambda kind: f"no {kind} kernel here"
     )
     decoder, note = choose_decoder(model, engine="auto", dtype="fp32")
     assert type(decoder) is PlainDecoder

@@ -10,7 +10,7 @@ from regpt import GPT, GPTConfig
 from regpt.core.optimizer import Optimizer as Plain
 from regpt.core.optimizer import OptimizerConfig
 from regpt.fast.kernels import muon as native
-from regpt.fast.kernels.build import missing
+from regpt.fast.kernels.build import unavailable_reason
 from regpt.fast.training import muon
 from regpt.fast.training.bf16_weights import keep_bf16_weights, shadow_of
 from regpt.fast.training.optimizer import FastOptimizer as Optimizer
@@ -58,7 +58,7 @@ def test_stacked_muon_is_torchs(monkeypatch: pytest.MonkeyPatch, together: int, 
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     if not native.can_step():
-        pytest.skip(missing() or "this processor does not multiply bfloat16")
+        pytest.skip(unavailable_reason() or "this processor does not multiply bfloat16")
     monkeypatch.setattr(muon, "WORTH_COMPILING", 0)
 
 

@@ -11,7 +11,7 @@ from regpt import GPT, GPTConfig
 from regpt.core.kv_cache import KeyValueCache
 from regpt.core.loss import next_token_loss
 from regpt.fast.kernels import training as native
-from regpt.fast.kernels.build import missing
+from regpt.fast.kernels.build import unavailable_reason
 from regpt.fast.training import fused_block as fused
 from regpt.fast.training.bf16_weights import keep_bf16_weights
 from regpt.fast.training.blocked_attention import attend_in_blocks
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("kernels")
 
 @pytest.fixture(autouse=True)
 def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    if reason := missing():
+    if reason := unavailable_reason():
         pytest.skip(reason)
     monkeypatch.setattr(fused, "WORTH_COMPILING", 0)
 
@@ -142,7 +142,7 @@ def test_it_stands_in_only_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None
     with torch.autocast("cpu", dtype=torch.bfloat16):
         whole(idx)
         assert len(used) == 2
-        monkeypatch.setattr(fused, "missing", lambda: "no compiler")
+        monkeypatch.setattr(fused, "unavailable_reason", lambda: "no compiler")
         whole(idx)
         assert len(used) == 2
 

@@ -9,14 +9,14 @@ from test_model import sharpen
 
 from regpt import GPT
 from regpt.core import loss as plain
-from regpt.fast.kernels.build import missing
+from regpt.fast.kernels.build import unavailable_reason
 from regpt.fast.training import fused_loss as module
 from regpt.fast.training.bf16_weights import keep_bf16_weights
 from regpt.fast.training.fused_loss import next_token_loss
 
 
 def kernel() -> None:
-    if reason := missing():
+    if reason := unavailable_reason():
         pytest.skip(reason)
 
 

@@ -15,9 +15,9 @@ from packings import ERROR, SHAPE, kernels, small_gpt, texts, usable
 from regpt import GPT, GPTConfig, SamplingParams, UserError
 from regpt.core.generate import generate
 from regpt.core.kv_cache import KeyValueCache, PlainDecoder
-from regpt.fast.decoding.decoders import PackedDecoder, choose_decoder
-from regpt.fast.decoding.kernel_model import NativeModel, Panels, misshapen, missing_native
-from regpt.fast.decoding.panels import KINDS, Kind
+from regpt.fast.decoding.decoders import KernelDecoder, choose_decoder
+from regpt.fast.decoding.kernel_model import KernelModel, Panels, misshapen, unavailable_format
+from regpt.fast.decoding.panels import WEIGHT_FORMATS, WeightFormat
 from regpt.fast.kernels import adamw, build, check, draws, muon, training
 from regpt.fast.kernels.variants import chosen_variant, why_not_better
 
@@ -30,12 +30,12 @@ def model() -> GPT:
     return small_gpt()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WEIGHT_FORMATS)
 @torch.no_grad()
-def test_logits_are_near_the_plain_ones(model: GPT, kind: Kind) -> None:
+def test_logits_are_near_the_plain_ones(model: GPT, kind: WeightFormat) -> None:
     usable(kind)
     idx = torch.tensor(texts(17, 17))
-    native = NativeModel(model, kind)
+    native = KernelModel(model, kind)
     cache = KeyValueCache(SHAPE, rows=2, length=17, dtype=native.cache_dtype)
     expected = model(idx)[0]
     assert (native.all_logits(idx, cache) - expected).norm() <= ERROR[kind] * expected.norm()
@@ -45,7 +45,7 @@ def test_logits_are_near_the_plain_ones(model: GPT, kind: Kind) -> None:
 def test_fp32_writes_the_plain_paths_text(model: GPT, seed: int) -> None:
     usable("fp32")
     params = SamplingParams(max_length=48, seed=seed, top_k=50)
-    decoders = PlainDecoder(model), PackedDecoder(NativeModel(model, "fp32"))
+    decoders = PlainDecoder(model), KernelDecoder(KernelModel(model, "fp32"))
     plain, packed = (list(generate(model, texts(5, 5), params, decoder=d)) for d in decoders)
     assert torch.equal(torch.stack(packed), torch.stack(plain))
 
@@ -59,15 +59,15 @@ def test_every_size_of_head(heads: int) -> None:
     model = sharpen(GPT(shape), 0.2).eval()
     idx = torch.randint(0, 91, (2, 33))
     cache = KeyValueCache(shape, rows=2, length=40)
-    found = NativeModel(model, "fp32").all_logits(idx, cache)
+    found = KernelModel(model, "fp32").all_logits(idx, cache)
     torch.testing.assert_close(found, model(idx)[0], atol=1e-4, rtol=0.0)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WEIGHT_FORMATS)
 @torch.no_grad()
-def test_a_token_has_the_same_bits_in_any_company(model: GPT, kind: Kind) -> None:
+def test_a_token_has_the_same_bits_in_any_company(model: GPT, kind: WeightFormat) -> None:
     usable(kind)
-    native = NativeModel(model, kind)
+    native = KernelModel(model, kind)
     rows = texts(13, 13, 13)
 
     def new(count: int) -> KeyValueCache:
@@ -84,7 +84,7 @@ def test_a_token_has_the_same_bits_in_any_company(model: GPT, kind: Kind) -> Non
 @torch.no_grad()
 def test_threads_do_not_change_a_bit(model: GPT) -> None:
     usable("fp32")
-    native = NativeModel(model, "fp32")
+    native = KernelModel(model, "fp32")
     idx = torch.tensor(texts(9))
     expected = native.all_logits(idx, KeyValueCache(SHAPE, rows=1, length=9))
     native.threads = 3
@@ -92,11 +92,11 @@ def test_threads_do_not_change_a_bit(model: GPT) -> None:
     assert torch.equal(native.all_logits(idx, KeyValueCache(SHAPE, rows=1, length=9)), expected)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WEIGHT_FORMATS)
 @torch.no_grad()
-def test_two_threads_share_a_model(model: GPT, kind: Kind) -> None:
+def test_two_threads_share_a_model(model: GPT, kind: WeightFormat) -> None:
     usable(kind)
-    native = NativeModel(model, kind)
+    native = KernelModel(model, kind)
     rows = [torch.tensor(texts(length, length)) for length in (30, 7)]
 
     def decode(idx: torch.Tensor) -> torch.Tensor:
@@ -116,7 +116,7 @@ def test_two_threads_share_a_model(model: GPT, kind: Kind) -> None:
 @torch.no_grad()
 def test_a_long_prompt_takes_several_calls(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     usable("fp32")
-    native = NativeModel(model, "fp32")
+    native = KernelModel(model, "fp32")
     rows = torch.tensor(texts(40, 40))
     whole = native.logits(rows, KeyValueCache(SHAPE, rows=2, length=40))
     monkeypatch.setattr("regpt.fast.decoding.kernel_model.MOST_TOKENS", 14)
@@ -142,7 +142,7 @@ def test_shapes_it_is_not_made_for_go_through_the_plain_path() -> None:
     shape = GPTConfig(block_size=8, vocab_size=50, n_layer=1, n_head=3, n_embd=24)
     assert "heads of 16, 32, ... 128 channels, not 8" in (misshapen(shape) or "")
     with pytest.raises(UserError, match="not 8: use --engine plain"):
-        NativeModel(GPT(shape), "fp32")
+        KernelModel(GPT(shape), "fp32")
     decoder, note = choose_decoder(GPT(shape), engine="auto", dtype="fp32")
     assert type(decoder) is PlainDecoder
     assert note is not None
@@ -227,7 +227,7 @@ def test_ids_outside_the_vocabulary_never_reach_memory(token: int) -> None:
     with pytest.raises(UserError, match="outside the model's vocabulary"):
         cross_entropy(torch.zeros(3, 97).bfloat16(), torch.tensor([1, token, -100]))
     shape = GPTConfig(block_size=8, vocab_size=97, n_layer=1, n_head=1, n_embd=16)
-    native = NativeModel(GPT(shape), "fp32")
+    native = KernelModel(GPT(shape), "fp32")
     with pytest.raises(UserError, match="outside the model's vocabulary"):
         native.all_logits(torch.tensor([[1, token]]), KeyValueCache(shape, rows=1, length=8))
 
@@ -276,35 +276,35 @@ WRONG = {
 def test_kernels_are_checked_when_they_are_loaded(
     group: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert build.missing() is None
+    assert build.unavailable_reason() is None
     monkeypatch.setattr(*WRONG[group])
-    build.missing.cache_clear()
-    reason = build.missing()
-    build.missing.cache_clear()
+    build.unavailable_reason.cache_clear()
+    reason = build.unavailable_reason()
+    build.unavailable_reason.cache_clear()
     assert reason == f"the compiled kernels' numbers are wrong: {group}"
 
 
 def test_wrong_numbers_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     usable("fp32")
-    right = NativeModel.all_logits
-    monkeypatch.setattr(NativeModel, "all_logits", lambda *a: right(*a) * 1.01)
-    missing_native.cache_clear()
-    reason = missing_native("fp32")
-    missing_native.cache_clear()
+    right = KernelModel.all_logits
+    monkeypatch.setattr(KernelModel, "all_logits", lambda *a: right(*a) * 1.01)
+    unavailable_format.cache_clear()
+    reason = unavailable_format("fp32")
+    unavailable_format.cache_clear()
     assert reason == "the compiled kernel's fp32 numbers are wrong"
 
 
 @pytest.fixture
-def screening(model: GPT) -> NativeModel:
+def screening(model: GPT) -> KernelModel:
     usable("fp32")
-    return NativeModel(model, "fp32")
+    return KernelModel(model, "fp32")
 
 
 @pytest.mark.parametrize("top_k", [1, 50, 512])
 @pytest.mark.parametrize("lengths", [(1,), (9, 9), (7,) * 9])
 @torch.no_grad()
 def test_the_k_largest_logits_are_all_there_to_the_last_bit(
-    screening: NativeModel, top_k: int, lengths: tuple[int, ...]
+    screening: KernelModel, top_k: int, lengths: tuple[int, ...]
 ) -> None:
     idx = torch.tensor(texts(*lengths))
 
@@ -322,14 +322,14 @@ def test_the_k_largest_logits_are_all_there_to_the_last_bit(
 
 
 @torch.no_grad()
-def test_what_cannot_be_screened_is_computed_whole(screening: NativeModel) -> None:
+def test_what_cannot_be_screened_is_computed_whole(screening: KernelModel) -> None:
     flat = GPT(SHAPE).eval()
     flat.load_state_dict(screening.model.state_dict())
     flat.wte.weight[:] = flat.wte.weight[7]  # all logits equal: everything is a candidate
     for strange in (None, torch.nan, torch.inf):
         if strange is not None:
             flat.ln_f.bias[3] = strange
-        native = NativeModel(flat, "fp32")
+        native = KernelModel(flat, "fp32")
         for attempt in range(40):  # more than it wonders about
             cache = KeyValueCache(SHAPE, rows=1, length=20)
             whole = native.logits(torch.tensor([[7, 8]]), cache)
@@ -340,8 +340,8 @@ def test_what_cannot_be_screened_is_computed_whole(screening: NativeModel) -> No
 
 
 @torch.no_grad()
-def test_texts_do_not_notice_the_screening(screening: NativeModel) -> None:
-    whole = NativeModel(screening.model, "fp32")
+def test_texts_do_not_notice_the_screening(screening: KernelModel) -> None:
+    whole = KernelModel(screening.model, "fp32")
     whole.screens = False
     for seed in range(6):
         params = SamplingParams(
@@ -354,7 +354,7 @@ def test_texts_do_not_notice_the_screening(screening: NativeModel) -> None:
         )
         rows = texts(6, 6, 6)
         one, other = (
-            list(generate(native.model, rows, params, decoder=PackedDecoder(native)))
+            list(generate(native.model, rows, params, decoder=KernelDecoder(native)))
             for native in (whole, screening)
         )
         assert torch.equal(torch.stack(one), torch.stack(other))

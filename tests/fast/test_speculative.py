@@ -9,9 +9,9 @@ from test_model import sharpen
 from regpt import GPT, GPTConfig, SamplingParams
 from regpt.core.generate import generate
 from regpt.core.kv_cache import KeyValueCache, PlainDecoder
-from regpt.fast.decoding.decoders import PackedDecoder
+from regpt.fast.decoding.decoders import KernelDecoder
 from regpt.fast.decoding.drafters import Drafter, ModelDrafter, NGramDrafter
-from regpt.fast.decoding.kernel_model import NativeModel, missing_native
+from regpt.fast.decoding.kernel_model import KernelModel, unavailable_format
 from regpt.fast.decoding.speculative import generate_steps
 
 CONFIG = GPTConfig(block_size=64, vocab_size=50257, n_layer=2, n_head=2, n_embd=32)
@@ -113,15 +113,15 @@ def test_lookup_repeats_what_followed() -> None:
 
 
 def test_int8_drafts_leave_the_exact_text_of_the_kernel(model: GPT) -> None:
-    if (reason := missing_native("fp32") or missing_native("int8")) is not None:
+    if (reason := unavailable_format("fp32") or unavailable_format("int8")) is not None:
         pytest.skip(reason)
-    exact, cheap = NativeModel(model, "fp32"), NativeModel(model, "int8")
+    exact, cheap = KernelModel(model, "fp32"), KernelModel(model, "int8")
     for seed in range(4):
         params = SamplingParams(max_length=48, seed=seed)
         rows = prompts("equal")
-        expected = list(generate(model, rows, params, decoder=PackedDecoder(exact)))
-        drafter = ModelDrafter(PackedDecoder(cheap))
+        expected = list(generate(model, rows, params, decoder=KernelDecoder(exact)))
+        drafter = ModelDrafter(KernelDecoder(cheap))
         found = list(
-            speculative(model, rows, params, decoder=PackedDecoder(exact), drafter=drafter)
+            speculative(model, rows, params, decoder=KernelDecoder(exact), drafter=drafter)
         )
         assert torch.equal(torch.stack(found), torch.stack(expected))

@@ -10,8 +10,8 @@ from regpt import GPT, GPTConfig
 from regpt.fast.decoding import speeds
 from regpt.fast.decoding.decoders import fastest_kind
 from regpt.fast.decoding.drafters import MAX_DRAFT_LENGTH, best_draft_length
-from regpt.fast.decoding.kernel_model import NativeModel, missing_native
-from regpt.fast.decoding.panels import KINDS
+from regpt.fast.decoding.kernel_model import KernelModel, unavailable_format
+from regpt.fast.decoding.panels import WEIGHT_FORMATS
 from regpt.fast.decoding.speeds import COUNTS, Speed, known_speed, measure, speed_of
 from regpt.system.runtime import DTYPES, find_dtype
 
@@ -26,18 +26,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="module")
-def packed() -> NativeModel:
-    if (reason := missing_native("fp32")) is not None:
+def kernel() -> KernelModel:
+    if (reason := unavailable_format("fp32")) is not None:
         pytest.skip(reason)
-    return NativeModel(GPT(SHAPE).eval(), "fp32")
+    return KernelModel(GPT(SHAPE).eval(), "fp32")
 
 
-def test_a_speed_is_measured_once_and_kept(folder: Path, packed: NativeModel) -> None:
-    assert known_speed(packed.model, "fp32") is None
-    speed = speed_of(packed)
+def test_a_speed_is_measured_once_and_kept(folder: Path, kernel: KernelModel) -> None:
+    assert known_speed(kernel.model, "fp32") is None
+    speed = speed_of(kernel)
     assert all(second > 0 for second in speed.seconds)
-    assert known_speed(packed.model, "fp32") == speed == speed_of(packed)
-    assert known_speed(packed.model, "bf16") is None
+    assert known_speed(kernel.model, "fp32") == speed == speed_of(kernel)
+    assert known_speed(kernel.model, "bf16") is None
     (file,) = folder.iterdir()
     held = json.loads(file.read_text())
     assert held["shape"] == [1, 2, 32, 97]
@@ -47,25 +47,25 @@ def test_a_speed_is_measured_once_and_kept(folder: Path, packed: NativeModel) ->
 @pytest.mark.parametrize(
     "damage", ["", "{", "[]", '{"seconds": {"1": 1, "5": 1}}', "zero", "other"]
 )
-def test_a_damaged_table_is_made_again(folder: Path, packed: NativeModel, damage: str) -> None:
-    speed_of(packed)
+def test_a_damaged_table_is_made_again(folder: Path, kernel: KernelModel, damage: str) -> None:
+    speed_of(kernel)
     (file,) = folder.iterdir()
     held = json.loads(file.read_text())
     if damage == "zero":
         held["seconds"]["5"] = 0
     held["threads"] += damage == "other"
     file.write_text(json.dumps(held) if damage in ("zero", "other") else damage)
-    assert known_speed(packed.model, "fp32") is None
-    speed = speed_of(packed)
-    assert known_speed(packed.model, "fp32") == speed
+    assert known_speed(kernel.model, "fp32") is None
+    speed = speed_of(kernel)
+    assert known_speed(kernel.model, "fp32") == speed
 
 
 def test_a_home_that_cannot_be_written_to_is_no_error(
-    tmp_path: Path, packed: NativeModel, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, kernel: KernelModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(speeds, "cache_folder", lambda: tmp_path / "file")
-    assert all(second > 0 for second in speed_of(packed).seconds)
+    assert all(second > 0 for second in speed_of(kernel).seconds)
 
 
 def test_between_what_was_measured_it_is_a_line() -> None:
@@ -74,14 +74,14 @@ def test_between_what_was_measured_it_is_a_line() -> None:
 
 
 def test_auto_is_the_fastest_dtype(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if any(missing_native(kind) for kind in KINDS):
+    if any(unavailable_format(kind) for kind in WEIGHT_FORMATS):
         pytest.skip("there is no C kernel here for every dtype")
     model = GPT(SHAPE).eval()
     assert fastest_kind(model, 1) == "fp32", "small models are not measured"
     monkeypatch.setattr("regpt.fast.decoding.decoders.is_large", lambda model: True)
     times = {"fp32": (3.0, 3.0, 9.0), "bf16": (2.0, 2.0, 9.0), "int8": (1.0, 5.0, 9.0)}
     monkeypatch.setattr(
-        "regpt.fast.decoding.decoders.speed_of", lambda packed: Speed(times[packed.kind])
+        "regpt.fast.decoding.decoders.speed_of", lambda kernel: Speed(times[kernel.kind])
     )
     assert fastest_kind(model, 1) == "int8"
     assert fastest_kind(model, 5) == "bf16"
@@ -103,11 +103,11 @@ def test_auto_off_a_cpu_is_what_the_table_says(
     assert DTYPES[kind] == find_dtype("auto", model.device)
 
 
-def test_measuring_leaves_the_model_alone(packed: NativeModel) -> None:
-    before = {name: tensor.clone() for name, tensor in packed.model.state_dict().items()}
+def test_measuring_leaves_the_model_alone(kernel: KernelModel) -> None:
+    before = {name: tensor.clone() for name, tensor in kernel.model.state_dict().items()}
     state = torch.get_rng_state()
-    measure(packed)
-    after = packed.model.state_dict()
+    measure(kernel)
+    after = kernel.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert torch.equal(state, torch.get_rng_state())
 

@@ -37,7 +37,7 @@ def import_all() -> None:
 
     import regpt.commands
     from regpt.core.tokenizer import get_tokenizer
-    from regpt.fast.kernels.build import missing
+    from regpt.fast.kernels.build import unavailable_reason
     from regpt.weights.tokenizer_files import tokenizer_files
 
     torch.set_num_threads(1)
@@ -45,7 +45,7 @@ def import_all() -> None:
         importlib.import_module(f"regpt.commands.{module.name}")
     get_tokenizer().encode("warm")
     tokenizer_files()
-    missing()  # compiles the kernels, once
+    unavailable_reason()  # compiles the kernels, once
     Image.init()
     assert all((huggingface_hub.snapshot_download, matplotlib.pyplot, safetensors.torch, tyro.cli))
     assert all((torch.distributed.tensor, typeguard))

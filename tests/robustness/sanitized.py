@@ -13,8 +13,8 @@ from torch import Tensor
 
 from regpt import GPT, GPTConfig
 from regpt.core.kv_cache import KeyValueCache
-from regpt.fast.decoding.kernel_model import NativeModel, Panels
-from regpt.fast.decoding.panels import KINDS
+from regpt.fast.decoding.kernel_model import KernelModel, Panels
+from regpt.fast.decoding.panels import WEIGHT_FORMATS
 from regpt.fast.kernels import adamw, build, draws, muon, training, words
 
 SANITIZERS = (
@@ -42,7 +42,7 @@ def width() -> int:
 
 def decode() -> int:
     """A model of some shape, and a text of some rows read and written in pieces."""
-    kind = random.choice(KINDS)
+    kind = random.choice(WEIGHT_FORMATS)
     size, heads = random.choice([16, 32, 48, 64, 80, 128]), random.randint(1, 3)
     shape = GPTConfig(
         block_size=random.randint(4, 40),
@@ -51,7 +51,7 @@ def decode() -> int:
         n_head=heads,
         n_embd=size * heads,
     )
-    native = NativeModel.untested(GPT(shape), kind)
+    native = KernelModel.untested(GPT(shape), kind)
     rows, calls = random.randint(1, 9), 0
     length = random.randint(2, shape.block_size)
     cache = KeyValueCache(shape, rows=rows, length=length, dtype=native.cache_dtype, clean=False)
@@ -72,7 +72,7 @@ def decode() -> int:
 
 def pack() -> int:
     """int8 panels of a matrix of some shape."""
-    Panels(torch.randn(random.randint(1, 200), 4 * random.randint(1, 40)), None, "int8")
+    Panels(torch.randn(random.randint(1, 200), width()), None, "int8")
     return 1
 
 

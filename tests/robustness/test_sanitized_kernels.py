@@ -16,7 +16,7 @@ LEAST_CALLS = 2000
 
 def sanitizer() -> str:
     """AddressSanitizer's library, which must be loaded before Python; skips where there is none."""
-    if (reason := build.missing()) is not None:
+    if (reason := build.unavailable_reason()) is not None:
         pytest.skip(reason)
     compiler = next(filter(None, map(shutil.which, build.COMPILERS)))
     command = [compiler, "-print-file-name=libasan.so"]

@@ -5,7 +5,7 @@ import torch
 
 from regpt.core.philox import exponential
 from regpt.core.sampling import SamplingParams, sample
-from regpt.fast.kernels.build import missing
+from regpt.fast.kernels.build import unavailable_reason
 from regpt.serve import portable
 
 PARAMS = [
@@ -34,7 +34,7 @@ def test_draws_what_sample_draws(fields: dict[str, float], seed: int) -> None:
     assert found == expected
 
 
-@pytest.mark.skipif(missing() is not None, reason="there is no C kernel here")
+@pytest.mark.skipif(unavailable_reason() is not None, reason="there is no C kernel here")
 @pytest.mark.parametrize("seed", [1, 2**63 + 12345, -1])
 def test_the_kernel_makes_the_numbers_of_philox(seed: int) -> None:
     from regpt.fast.kernels.build import load_library

@@ -86,7 +86,7 @@ def test_a_user_without_a_home_has_a_folder_and_is_told_once(
 ) -> None:
     if home is None and os.getuid() != 0:
         pytest.skip("only root becomes a user that no password file knows")
-    if build.missing() is not None:
+    if build.unavailable_reason() is not None:
         pytest.skip("no C compiler")
     user = UNKNOWN if os.getuid() == 0 else str(os.getuid())
     done = run_without_home(shared_folder, **({} if home is None else {"HOME": home}))

@@ -23,7 +23,7 @@ from regpt.core.sequences import Step
 from regpt.core.tokenizer import get_tokenizer
 from regpt.fast.decoding.decoders import Engine, choose_decoder, fastest_kind
 from regpt.fast.decoding.drafters import Speculation, choose_drafter
-from regpt.fast.decoding.panels import Kind
+from regpt.fast.decoding.panels import WeightFormat
 from regpt.fast.decoding.speculative import can_draft, generate_steps
 from regpt.system.errors import UserError
 from regpt.system.runtime import find_runtime
@@ -136,7 +136,7 @@ def sample(
             write_samples(gpt, start, params, write, stop, json=json)
 
 
-def told_fastest(gpt: GPT, rows: int) -> Kind:
+def told_fastest(gpt: GPT, rows: int) -> WeightFormat:
     """The fastest dtype for so many rows, which the person is told."""
     kind = fastest_kind(gpt, rows)
     sys.stderr.write(f"regpt: note: --dtype {kind} is the fastest here\n")

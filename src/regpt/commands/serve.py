@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import socket
     from pathlib import Path
 
-    from regpt.serve.backend import GPT, Kind
+    from regpt.serve.backend import GPT, WeightFormat
     from regpt.serve.engine import Engine
 
 POLL_SECONDS = 2.0
@@ -58,7 +58,7 @@ def run(
     *,
     host: str,
     api_key: str | None,
-    dtype: "Kind",
+    dtype: "WeightFormat",
     rows: int | None,
     follow: bool,
 ) -> None:
@@ -119,7 +119,7 @@ def find(model: str, *, follow: bool) -> "tuple[GPT, Path | None]":
     return load_weights(str(checkpoint)), checkpoint
 
 
-def follow_run(engine: "Engine", run: str, served: "Path", dtype: "Kind") -> None:
+def follow_run(engine: "Engine", run: str, served: "Path", dtype: "WeightFormat") -> None:
     """Hand each new checkpoint of a run to the engine."""
     from regpt.serve.backend import load_weights, newest_checkpoint, prepare
 

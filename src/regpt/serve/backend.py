@@ -20,8 +20,8 @@ from regpt.core.kv_cache import KeyValueCache, PlainDecoder
 from regpt.core.model import GPT, GPTConfig
 from regpt.core.sampling import SamplingParams, penalize
 from regpt.fast.decoding.decoders import choose_decoder
-from regpt.fast.decoding.kernel_model import NativeModel, misshapen, missing_native
-from regpt.fast.decoding.panels import Kind
+from regpt.fast.decoding.kernel_model import KernelModel, misshapen, unavailable_format
+from regpt.fast.decoding.panels import WeightFormat
 from regpt.serve import portable
 from regpt.serve.scheduler import Part, Text
 from regpt.system.errors import UserError
@@ -99,7 +99,7 @@ class KernelBackend:
 
     granule = 1
 
-    def __init__(self, native: NativeModel, rows: int) -> None:
+    def __init__(self, native: KernelModel, rows: int) -> None:
         self.native = native
         config = native.model.config
         self.cache = KeyValueCache(
@@ -199,18 +199,18 @@ def row_bytes(config: GPTConfig, dtype: torch.dtype) -> int:
 
 
 @torch.no_grad()
-def prepare(gpt: GPT, name: str, *, dtype: Kind, rows: int | None) -> Loaded:
+def prepare(gpt: GPT, name: str, *, dtype: WeightFormat, rows: int | None) -> Loaded:
     """Pack a model and make room for its rows; as many as there is memory for if None."""
     if rows is not None and rows < 1:
         raise UserError(f"rows must be at least 1, got {rows}")
     config, note = gpt.config, None
-    reason = missing_native(dtype) or misshapen(config)
+    reason = unavailable_format(dtype) or misshapen(config)
     kept = torch.bfloat16 if dtype != "fp32" and reason is None else torch.float32
     room = int(available_memory(gpt.device) * MEMORY_SHARE) // row_bytes(config, kept)
     rows = rows or max(1, min(room, MOST_ROWS))
     backend: Backend
     if reason is None:
-        native = NativeModel(gpt, dtype)
+        native = KernelModel(gpt, dtype)
         backend, kernel = KernelBackend(native, rows), Path(native.library._name).stem
     else:
         decoder, _ = choose_decoder(gpt, engine="auto", dtype=dtype)

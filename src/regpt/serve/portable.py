@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from regpt.core.sampling import SamplingParams, filtered, sample
-from regpt.fast.kernels.build import load_library, missing
+from regpt.fast.kernels.build import load_library, unavailable_reason
 
 
 def draw(logits: Tensor, params: SamplingParams, *, number: int, position: int) -> int:
     """The token that `sample` draws from logits (V,), in which a penalty is already."""
-    if params.temperature == 0 or params.top_k is not None or missing() is not None:
+    if params.temperature == 0 or params.top_k is not None or unavailable_reason() is not None:
         numbers, positions = torch.tensor([number]), torch.tensor([position])
         return int(sample(logits[None], params, numbers=numbers, positions=positions))
     masked = filtered(logits[None].float(), params)[0]

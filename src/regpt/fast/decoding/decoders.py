@@ -12,8 +12,8 @@ from torch import Tensor
 from regpt.core.kv_cache import KeyValueCache, PlainDecoder
 from regpt.core.model import GPT
 from regpt.fast.decoding.cuda_graphs import GraphDecoder
-from regpt.fast.decoding.kernel_model import NativeModel, misshapen, missing_native
-from regpt.fast.decoding.panels import KINDS, Kind
+from regpt.fast.decoding.kernel_model import KernelModel, misshapen, unavailable_format
+from regpt.fast.decoding.panels import WEIGHT_FORMATS, WeightFormat
 from regpt.fast.decoding.speeds import is_large, known_speed, speed_of
 from regpt.system.errors import UserError
 from regpt.system.runtime import DTYPES, gains_from_bf16
@@ -21,12 +21,12 @@ from regpt.system.runtime import DTYPES, gains_from_bf16
 Engine = Literal["auto", "plain", "fast"]
 
 
-class PackedDecoder(PlainDecoder):
+class KernelDecoder(PlainDecoder):
     """Decoding in the C kernel; prompts and rows are handled as in the plain path."""
 
-    def __init__(self, packed: NativeModel) -> None:
-        super().__init__(packed.model)
-        self.packed = packed
+    def __init__(self, kernel: KernelModel) -> None:
+        super().__init__(kernel.model)
+        self.kernel = kernel
 
     def new_cache(self, length: int) -> KeyValueCache:
         """An empty cache of one row, as precise as the matrices need it."""
@@ -34,25 +34,25 @@ class PackedDecoder(PlainDecoder):
             self.model.config,
             rows=1,
             length=length,
-            dtype=self.packed.cache_dtype,
+            dtype=self.kernel.cache_dtype,
             clean=False,  # the kernel looks at nothing beyond a row's end
         )
 
     def read(self, idx: Tensor, cache: KeyValueCache) -> Tensor:
         """Append (B, T) tokens; logits (B, V) of the token after the last."""
-        return self.packed.logits(idx, cache, top_k=self.top_k)
+        return self.kernel.logits(idx, cache, top_k=self.top_k)
 
     def read_all(self, idx: Tensor, cache: KeyValueCache) -> Tensor:
         """Append (B, T) tokens; logits (B, T, V) after each of them."""
-        return self.packed.all_logits(idx, cache, top_k=self.top_k)
+        return self.kernel.all_logits(idx, cache, top_k=self.top_k)
 
     def absorb(self, tokens: Tensor) -> None:
         """Append one token to every row; the head, a third of the work, is not computed."""
         assert self.cache is not None, "prefill comes first"
-        self.packed.absorb(tokens[:, None], self.cache)
+        self.kernel.absorb(tokens[:, None], self.cache)
 
 
-def fastest_kind(model: GPT, rows: int) -> Kind:
+def fastest_kind(model: GPT, rows: int) -> WeightFormat:
     """The dtype that writes so many rows in the least time on this machine, int8 included.
 
     Small models stay exact: reading their weights is not what a step waits for. Off a CPU nothing
@@ -60,12 +60,12 @@ def fastest_kind(model: GPT, rows: int) -> Kind:
     """
     if model.device.type != "cpu":
         return "bf16" if is_large(model) and gains_from_bf16(model.device) else "fp32"
-    best: Kind = "fp32"
+    best: WeightFormat = "fp32"
     least = math.inf
-    for kind in KINDS if is_large(model) else ():
-        if missing_native(kind) or misshapen(model.config):
+    for kind in WEIGHT_FORMATS if is_large(model) else ():
+        if unavailable_format(kind) or misshapen(model.config):
             continue
-        speed = known_speed(model, kind) or speed_of(NativeModel(model, kind))
+        speed = known_speed(model, kind) or speed_of(KernelModel(model, kind))
         if speed.of(rows) < least:
             best, least = kind, speed.of(rows)
     return best
@@ -77,9 +77,9 @@ def choose_decoder(model: GPT, *, engine: Engine, dtype: str) -> tuple[PlainDeco
     `fast` insists on the C kernel on a CPU, or on recorded steps on a GPU; `auto` takes the kernel
     on a CPU if it works; `plain` goes through the model. int8 exists in the kernel only.
     """
-    if dtype not in KINDS:
-        raise UserError(f"dtype {dtype!r} is not one of {', '.join(KINDS)}")
-    kind: Kind = dtype  # pyright: ignore[reportAssignmentType]
+    if dtype not in WEIGHT_FORMATS:
+        raise UserError(f"dtype {dtype!r} is not one of {', '.join(WEIGHT_FORMATS)}")
+    kind: WeightFormat = dtype  # pyright: ignore[reportAssignmentType]
     on_cpu = model.device.type == "cpu"
     uses_fast = engine == "fast" or (engine == "auto" and on_cpu)
     if kind == "int8" and not uses_fast:
@@ -92,9 +92,9 @@ def choose_decoder(model: GPT, *, engine: Engine, dtype: str) -> tuple[PlainDeco
         raise UserError(
             f"the fast engine decodes {kind} on a cpu, not on {model.device}: use --engine plain"
         )
-    reason = missing_native(kind) or misshapen(model.config)
+    reason = unavailable_format(kind) or misshapen(model.config)
     if reason is None:
-        return PackedDecoder(NativeModel(model, kind)), None
+        return KernelDecoder(KernelModel(model, kind)), None
     if engine == "fast" or kind == "int8":
         raise UserError(f"{reason}: use --dtype fp32 --engine plain")
     return PlainDecoder(model), f"{reason}; decoding on the plain path"

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from regpt.core.kv_cache import PlainDecoder
 from regpt.core.tokenizer import END_OF_TEXT_ID
-from regpt.fast.decoding.decoders import PackedDecoder
-from regpt.fast.decoding.kernel_model import NativeModel, missing_native
+from regpt.fast.decoding.decoders import KernelDecoder
+from regpt.fast.decoding.kernel_model import KernelModel, unavailable_format
 from regpt.fast.decoding.speeds import Speed, is_large, known_speed, speed_of
 from regpt.system.errors import UserError
 
@@ -181,29 +181,29 @@ def choose_drafter(decoder: PlainDecoder, how: Speculation, *, rows: int) -> Dra
     if how == "lookup":
         return NGramDrafter()
     reason = "a draft is int8 beside float32 in the C kernel, which is not what decodes here"
-    if isinstance(decoder, PackedDecoder) and decoder.packed.kind == "fp32":
-        reason = missing_native("int8")
+    if isinstance(decoder, KernelDecoder) and decoder.kernel.kind == "fp32":
+        reason = unavailable_format("int8")
         if reason is None:
-            return int8_draft(decoder.packed, insist=how == "draft", rows=rows)
+            return int8_draft(decoder.kernel, insist=how == "draft", rows=rows)
     if how == "draft":
         raise UserError(f"{reason}: use --speculate lookup or off")
     return None
 
 
-def int8_draft(exact: NativeModel, *, insist: bool, rows: int) -> ModelDrafter | None:
+def int8_draft(exact: KernelModel, *, insist: bool, rows: int) -> ModelDrafter | None:
     """The int8 draft of a float32 model; None if it does not pay, unless one insists."""
     model = exact.model
     if not is_large(model):  # reading its weights is not what a step waits for
-        return ModelDrafter(PackedDecoder(NativeModel(model, "int8"))) if insist else None
+        return ModelDrafter(KernelDecoder(KernelModel(model, "int8"))) if insist else None
     checking = speed_of(exact)
     known = known_speed(model, "int8")
     if known is not None and not insist and not pays(rows, checking, known):
         return None
-    cheap = NativeModel(model, "int8")
+    cheap = KernelModel(model, "int8")
     speeds = checking, speed_of(cheap)
     if not insist and not pays(rows, *speeds):
         return None
-    return ModelDrafter(PackedDecoder(cheap), speeds=speeds)
+    return ModelDrafter(KernelDecoder(cheap), speeds=speeds)
 
 
 def pays(rows: int, exact: Speed, cheap: Speed) -> bool:

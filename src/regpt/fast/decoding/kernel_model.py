@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from regpt.core.kv_cache import KeyValueCache
 from regpt.core.model import GPT, Block, GPTConfig
-from regpt.fast.decoding.panels import KIND_NUMBERS, TOLERANCE, Kind, Panels
+from regpt.fast.decoding.panels import FORMAT_NUMBERS, TOLERANCE, Panels, WeightFormat
 from regpt.fast.kernels.bindings import CBlock, CCall, CLinear, CModel
 from regpt.fast.kernels.build import load_library
 from regpt.fast.kernels.draws import LARGEST_K
@@ -31,14 +31,14 @@ MOST_TOKENS = 256
 """Tokens of one call: what its buffers are made for; longer texts take several."""
 
 
-class NativeModel:
+class KernelModel:
     """A GPT's matrices in panels; any number of decoders and threads share it, one call at a time.
 
     A call has all cores, and its buffers are the model's: a second thread waits for the first.
     """
 
-    def __init__(self, model: GPT, kind: Kind) -> None:
-        reason = missing_native(kind) or misshapen(model.config)
+    def __init__(self, model: GPT, kind: WeightFormat) -> None:
+        reason = unavailable_format(kind) or misshapen(model.config)
         if reason is not None:
             raise UserError(f"{reason}: use --engine plain")
         if model.device.type != "cpu":
@@ -46,15 +46,15 @@ class NativeModel:
         self._take(model, kind)
 
     @classmethod
-    def untested(cls, model: GPT, kind: Kind) -> "NativeModel":
+    def untested(cls, model: GPT, kind: WeightFormat) -> "KernelModel":
         """Without asking whether it works: for the question itself."""
         native = cls.__new__(cls)
         native._take(model, kind)
         return native
 
-    def _take(self, model: GPT, kind: Kind) -> None:
+    def _take(self, model: GPT, kind: WeightFormat) -> None:
         self.model = model
-        self.kind: Kind = kind
+        self.kind: WeightFormat = kind
         self.library = load_library()
         self.threads = torch.get_num_threads()
         self._alive: list[object] = []
@@ -63,7 +63,7 @@ class NativeModel:
         config = model.config
         self.vocab_size = config.vocab_size
         self.structure = CModel(
-            KIND_NUMBERS[kind],
+            FORMAT_NUMBERS[kind],
             config.n_layer,
             config.n_head,
             config.n_embd,
@@ -234,7 +234,7 @@ def misshapen(config: GPTConfig) -> str | None:
 
 @lru_cache(maxsize=3)
 @torch.no_grad()
-def missing_native(kind: Kind) -> str | None:
+def unavailable_format(kind: WeightFormat) -> str | None:
     """Why the kernel cannot be used on this machine, in words; None if it can.
 
     It is compiled if need be, and tried on a small model against the plain path.
@@ -251,7 +251,7 @@ def missing_native(kind: Kind) -> str | None:
         if parameter.ndim == 2:
             nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(1))
     idx = torch.tensor([[1, 80, 5, 7], [3, 3, 0, 2]])
-    native = NativeModel.untested(model, kind)
+    native = KernelModel.untested(model, kind)
     cache = KeyValueCache(config, rows=2, length=8, dtype=native.cache_dtype)
     expected = model(idx)[0]
     found = native.all_logits(idx, cache)

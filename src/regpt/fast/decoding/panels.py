@@ -13,12 +13,12 @@ from torch import Tensor
 from regpt.fast.kernels.bindings import BF16, FP32, INT8, CLinear
 from regpt.fast.kernels.build import load_library
 
-Kind = Literal["fp32", "bf16", "int8"]
-KINDS: tuple[Kind, ...] = ("fp32", "bf16", "int8")
-TOLERANCE: dict[Kind, float] = {"fp32": 1e-5, "bf16": 2e-2, "int8": 5e-2}
+WeightFormat = Literal["fp32", "bf16", "int8"]
+WEIGHT_FORMATS: tuple[WeightFormat, ...] = ("fp32", "bf16", "int8")
+TOLERANCE: dict[WeightFormat, float] = {"fp32": 1e-5, "bf16": 2e-2, "int8": 5e-2}
 """Relative error of the logits below which a probed kernel counts as working."""
-KIND_NUMBERS: dict[Kind, int] = {"fp32": FP32, "bf16": BF16, "int8": INT8}
-GROUPED: dict[Kind, int] = {"fp32": 1, "bf16": 2, "int8": 4}
+FORMAT_NUMBERS: dict[WeightFormat, int] = {"fp32": FP32, "bf16": BF16, "int8": INT8}
+GROUPED: dict[WeightFormat, int] = {"fp32": 1, "bf16": 2, "int8": 4}
 """Inputs that one 32-bit step holds."""
 PANEL = 64
 
@@ -26,7 +26,7 @@ PANEL = 64
 class Panels:
     """A matrix (N, K) in the kernel's order, with its bias; keeps the memory alive."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, kind: Kind) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, kind: WeightFormat) -> None:
         weight = weight.detach().float()
         N, K = weight.shape
         self.scale = self.sums = None

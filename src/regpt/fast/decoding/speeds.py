@@ -22,8 +22,8 @@ import torch
 
 from regpt.core.kv_cache import KeyValueCache
 from regpt.core.model import GPT
-from regpt.fast.decoding.kernel_model import NativeModel
-from regpt.fast.decoding.panels import Kind
+from regpt.fast.decoding.kernel_model import KernelModel
+from regpt.fast.decoding.panels import WeightFormat
 from regpt.fast.kernels.build import load_library
 from regpt.fast.kernels.variants import processor
 from regpt.system.cache_folder import cache_folder
@@ -59,24 +59,24 @@ def is_large(model: GPT) -> bool:
     return sum(parameter.numel() for parameter in model.parameters()) >= LARGE
 
 
-def measure(packed: NativeModel) -> Speed:
+def measure(kernel: KernelModel) -> Speed:
     """Read tokens and look at the clock; the least of a few times."""
-    config, seconds = packed.model.config, []
+    config, seconds = kernel.model.config, []
     for count in COUNTS:
-        cache = KeyValueCache(config, rows=count, length=2, dtype=packed.cache_dtype)
+        cache = KeyValueCache(config, rows=count, length=2, dtype=kernel.cache_dtype)
         idx = torch.zeros(count, 1, dtype=torch.int64)
         least = math.inf
         for _ in range(TIMES):
             cache.lengths = [1] * count
             clock = time.perf_counter()
-            packed.all_logits(idx, cache, top_k=USUAL_TOP_K)
+            kernel.all_logits(idx, cache, top_k=USUAL_TOP_K)
             least = min(least, time.perf_counter() - clock)
         seconds.append(least)
     return Speed(tuple(seconds))
 
 
 @lru_cache(maxsize=16)
-def facts(kind: Kind, shape: tuple[int, ...]) -> tuple[str, dict[str, object]]:
+def facts(kind: WeightFormat, shape: tuple[int, ...]) -> tuple[str, dict[str, object]]:
     """The name of the file that keeps a measurement, and what it holds for."""
     held: dict[str, object] = {
         "dtype": kind,
@@ -90,14 +90,14 @@ def facts(kind: Kind, shape: tuple[int, ...]) -> tuple[str, dict[str, object]]:
     return f"speed-{digest}.json", held
 
 
-def key_of(model: GPT, kind: Kind) -> tuple[str, dict[str, object]]:
+def key_of(model: GPT, kind: WeightFormat) -> tuple[str, dict[str, object]]:
     """`facts` of a model."""
     config = model.config
     shape = (config.n_layer, config.n_head, config.n_embd, config.vocab_size)
     return facts(kind, shape)
 
 
-def known_speed(model: GPT, kind: Kind) -> Speed | None:
+def known_speed(model: GPT, kind: WeightFormat) -> Speed | None:
     """What was measured before; None if nothing was, or nobody can read it."""
     name, held = key_of(model, kind)
     try:
@@ -109,13 +109,13 @@ def known_speed(model: GPT, kind: Kind) -> Speed | None:
     return Speed(seconds) if sound and found.items() >= held.items() else None
 
 
-def speed_of(packed: NativeModel) -> Speed:
-    """What is known of a packed model; measured and kept now if nothing is."""
-    known = known_speed(packed.model, packed.kind)
+def speed_of(kernel: KernelModel) -> Speed:
+    """What is known of a model; measured and kept now if nothing is."""
+    known = known_speed(kernel.model, kernel.kind)
     if known is not None:
         return known
-    speed = measure(packed)
-    name, held = key_of(packed.model, packed.kind)
+    speed = measure(kernel)
+    name, held = key_of(kernel.model, kernel.kind)
     table = {str(count): second for count, second in zip(COUNTS, speed.seconds, strict=True)}
     text = json.dumps(held | {"seconds": table}, indent=2) + "\n"
     with contextlib.suppress(UserError):  # a cache that cannot be written to: measured again

@@ -154,7 +154,7 @@ def load_library() -> ctypes.CDLL:
 
 
 @lru_cache(maxsize=1)
-def missing() -> str | None:
+def unavailable_reason() -> str | None:
     """Why there are no kernels on this machine, in one line; None where there are, and right."""
     from regpt.fast.kernels.check import wrong  # it calls the kernels, and so imports this
 
@@ -164,7 +164,7 @@ def missing() -> str | None:
 
 def kernels_used() -> str:
     """Which instructions the kernels use, and why no better ones; or why there are none."""
-    reason = missing()
+    reason = unavailable_reason()
     if reason is not None:
         return f"none: {reason}"
     variant, used = chosen_variant(), load_library().regpt_start().decode()
@@ -175,8 +175,8 @@ def kernels_used() -> str:
 
 
 def refused() -> str | None:
-    """`missing`, if anybody has asked in this process; compiles nothing."""
-    return missing() if found_library.cache_info().currsize else None
+    """`unavailable_reason`, if anybody has asked in this process; compiles nothing."""
+    return unavailable_reason() if found_library.cache_info().currsize else None
 
 
 @lru_cache(maxsize=1)

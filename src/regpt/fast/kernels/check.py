@@ -1,7 +1,7 @@
 """Whether the compiled kernels compute what torch's operators do: asked once, when they are loaded.
 
 A compiler can be wrong, and so can a library that lies in the cache. Each group of kernels is tried
-on a few numbers; a decoding step is tried by `missing_native`, the generator's words by
+on a few numbers; a decoding step is tried by `unavailable_format`, the generator's words by
 `words.works`.
 """
 

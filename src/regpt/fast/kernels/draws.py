@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from regpt.fast.kernels.build import load_library, missing
+from regpt.fast.kernels.build import load_library, unavailable_reason
 
 LARGEST_K = 512
 """The top k the kernel is made for: half of its groups of logits."""
@@ -30,7 +30,7 @@ class CDraw(ctypes.Structure):
 
 def works(top_k: int) -> bool:
     """Whether there is a kernel for so large a k."""
-    return top_k <= LARGEST_K and missing() is None
+    return top_k <= LARGEST_K and unavailable_reason() is None
 
 
 def draw(

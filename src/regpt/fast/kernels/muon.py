@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regpt.fast.kernels.build import load_library, missing
+from regpt.fast.kernels.build import load_library, unavailable_reason
 
 SIDE = 32
 """Sides of a matrix are multiples of this."""
@@ -51,7 +51,7 @@ class Step:
 
 def can_step() -> bool:
     """Whether the kernel is there."""
-    return missing() is None
+    return unavailable_reason() is None
 
 
 def fits(weight: Tensor, gradient: Tensor) -> bool:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from regpt.fast.kernels import adamw as native
-from regpt.fast.kernels.build import missing
+from regpt.fast.kernels.build import unavailable_reason
 from regpt.fast.training.bf16_weights import Bf16Shadow, shadow_of
 
 PIECE = 1 << 20
@@ -37,7 +37,7 @@ class PiecewiseAdamW(torch.optim.AdamW):
             p for group in self.param_groups for p in group["params"] if shadow_of(p) is not None
         ]
         large = sum(parameter.numel() for parameter in kept) >= WORTH_COMPILING
-        self.native = large and missing() is None
+        self.native = large and unavailable_reason() is None
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]

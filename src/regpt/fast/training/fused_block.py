@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from regpt.core.model import GPT, Block, LayerCache
 from regpt.fast.kernels import training as native
-from regpt.fast.kernels.build import missing
+from regpt.fast.kernels.build import unavailable_reason
 from regpt.fast.training.bf16_weights import shadow_of
 from regpt.fast.training.blocked_attention import attention_backward, attention_forward
 
@@ -53,7 +53,7 @@ def forward(block: Block, plain: Any, x: Tensor, cache: LayerCache | None = None
 
 def is_worth_it(x: Tensor) -> bool:
     """Whether the kernels are there, compiled now if they never were and the input is large."""
-    return x.numel() >= WORTH_COMPILING and missing() is None
+    return x.numel() >= WORTH_COMPILING and unavailable_reason() is None
 
 
 def parameters(block: Block) -> tuple[Tensor, ...]:

@@ -16,7 +16,7 @@ from regpt.core import loss as plain
 from regpt.core.loss import IGNORE, chunked_loss, compute_dtype
 from regpt.core.model import GPT
 from regpt.fast.kernels import training
-from regpt.fast.kernels.build import missing
+from regpt.fast.kernels.build import unavailable_reason
 from regpt.fast.training.bf16_weights import shadow_of
 
 WORTH_COMPILING = 1 << 20
@@ -56,4 +56,4 @@ def fits_kernel(like: Tensor, *, logits: int) -> bool:
     It is compiled now, if it never was, for a loss worth it.
     """
     cpu = like.device.type == "cpu" and like.dtype == torch.bfloat16
-    return cpu and logits >= WORTH_COMPILING and missing() is None
+    return cpu and logits >= WORTH_COMPILING and unavailable_reason() is None
