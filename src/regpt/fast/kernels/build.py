@@ -87,8 +87,9 @@ def compile_to(path: Path, compiler: str, flags: Sequence[str]) -> None:
         except subprocess.TimeoutExpired:
             raise UserError(f"{compiler} did not finish in {PATIENCE_SECONDS:.0f} s") from None
         if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no message"])[0]
-            raise UserError(f"{compiler} cannot compile the kernel ({last})")
+            lines = done.stderr.strip().splitlines() or ["no message"]
+            first = next((line for line in lines if "error" in line), lines[0])
+            raise UserError(f"{compiler} cannot compile the kernel ({first})")
 
 
 def remove_old(folder: Path) -> None:

@@ -242,35 +242,35 @@ static Packed prepare(const Model *model, const Call *call, const float *from, i
     return (Packed){out, stride, ranges};
 }
 
-static void work(const Model *model, const Call *call, int thread)
+static void work(const Model *model, const Call *call, int thread, Gate *gate)
 {
     int64_t n = call->tokens, width = model->width, last = n * (thread + 1) / call->threads;
     float *scores = call->scores + thread * call->scores_stride;
     for (int64_t i = n * thread / call->threads; i < last; i++)
         for (int64_t c = 0; c < width; c++)
             call->x[i * width + c] = model->wte[call->ids[i] * width + c] + model->wpe[call->positions[i] * width + c];
-    meet();
+    meet(gate, call->threads);
     for (int64_t layer = 0; layer < model->layers; layer++) {
         const Block *b = model->blocks + layer;
         Packed in = prepare(model, call, call->x, width, n, NULL, b->ln_1_weight, b->ln_1_bias, thread);
         apply(model, call, &b->c_attn, layer, n, in, thread, store_qkv);
-        meet();
+        meet(gate, call->threads);
         attend(model, call, layer, thread, scores);
-        meet();
+        meet(gate, call->threads);
         in = prepare(model, call, call->y, width, n, NULL, NULL, NULL, thread);
         apply(model, call, &b->attn_proj, layer, n, in, thread, store_residual);
-        meet();
+        meet(gate, call->threads);
         in = prepare(model, call, call->x, width, n, NULL, b->ln_2_weight, b->ln_2_bias, thread);
         apply(model, call, &b->c_fc, layer, n, in, thread, store_gelu);
-        meet();
+        meet(gate, call->threads);
         in = prepare(model, call, call->h, 4 * width, n, NULL, NULL, NULL, thread);
         apply(model, call, &b->mlp_proj, layer, n, in, thread, store_residual);
-        meet();
+        meet(gate, call->threads);
     }
     Packed in = prepare(model, call, call->x, width, call->outputs, call->wanted, model->ln_f_weight,
                         model->ln_f_bias, thread);
     if (model->kind == FP32)
-        float32_head(model, call, (const float *)in.x, (char *)in.x + call->outputs * in.stride, thread);
+        float32_head(model, call, (const float *)in.x, (char *)in.x + call->outputs * in.stride, thread, gate);
     else
         apply(model, call, &model->head, 0, call->outputs, in, thread, store_logits);
 }
@@ -280,11 +280,12 @@ int regpt_decode(const Model *model, const Call *call)
 {
     for (int64_t i = 0; i < call->tokens; i++)
         if (call->ids[i] < 0 || call->ids[i] >= model->head.outputs) return OUTSIDE;
+    Gate gate = {0};
 #pragma omp parallel num_threads((int)call->threads)
     {
         Call mine = *call;
         mine.threads = team();  // the system may grant fewer
-        work(model, &mine, member());
+        work(model, &mine, member(), &gate);
         put_tiles_away();
     }
     return DONE;

@@ -126,7 +126,8 @@ static int64_t candidates_of(const Model *model, const Call *call, int64_t token
 }
 
 // Logits of the wanted tokens, whose activations, x, this thread has in float32; `room` is for more.
-static void float32_head(const Model *model, const Call *call, const float *x, char *room, int thread)
+static void float32_head(const Model *model, const Call *call, const float *x, char *room, int thread,
+                         Gate *gate)
 {
     int64_t n = call->outputs, width = model->width;
     if (call->top_k == 0) {
@@ -137,10 +138,10 @@ static void float32_head(const Model *model, const Call *call, const float *x, c
     cheap.kind = BF16;
     for (int64_t i = 0; i < n; i++) pack(BF16, x + i * width, width, room + 2 * width * i, NULL);
     apply(&cheap, call, &model->head, 0, n, (Packed){room, 2 * width, call->ranges}, thread, store_logits);
-    meet();
+    meet(gate, call->threads);
     for (int64_t i = thread; i < n; i += call->threads)
         call->counts[i] = candidates_of(model, call, i, x + i * width, (uint16_t *)room + i * width);
-    meet();
+    meet(gate, call->threads);
     for (int64_t i = 0; i < n; i++) {
         float *logits = call->logits + i * call->logits_stride;
         const int32_t *ids = call->candidates + i * CANDIDATES;
