@@ -29,10 +29,10 @@ def figures(out: Path) -> list[float]:
     """What validation and HellaSwag found, in their order."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     keys = ("step", "val_loss", "val_bits_per_byte", "val_tokens", "hellaswag_acc_norm")
-    looks = [line for line in lines if "val_loss" in line or "hellaswag_acc_norm" in line]
-    assert len(looks) == 4
+    found = [line for line in lines if "val_loss" in line or "hellaswag_acc_norm" in line]
+    assert len(found) == 4
     assert sum("samples" in line for line in lines) == 3
-    return [float(line[key]) for line in looks for key in keys if key in line]
+    return [float(line[key]) for line in found for key in keys if key in line]
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +43,8 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def looks(text: Path) -> list[str]:
-    """The flags of everything that is looked at, half way and at the end."""
+def evaluations(text: Path) -> list[str]:
+    """The flags of everything that is evaluated, half way and at the end."""
     return [
         "--eval-every", "3", "--sample-every", "3", "--hellaswag-every", "3",
         "--hellaswag", str(text.parent / "hellaswag.jsonl"), "--hellaswag-examples", "3",
@@ -56,7 +56,9 @@ def looks(text: Path) -> list[str]:
 def alone(text: Path) -> Path:
     """The run on one process."""
     out = text.parent / "alone"
-    done = launch(1, "quickstart", "--data", str(text), "--out", str(out), *BASE, *looks(text))
+    done = launch(
+        1, "quickstart", "--data", str(text), "--out", str(out), *BASE, *evaluations(text)
+    )
     assert done.returncode == 0, done.stderr
     return out
 
@@ -71,7 +73,7 @@ def test_the_same_losses_on_any_number(
 ) -> None:
     out = tmp_path / "run"
     arguments = ["quickstart", "--data", str(text), "--out", str(out), *BASE, *more]
-    done = launch(processes, *arguments, *looks(text))
+    done = launch(processes, *arguments, *evaluations(text))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("regpt train quickstart:") == 1, "only the first process prints"
     assert losses(out) == pytest.approx(losses(alone), rel=1e-5)

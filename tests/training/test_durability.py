@@ -23,7 +23,6 @@ from regpt.training.build import check_shares
 from regpt.training.checkpoint import Snapshot, verify, write_checkpoint
 from regpt.training.events import Event, Noted, Stepped
 from regpt.training.loop import train
-from regpt.training.state import TrainState
 
 
 def contents(out: Path) -> dict[str, bytes]:
@@ -202,13 +201,18 @@ def test_what_was_not_validated_is_never_the_best(text_file: Path, tmp_path: Pat
 def test_a_run_of_skipped_steps_only_can_be_resumed(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse_the_first(state: TrainState, result: StepResult) -> str | None:
-        return "made up" if state.step == 0 else None
+    first = True
 
-    monkeypatch.setattr("regpt.training.loop.what_is_wrong", refuse_the_first)
+    def refuse_the_first(result: StepResult) -> str | None:
+        nonlocal first
+        first, refused = False, first
+        return "made up" if refused else None
+
+    monkeypatch.setattr("regpt.training.loop.nonfinite_reason", refuse_the_first)
     config = tiny(text_file, tmp_path / "run", save_every=1, skip_bad_steps=1)
     train(config, stop=lambda: True)
     train(config, resume=True)
+    first = True
     train(replace(config, out=str(tmp_path / "whole")))
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
 
@@ -229,7 +233,7 @@ def test_a_save_that_fails_stops_the_training_in_one_line(
             raise UserError("no space left")
         return write_checkpoint(folder, snapshot, keep=keep)
 
-    monkeypatch.setattr("regpt.training.checkpoint.write_checkpoint", refuse)
+    monkeypatch.setattr("regpt.training.checkpoint_writer.write_checkpoint", refuse)
     out = tmp_path / "run"
     config = tiny(text_file, out, steps=100_000, save_every=2, validation_fraction=0.0)
     with pytest.raises(UserError, match="no space left"):

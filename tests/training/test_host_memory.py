@@ -1,4 +1,4 @@
-"""Copies that keep their numbers, side by side in one piece of memory."""
+"""Copies that keep their numbers, side by side in one buffer."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from runs import TINY, tiny
 
 from regpt.core.optimizer import OptimizerConfig
-from regpt.training.host_memory import HostMemory, aligned_size
+from regpt.training.checkpoint_writer import HostMemory, aligned_size
 from regpt.training.loop import train
 from regpt.training.state import snapshot_bytes, take_snapshot
 
@@ -27,9 +27,9 @@ def random_tensor(shape: list[int], dtype: torch.dtype) -> torch.Tensor:
 def test_copies_keep_their_numbers_and_stay_apart(kinds: list, room_for: int) -> None:
     originals = [random_tensor(shape, dtype) for shape, dtype in kinds]
     memory = HostMemory()
-    memory.make_room(sum(map(aligned_size, originals[:room_for])))
+    memory.allocate(sum(map(aligned_size, originals[:room_for])))
     for _ in range(2):
-        memory.take_back()
+        memory.reset()
         copies = [memory.copy(tensor) for tensor in originals]
         kept = [tensor.clone() for tensor in originals]
         for tensor in originals:
@@ -41,7 +41,7 @@ def test_copies_keep_their_numbers_and_stay_apart(kinds: list, room_for: int) ->
 
 def test_a_transposed_tensor_is_copied_in_order() -> None:
     memory = HostMemory()
-    memory.make_room(1 << 10)
+    memory.allocate(1 << 10)
     tensor = torch.arange(6.0).view(2, 3).t()
     assert memory.copy(tensor).is_contiguous()
     assert torch.equal(memory.copy(tensor), tensor)
@@ -61,7 +61,7 @@ def test_a_snapshot_has_exactly_the_room_it_asks_for(
             return handed_out[-1]
 
     memory = Watched()
-    memory.make_room(snapshot_bytes(state))
+    memory.allocate(snapshot_bytes(state))
     snapshot = take_snapshot(state, memory)
     places = sorted((copy.data_ptr(), aligned_size(copy)) for copy in handed_out)
     assert all(a + size == b for (a, size), (b, _) in pairwise(places))

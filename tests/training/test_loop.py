@@ -14,8 +14,7 @@ from regpt import GPT, UserError, find_runtime
 from regpt.core.optimizer import OptimizerConfig
 from regpt.core.schedule import ScheduleConfig
 from regpt.system.plot import svg
-from regpt.training.build import uses_blocked_attention
-from regpt.training.compiling import compiles, decide
+from regpt.training.build import decide_compile, uses_blocked_attention
 from regpt.training.events import Event, Finished, Noted, Sampled, Started, Stepped, Validated
 from regpt.training.loop import train
 from regpt.training.loss_plot import draw_loss, loss_chart
@@ -207,8 +206,9 @@ def test_attention_is_chosen(
 def test_a_run_compiles_where_it_pays(text_file: Path, tmp_path: Path) -> None:
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
     short, long = (tiny(text_file, tmp_path, steps=steps) for steps in (499, 500))
-    assert [compiles(short, gpu), compiles(long, gpu), compiles(long, cpu)] == [False, True, False]
-    assert decide(short, gpu)[1] == "499 steps are over before it has paid (from 500 on)"
+    cases = [(short, gpu), (long, gpu), (long, cpu)]
+    assert [decide_compile(*case)[0] for case in cases] == [False, True, False]
+    assert decide_compile(short, gpu)[1] == "499 steps are over before it has paid (from 500 on)"
     for asked in (True, False):
-        assert compiles(replace(long, compile=asked), cpu) == asked
-        assert compiles(replace(short, compile=asked), gpu) == asked
+        assert decide_compile(replace(long, compile=asked), cpu)[0] == asked
+        assert decide_compile(replace(short, compile=asked), gpu)[0] == asked

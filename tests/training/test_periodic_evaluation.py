@@ -1,4 +1,4 @@
-"""Looking at a run: when it is due, what is recorded, and that training does not notice."""
+"""Periodic evaluation: when it is due, what is recorded, and that training does not notice."""
 
 import json
 from dataclasses import replace
@@ -18,7 +18,14 @@ from regpt.evaluation.validation import validate
 from regpt.evaluation.windows import cut_windows
 from regpt.system.distributed import World
 from regpt.training.config import RunConfig
-from regpt.training.events import Answered, Event, Noted, Sampled, Validated, ValidatedQuickly
+from regpt.training.events import (
+    Event,
+    HellaSwagScored,
+    Noted,
+    Sampled,
+    Validated,
+    ValidatedQuickly,
+)
 from regpt.training.loop import train
 
 EVERYTHING = {
@@ -66,8 +73,8 @@ def test_training_does_not_notice(
     expected = [2, 2] if compiled else [0, 0]  # one to train, one to validate
     assert graphs == expected
     kinds = [type(event) for event in seen]
-    looks = (Validated, ValidatedQuickly, Answered, Sampled)
-    assert [kinds.count(kind) for kind in looks] == [3, 3, 3, 4]
+    evaluations = (Validated, ValidatedQuickly, HellaSwagScored, Sampled)
+    assert [kinds.count(kind) for kind in evaluations] == [3, 3, 3, 4]
 
 
 def test_figures_are_those_of_the_saved_model(
@@ -90,7 +97,7 @@ def test_figures_are_those_of_the_saved_model(
         "hellaswag_acc_norm_stderr": norm.stderr, "hellaswag_examples": 5,
         "hellaswag_scoring": "lecture",
     }  # fmt: skip
-    (event,) = [event for event in seen if isinstance(event, Answered)]
+    (event,) = [event for event in seen if isinstance(event, HellaSwagScored)]
     assert (event.acc_norm, event.examples) == (norm, 5)
 
 
@@ -159,7 +166,9 @@ def test_samples_are_recorded_for_programs_and_for_people(text_file: Path, tmp_p
         assert all(f"> {text}\n" in people for texts in line["samples"].values() for text in texts)
 
 
-def test_a_resumed_run_looks_once(text_file: Path, examples: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_evaluates_each_step_once(
+    text_file: Path, examples: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     config = tiny(text_file, out, hellaswag=str(examples), save_every=4, **EVERYTHING)
     train(config)
@@ -192,7 +201,7 @@ def test_a_resume_reads_what_is_sound_and_says_what_was_not(
     assert losses(out) == [expected[0], *expected[2:]]
 
 
-def test_a_run_begun_again_looks_once(text_file: Path, tmp_path: Path) -> None:
+def test_a_run_begun_again_samples_once(text_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     config = tiny(text_file, out, prompts=("the",))
     train(config)

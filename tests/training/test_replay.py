@@ -12,7 +12,11 @@ from regpt import GPT, UserError
 from regpt.cli import main
 from regpt.core.optimizer import OptimizerConfig
 from regpt.core.schedule import ScheduleConfig
-from regpt.training.activation_stats import first_gradient_not_finite, first_not_finite, watching
+from regpt.training.activation_stats import (
+    first_gradient_not_finite,
+    first_not_finite,
+    record_activations,
+)
 from regpt.training.loop import train
 from regpt.training.replay import replay
 
@@ -51,23 +55,23 @@ def test_every_step_comes_out_as_recorded(
 
 
 def broken_run(text: Path, out: Path) -> None:
-    """A run that stops at an incident."""
+    """A run that stops at a step that is not finite."""
     config = tiny(text, out, lr=1e20, steps=12, optimizer=OptimizerConfig(clip=None))
     with pytest.raises(UserError, match="was not applied"):
         train(config)
 
 
-def test_an_incident_is_replayed_from_its_own_weights(
+def test_a_nonfinite_step_is_replayed_from_its_own_weights(
     text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
     broken_run(text_file, out)
-    (incident,) = (out / "incidents").iterdir()
-    step = str(int(incident.name[5:]))
+    (evidence,) = (out / "incidents").iterdir()
+    step = str(int(evidence.name[5:]))
     main(["replay", str(out), "--step", step, "--json"])
     found = json.loads(capsys.readouterr().out)
-    report = json.loads((incident / "report.json").read_text())
-    assert found["source"] == str(incident / "model")
+    report = json.loads((evidence / "report.json").read_text())
+    assert found["source"] == str(evidence / "model")
     assert found["fault"] == report["fault"]
     assert found["first_layer_not_finite"] == report["first_layer_not_finite"]
     broken = {line["name"] for line in found["layers"] if line["output"]["not_finite"]}
@@ -97,7 +101,7 @@ def test_the_first_layer_that_breaks_is_named(place: str) -> None:
         layer = model.get_submodule(place)
         next(layer.parameters())[0] = float("nan")
     idx = torch.arange(16).view(1, 16)
-    with watching(model) as layers:
+    with record_activations(model) as layers:
         model(idx)
     assert first_not_finite(layers) == place
     assert layers["wte"].output.rms == pytest.approx(model.wte(idx).square().mean().sqrt().item())
@@ -112,7 +116,7 @@ def test_a_gradient_that_breaks_is_named() -> None:
     def spoil(module: object, inputs: object, output: torch.Tensor) -> None:
         output.register_hook(lambda gradient: gradient * float("inf"))
 
-    with watching(model) as layers:
+    with record_activations(model) as layers:
         hook = model.h[1].attn.register_forward_hook(spoil)
         model(idx, idx)[1].backward()
         hook.remove()

@@ -28,7 +28,7 @@ from regpt.system.runtime import Runtime, find_runtime
 from regpt.training.build import StateHooks, build
 from regpt.training.config import RunConfig
 from regpt.training.distributed import pad_vocabulary
-from regpt.training.nonfinite import what_is_wrong
+from regpt.training.nonfinite import nonfinite_reason
 from regpt.training.training_data import read_data
 from regpt.weights.config import hugging_face_config
 
@@ -105,7 +105,7 @@ def ours(**settings: Unpack[Settings]) -> Call:
         result = compute_gradients(
             state.model, state.optimizer, batch, state.settings, StateHooks(state)
         )
-        fault = what_is_wrong(state, result)
+        fault = nonfinite_reason(result)
         if fault is not None:
             raise RuntimeError(fault)
         state.optimizer.step()

@@ -8,28 +8,28 @@ from typing import Any
 from rich.table import Table
 
 from regpt.system.console import Console
-from regpt.training.activation_stats import Layer, Size
+from regpt.training.activation_stats import LayerStats, TensorStats
 from regpt.training.replay import Replay
 from regpt.training.replay import replay as run_again
 from regpt.training.run_dir import finite
 
 
-def figures(size: Size) -> list[str]:
+def cells(stats: TensorStats) -> list[str]:
     """Three cells of the table; empty where nothing passed."""
-    if not size.numbers:
+    if not stats.numbers:
         return ["", "", ""]
-    bad = f"[bold red]{size.not_finite:,}[/]" if size.not_finite else "0"
-    return [f"{size.rms:.3g}", f"{size.largest:.3g}", bad]
+    bad = f"[bold red]{stats.not_finite:,}[/]" if stats.not_finite else "0"
+    return [f"{stats.rms:.3g}", f"{stats.largest:.3g}", bad]
 
 
-def table(layers: dict[str, Layer]) -> Table:
+def table(layers: dict[str, LayerStats]) -> Table:
     """A row per layer, in the order of computation."""
     columns = ("layer", "rms", "max", "not finite", "gradient rms", "max", "not finite")
     shown = Table(*columns, box=None, pad_edge=False)
     for column in shown.columns[1:]:
         column.justify = "right"
     for name, layer in layers.items():
-        shown.add_row(name, *figures(layer.output), *figures(layer.gradient))
+        shown.add_row(name, *cells(layer.output), *cells(layer.gradient))
     return shown
 
 

@@ -20,9 +20,9 @@ from rich.progress import (
 from regpt.system.console import Console
 from regpt.training.config import RunConfig
 from regpt.training.events import (
-    Answered,
     Event,
     Finished,
+    HellaSwagScored,
     Interrupted,
     Noted,
     Sampled,
@@ -54,7 +54,7 @@ class Display:
         self.task: TaskID | None = None
         self.speed = 0.0
         self.newest: dict[str, str] = {}
-        """The last figures of looks, for the progress line."""
+        """The latest evaluation figures, for the progress line."""
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -66,8 +66,8 @@ class Display:
                 self.validated(event)
             case ValidatedQuickly():
                 self.newest["validation"] = f"val {event.loss:.3f}"
-            case Answered():
-                self.answered(event)
+            case HellaSwagScored():
+                self.scored(event)
             case Sampled():
                 self.sampled(event)
             case Noted():
@@ -138,7 +138,7 @@ class Display:
             f"{result.nats_per_character:.4f} nats per character"
         )
 
-    def answered(self, event: Answered) -> None:
+    def scored(self, event: HellaSwagScored) -> None:
         self.newest["hellaswag"] = f"hellaswag {event.acc_norm.value:.3f}"
         self.line(
             f"step {event.step:>6}  hellaswag acc {event.acc.value:.4f}, "
@@ -149,8 +149,8 @@ class Display:
     def sampled(self, event: Sampled) -> None:
         when = "before training" if event.step == 0 else f"after {event.step:,} steps"
         self.line(f"\nsamples {when}:")
-        for sample in event.samples:
-            for text in sample.texts:
+        for texts in event.samples.values():
+            for text in texts:
                 self.line(f"> {text}")
         self.line()
 

@@ -27,7 +27,7 @@ from regpt.fast.training.bf16_weights import gradients_in
 from regpt.fast.training.fused_loss import next_token_loss
 from regpt.fast.training.optimizer import FastOptimizer
 from regpt.system.runtime import Runtime
-from regpt.training.activation_stats import watched
+from regpt.training.activation_stats import recorded_modules
 from regpt.training.build import zero_projections
 from regpt.training.config import RunConfig
 
@@ -127,7 +127,7 @@ def outputs_of(model: GPT, idx: Tensor) -> dict[str, Tensor]:
 
     hooks = [
         module.register_forward_hook(partial(keep, name=name))
-        for name, module in watched(model)
+        for name, module in recorded_modules(model)
         if name != "wpe"  # depends on no token
     ]
     try:

@@ -14,8 +14,7 @@ import torch
 from regpt.core.data import IGNORE_INDEX, Batch
 from regpt.core.train import StepResult, compute_gradients
 from regpt.system.runtime import peak_memory
-from regpt.training.build import StateHooks
-from regpt.training.compiling import compiles
+from regpt.training.build import StateHooks, decide_compile
 from regpt.training.state import TrainState
 
 TIMED_STEPS = 3
@@ -75,7 +74,7 @@ def time_steps(state: TrainState, *, rows: int) -> Speed:
     seconds = time.perf_counter() - clock
     rows = max(1, min(rows, int(PATIENCE_SECONDS / seconds)))
     batch = some_rows(state, rows)
-    if compiles(state.config, state.runtime.device):
+    if decide_compile(state.config, state.runtime.device)[0]:
         gradients_of(state, batch)
     results, gradient, update = [], [], []
     state.optimizer.set_factor(1.0 / max(state.config.schedule.warmup_steps, 1))

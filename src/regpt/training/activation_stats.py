@@ -1,8 +1,8 @@
-"""What goes through the layers: how large it is, and where it stops being finite.
+"""Activations and gradients of every layer: how large they are, and which is not finite.
 
-`watching(model)` hooks the embeddings, every block with its parts, and the final LayerNorm, from
-outside; while it is open, each forward and backward adds to one line per layer, in the order the
-layers compute. The logits follow as a last line, a sequence at a time, so that all of them never
+`record_activations(model)` hooks the embeddings, every block with its parts, and the final
+LayerNorm; while it is open, each forward and backward adds to one entry per layer, in the order the
+layers compute. The logits follow as a last entry, a sequence at a time, so that all of them never
 stand in memory at once. Sums run over all micro-batches. Compiled blocks run uncompiled meanwhile,
 since hooks set after compilation are not seen.
 """
@@ -24,8 +24,8 @@ LOGITS = "logits"
 
 
 @dataclass(kw_only=True)
-class Size:
-    """Of all the numbers of one kind that passed, the not finite ones only counted."""
+class TensorStats:
+    """Root mean square and maximum of the finite numbers; of the others the count."""
 
     numbers: int = 0
     squares: float = 0.0
@@ -53,12 +53,12 @@ class Size:
 
 
 @dataclass(kw_only=True)
-class Layer:
+class LayerStats:
     """One layer's output, and the gradient of the loss with respect to it."""
 
     name: str
-    output: Size
-    gradient: Size
+    output: TensorStats
+    gradient: TensorStats
 
     def to_json(self) -> dict[str, Any]:
         """Name and figures; no gradient where no backward ran."""
@@ -68,7 +68,7 @@ class Layer:
         return entry
 
 
-def watched(model: GPT) -> Iterator[tuple[str, nn.Module]]:
+def recorded_modules(model: GPT) -> Iterator[tuple[str, nn.Module]]:
     """The modules that get a line, by their names in the model."""
     yield "wte", model.wte
     yield "wpe", model.wpe
@@ -80,24 +80,27 @@ def watched(model: GPT) -> Iterator[tuple[str, nn.Module]]:
 
 
 @contextlib.contextmanager
-def watching(model: GPT) -> Iterator[dict[str, Layer]]:
+def record_activations(model: GPT) -> Iterator[dict[str, LayerStats]]:
     """Record every layer while open; the dictionary is in the order of computation."""
-    layers: dict[str, Layer] = {}
+    layers: dict[str, LayerStats] = {}
 
-    def line(name: str) -> Layer:
-        return layers.setdefault(name, Layer(name=name, output=Size(), gradient=Size()))
+    def layer(name: str) -> LayerStats:
+        return layers.setdefault(
+            name, LayerStats(name=name, output=TensorStats(), gradient=TensorStats())
+        )
 
-    def seen(module: nn.Module, inputs: object, output: Tensor, *, name: str) -> None:
-        line(name).output.add(output)
+    def record(module: nn.Module, inputs: object, output: Tensor, *, name: str) -> None:
+        layer(name).output.add(output)
         if output.requires_grad:
-            output.register_hook(line(name).gradient.add)
+            output.register_hook(layer(name).gradient.add)
         if name == "ln_f":
             with torch.no_grad():
                 for row in output.detach():
-                    line(LOGITS).output.add(model.unembed(row))
+                    layer(LOGITS).output.add(model.unembed(row))
 
     hooks = [
-        module.register_forward_hook(partial(seen, name=name)) for name, module in watched(model)
+        module.register_forward_hook(partial(record, name=name))
+        for name, module in recorded_modules(model)
     ]
     try:
         with torch.compiler.set_stance("force_eager"):
@@ -107,30 +110,30 @@ def watching(model: GPT) -> Iterator[dict[str, Layer]]:
             hook.remove()
 
 
-def over_processes(layers: dict[str, Layer], world: World) -> dict[str, Layer]:
+def over_processes(layers: dict[str, LayerStats], world: World) -> dict[str, LayerStats]:
     """The same lines over the whole global batch; every process must ask."""
     if world.size == 1:
         return layers
-    sizes = [size for layer in layers.values() for size in (layer.output, layer.gradient)]
-    table = torch.zeros(len(sizes), 3 + world.size, dtype=torch.float64)
-    for row, size in zip(table, sizes, strict=True):
-        row[:3] = torch.tensor([size.numbers, size.squares, size.not_finite])
-        row[3 + world.rank] = size.largest
+    stats = [stat for layer in layers.values() for stat in (layer.output, layer.gradient)]
+    table = torch.zeros(len(stats), 3 + world.size, dtype=torch.float64)
+    for row, stat in zip(table, stats, strict=True):
+        row[:3] = torch.tensor([stat.numbers, stat.squares, stat.not_finite])
+        row[3 + world.rank] = stat.largest
     rows = world.sum(table.to(world.device)).tolist()
     summed = [
-        Size(numbers=int(n), squares=squares, not_finite=int(bad), largest=max(largest))
+        TensorStats(numbers=int(n), squares=squares, not_finite=int(bad), largest=max(largest))
         for n, squares, bad, *largest in rows
     ]
     pairs = zip(layers, summed[::2], summed[1::2], strict=True)
-    return {name: Layer(name=name, output=out, gradient=grad) for name, out, grad in pairs}
+    return {name: LayerStats(name=name, output=out, gradient=grad) for name, out, grad in pairs}
 
 
-def first_not_finite(layers: dict[str, Layer]) -> str | None:
+def first_not_finite(layers: dict[str, LayerStats]) -> str | None:
     """The first layer, in the order of computation, whose output is not finite."""
     return next((name for name, layer in layers.items() if layer.output.not_finite), None)
 
 
-def first_gradient_not_finite(layers: dict[str, Layer]) -> str | None:
+def first_gradient_not_finite(layers: dict[str, LayerStats]) -> str | None:
     """The first layer, in the order of backward, whose gradient is not finite."""
     broken = [name for name, layer in layers.items() if layer.gradient.not_finite]
     return broken[-1] if broken else None

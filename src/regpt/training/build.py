@@ -21,11 +21,13 @@ from regpt.fast.training.optimizer import FastOptimizer
 from regpt.system.distributed import World
 from regpt.system.errors import UserError
 from regpt.system.runtime import Runtime
-from regpt.training.compiling import compiles
 from regpt.training.config import RunConfig
 from regpt.training.distributed import GradientSum, checkpoint_activations, pad_vocabulary, shard
 from regpt.training.state import TrainState
 from regpt.training.training_data import compact_data, read_data
+
+COMPILE_PAYS_FROM = 500
+"""Steps of a run."""
 
 
 def build(config: RunConfig, runtime: Runtime, world: World, *, say: Say = silent) -> TrainState:
@@ -42,8 +44,8 @@ def build(config: RunConfig, runtime: Runtime, world: World, *, say: Say = silen
     vocabulary = None
     if config.compact_vocabulary:
         data, vocabulary = compact_data(data, config.model.vocab_size)
-    if vocabulary is not None:
-        model = compact(model, vocabulary)
+        if vocabulary is not None:
+            model = compact(model, vocabulary)
     pads = config.pad_vocabulary
     if pads or (pads is None and runtime.device.type == "cuda"):
         pad_vocabulary(model)
@@ -55,7 +57,7 @@ def build(config: RunConfig, runtime: Runtime, world: World, *, say: Say = silen
             fuse_blocks(model)
     if config.checkpoint_activations:
         checkpoint_activations(model)
-    if compiles(config, runtime.device):
+    if decide_compile(config, runtime.device)[0]:
         for block in model.h:
             block.compile()
     summing = world
@@ -80,20 +82,38 @@ def build(config: RunConfig, runtime: Runtime, world: World, *, say: Say = silen
     )
 
 
+def decide_compile(config: RunConfig, device: torch.device) -> tuple[bool, str]:
+    """Whether a run compiles its blocks, and why.
+
+    torch.compile takes about a minute before the first step, which pays in long runs on a GPU (the
+    number of steps is an estimate: not measured here, no device). Off a GPU the fused block and
+    blocked attention do that work. The whole run decides, not what is left of it, so a resumed run
+    decides as before.
+    """
+    if config.compile is not None:
+        return config.compile, "as asked for"
+    if device.type != "cuda":
+        return False, "off a GPU the project's own kernels stand in"
+    if config.steps < COMPILE_PAYS_FROM:
+        text = f"{config.steps:,} steps are over before it has paid"
+        return False, f"{text} (from {COMPILE_PAYS_FROM} on)"
+    return True, f"{config.steps:,} steps, it pays from {COMPILE_PAYS_FROM} on"
+
+
 def uses_blocked_attention(config: RunConfig, runtime: Runtime) -> bool:
-    """Whether attention goes by blocks: measured faster on a CPU in bf16, not in fp32."""
+    """Whether attention is computed in blocks: measured faster on a CPU in bf16, not in fp32."""
     if config.attention == "auto":
         cpu = runtime.device.type == "cpu"
         low = runtime.dtype == torch.bfloat16
-        return cpu and low and not compiles(config, runtime.device)
+        return cpu and low and not decide_compile(config, runtime.device)[0]
     return config.attention == "blocks"
 
 
 def uses_bf16_weights(config: RunConfig, runtime: Runtime, world: World) -> bool:
-    """Whether matrices keep bfloat16 copies: on one CPU, in bf16."""
+    """Whether matrices have bfloat16 copies beside them: one process, on a CPU, in bf16."""
     cpu = runtime.device.type == "cpu" and runtime.dtype == torch.bfloat16
     alone = cpu and world.size == 1
-    return config.keep_copies and alone and not compiles(config, runtime.device)
+    return alone and not decide_compile(config, runtime.device)[0]
 
 
 @torch.no_grad()

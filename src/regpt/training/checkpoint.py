@@ -3,7 +3,7 @@
     RUN/checkpoints/step-00000200/
         config.json, model.safetensors, tokenizer files    the model, in Hugging Face layout
         optimizer.safetensors                              averages and momenta, by parameter name
-        state.json                                         step, tokens, fingerprints, recent losses
+        state.json                                         step, tokens, fingerprints
         manifest.json                                      sha256 of every file above
     RUN/checkpoints/latest, best                           the names of two of them
 
@@ -18,19 +18,14 @@ passed over for the newest sound one before it, and the caller is told.
 
 import hashlib
 import json
-import os
 import re
 import secrets
 import shutil
-import sys
-import threading
-import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypedDict
 
 import torch
 from safetensors import SafetensorError
@@ -41,14 +36,26 @@ from regpt import weights
 from regpt.system.errors import UserError
 from regpt.system.files import new_directory, replace_files, writing_to
 from regpt.system.json_text import check_types, read_json
-from regpt.training.host_memory import HostMemory
-from regpt.training.saved import Progress
 
 MANIFEST, LATEST, BEST = "manifest.json", "latest", "best"
 FILES = {"config.json", "model.safetensors", "optimizer.safetensors", "state.json"}
 """What a manifest must name for a checkpoint to be one."""
 NAME = re.compile(r"step-\d+")
 Note = Callable[[str], None]
+
+
+class Progress(TypedDict):
+    """What state.json says."""
+
+    step: int
+    tokens: int
+    val_loss: float | None
+    val_step: int | None
+    bad_steps: int
+    world_size: int
+    seed: int
+    data: dict[str, Any]
+    """`Data.record` of the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +68,6 @@ class Snapshot:
     """The fields of GPTConfig."""
     optimizer: Mapping[str, Tensor]
     progress: Progress
-    """What state.json says."""
     val_loss: float | None
     """Of these very weights; None if they were not validated."""
 
@@ -133,7 +139,7 @@ def write_tensors(file: BinaryIO, *, tensors: Mapping[str, Tensor]) -> None:
         file.write(tensor.contiguous().flatten().numpy().data)
 
 
-def pointed(folder: Path, pointer: str) -> str | None:
+def read_pointer(folder: Path, pointer: str) -> str | None:
     """The checkpoint name that `latest` or `best` holds, if there is one."""
     try:
         text = (folder / pointer).read_text(encoding="utf-8", errors="replace")
@@ -146,7 +152,7 @@ def is_best(folder: Path, val_loss: float | None) -> bool:
     """Whether a validation loss is below the best checkpoint's."""
     if val_loss is None:
         return False
-    best = pointed(folder, BEST)
+    best = read_pointer(folder, BEST)
     if best is None:
         return True
     try:
@@ -163,10 +169,10 @@ def prune(folder: Path, keep: int) -> None:
     replaced when training comes to their step again.
     """
     names = sorted(path.name for path in folder.glob("step-*"))
-    latest = pointed(folder, LATEST) or ""
+    latest = read_pointer(folder, LATEST) or ""
     counted = [name for name in names if name <= latest]
     for name in counted[:-keep]:
-        if name != pointed(folder, BEST):
+        if name != read_pointer(folder, BEST):
             remove(folder / name)
     for leftover in folder.glob(".step-*.tmp"):  # of a save that was killed
         shutil.rmtree(leftover, ignore_errors=True)
@@ -224,60 +230,6 @@ def load(path: Path) -> Checkpoint:
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read ({error}): remove it and resume again") from None
     return Checkpoint(path=path, step=step, optimizer=optimizer, progress=progress)
-
-
-def give_way() -> None:
-    """Let the threads that compute go first: each step ends with the last of them, and one that
-    shares its core with the writing would hold up all. A priority per thread is Linux's."""
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
-
-
-class CheckpointWriter:
-    """Writes checkpoints behind the training's back, one at a time."""
-
-    def __init__(self, folder: Path, *, keep: int) -> None:
-        self.folder = folder
-        self.keep = keep
-        self.pool = ThreadPoolExecutor(1, "checkpoint", initializer=give_way)
-        self.pending: Future[Any] | None = None
-        self.memory = HostMemory()
-
-    def make_room(self, size: int) -> None:
-        """Prepare the memory of the copies, behind; without it the first save takes longer."""
-        self.pending = self.pool.submit(self.memory.make_room, size)
-
-    def save(self, take: Callable[[HostMemory], Snapshot]) -> float:
-        """Copy now, write behind; returns the seconds training stood still.
-
-        `take` copies into the memory given. It is called here, after the previous save has ended;
-        that one's failure is raised here.
-        """
-        started = time.perf_counter()
-        self.wait()
-        self.memory.take_back()
-        snapshot = take(self.memory)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.pending = self.pool.submit(write_checkpoint, self.folder, snapshot, keep=self.keep)
-        return time.perf_counter() - started
-
-    def check(self) -> None:
-        """Raise what the save under way met, if it has ended; does not wait."""
-        if self.pending is not None and self.pending.done():
-            self.wait()
-
-    def wait(self) -> None:
-        """Wait for the save under way; raises what it met."""
-        if self.pending is not None:
-            pending, self.pending = self.pending, None
-            pending.result()
-
-    def close(self) -> None:
-        """Wait, and end the thread."""
-        try:
-            self.wait()
-        finally:
-            self.pool.shutdown()
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """A run is a value: one frozen dataclass, printed and saved as JSON beside its results.
 
-Flags are derived from these fields and never written by hand; the dials people turn are the fields
+Flags are derived from these fields and never written by hand; what people set most are the fields
 of `RunConfig` itself, everything else is reached by its dotted name (`--optimizer.weight-decay`).
 """
 
@@ -14,8 +14,14 @@ from regpt.core.schedule import ScheduleConfig
 from regpt.system.errors import UserError
 from regpt.system.json_text import check_types
 
-REMOVED_OPTIONS = {"muon_iterations": 5, "muon_polynomials": "same", "muon_stacked": True}
-"""Of the optimizer, in runs of earlier versions: the value that is now the only one."""
+REMOVED_OPTIONS = {
+    "optimizer.muon_iterations": 5,
+    "optimizer.muon_polynomials": "same",
+    "optimizer.muon_stacked": True,
+    "keep_copies": True,
+    "spike_score": None,
+}
+"""In run.json of earlier versions: the value that is now the only one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +83,6 @@ class RunConfig:
     """Compute the blocks' activations again in backward: less memory, slower."""
     attention: Literal["auto", "plain", "blocks"] = "auto"
     """plain: the model's own; blocks: out of batched products; auto: blocks on a CPU in bf16."""
-    keep_copies: bool = True
-    """On a CPU in bf16: matrices keep bfloat16 copies and gradients, instead of casts each step."""
     compile: bool | None = None
     """torch.compile each block, in place; None: on a GPU, in runs long enough for it to pay."""
     compact_vocabulary: bool = False
@@ -88,9 +92,7 @@ class RunConfig:
     pad_vocabulary: bool | None = None
     """Pad the vocabulary to a multiple of 64, inside only; default: on CUDA."""
     skip_bad_steps: int = 0
-    """Steps with a non-finite loss or gradient (or a spike) to skip before stopping."""
-    spike_score: float | None = None
-    """Treat a loss this many standard deviations above the last 128 as bad; default: off."""
+    """Steps with a loss or gradient that is not finite to skip before stopping."""
     overfit: bool = False
     """Train on the first batch again and again."""
     prompts: tuple[str, ...] = ("Hello, I'm a language model,",)
@@ -162,14 +164,16 @@ class RunConfig:
         """A configuration back from `to_json`'s values; unknown fields are refused by name."""
         try:
             values = dict(values)
+            optimizer = values["optimizer"] = dict(values["optimizer"])
+            for option, default in REMOVED_OPTIONS.items():
+                _, dot, name = option.partition(".")
+                holder = optimizer if dot else values
+                if holder.pop(name or option, default) != default:
+                    raise TypeError(f"{option} is no longer an option")
             values["data"] = tuple(values["data"])
             values["prompts"] = tuple(values["prompts"])
             values["model"] = GPTConfig(**check_types(GPTConfig, values["model"]))
-            optimizer = dict(values["optimizer"])
             optimizer["betas"] = tuple(optimizer["betas"])
-            for name, value in REMOVED_OPTIONS.items():
-                if optimizer.pop(name, value) != value:
-                    raise TypeError(f"optimizer.{name} is no longer an option")
             values["optimizer"] = OptimizerConfig(**check_types(OptimizerConfig, optimizer))
             schedule = check_types(ScheduleConfig, values["schedule"])
             values["schedule"] = ScheduleConfig(**schedule)

@@ -1,16 +1,31 @@
-"""What a run tells its observers. They read and never steer; the library itself prints nothing."""
+"""What a run tells its observers: metrics.jsonl, TensorBoard and the display read the same events.
+
+Observers read and never steer; the library itself prints nothing.
+"""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from regpt.evaluation.hellaswag import Accuracy
 from regpt.evaluation.validation import Validation
 from regpt.training.config import RunConfig
 
 
+class Event:
+    """Something that happened in a run."""
+
+    def metrics(self) -> dict[str, Any] | None:
+        """Its line of metrics.jsonl, which TensorBoard shows too; None: it has none."""
+        return None
+
+
+Observer = Callable[[Event], None]
+
+
 @dataclass(frozen=True, kw_only=True)
-class Started:
+class Started(Event):
     """Everything is built; the first step is next."""
 
     config: RunConfig
@@ -23,8 +38,6 @@ class Started:
     steps_per_epoch: int
     sequences: int
     """Of the global batch."""
-    first_step: int
-    """Steps done before: 0, or where a resumed run goes on."""
     processes: int
     compiling: tuple[bool, str] = (False, "")
     """Whether the blocks are compiled, and why."""
@@ -33,7 +46,7 @@ class Started:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stepped:
+class Stepped(Event):
     """A step is done. The fields are a line of metrics.jsonl."""
 
     step: int
@@ -46,26 +59,50 @@ class Stepped:
     peak_memory: int | None = None
     """Bytes this process has held at most so far; None where the system does not say."""
 
+    def metrics(self) -> dict[str, Any]:
+        return asdict(self)
+
 
 @dataclass(frozen=True, kw_only=True)
-class Validated:
+class Validated(Event):
     """The validation text was scored after `step` steps."""
 
     step: int
     result: Validation
 
+    def metrics(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "val_loss": self.result.loss,
+            "val_bits_per_byte": self.result.bits_per_byte,
+            "val_nats_per_character": self.result.nats_per_character,
+            "val_tokens": self.result.tokens,
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
-class ValidatedQuickly:
-    """A few held-out tokens were scored after `step` steps."""
+class ValidatedQuickly(Event):
+    """A few held-out tokens were scored after `step` steps.
+
+    The key is not the whole text's, so that neither "best" nor a comparison of runs takes one
+    figure for the other.
+    """
 
     step: int
     loss: float
     """Nats per token."""
+    tokens: int
+
+    def metrics(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "quick_val_loss": self.loss,
+            "quick_val_tokens": self.tokens,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answered:
+class HellaSwagScored(Event):
     """HellaSwag was scored after `step` steps, by the lecture's rules."""
 
     step: int
@@ -73,33 +110,38 @@ class Answered:
     acc_norm: Accuracy
     examples: int
 
+    def metrics(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "hellaswag_acc": self.acc.value,
+            "hellaswag_acc_norm": self.acc_norm.value,
+            "hellaswag_acc_norm_stderr": self.acc_norm.stderr,
+            "hellaswag_examples": self.examples,
+            "hellaswag_scoring": "lecture",
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
-    """What the model made of a prompt."""
-
-    prompt: str
-    texts: list[str]
-    """Prompt included."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampled:
-    """The model wrote something after `step` steps."""
+class Sampled(Event):
+    """The model continued the prompts after `step` steps."""
 
     step: int
-    samples: list[Sample]
+    samples: dict[str, list[str]]
+    """Texts by prompt; they begin with it."""
+
+    def metrics(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Noted:
+class Noted(Event):
     """Something a person should know, in one line."""
 
     text: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class Saved:
+class Saved(Event):
     """A checkpoint of `step` is on its way to the disk."""
 
     step: int
@@ -108,7 +150,7 @@ class Saved:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Interrupted:
+class Interrupted(Event):
     """Asked to stop: the run is saved after `step` steps and can go on."""
 
     directory: Path
@@ -116,23 +158,8 @@ class Interrupted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finished:
+class Finished(Event):
     """The run is complete and saved."""
 
     directory: Path
     seconds: float
-
-
-Event = (
-    Started
-    | Stepped
-    | Validated
-    | ValidatedQuickly
-    | Answered
-    | Sampled
-    | Noted
-    | Saved
-    | Interrupted
-    | Finished
-)
-Observer = Callable[[Event], None]

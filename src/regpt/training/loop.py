@@ -1,4 +1,4 @@
-"""The loop, visible: build, resume, then for each step fetch, step, record, maybe look, maybe save.
+"""A run: build, resume, then for each step train, record, maybe evaluate, maybe save.
 
 `train(config)` is a library function; the command line only prints what it tells its observer. One
 loop serves one process and many: the first prints and writes, all compute.
@@ -6,7 +6,7 @@ loop serves one process and many: the first prints and writes, all compute.
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from contextlib import ExitStack
 
 from regpt.core.data import Batch
 from regpt.core.train import StepResult
@@ -14,9 +14,8 @@ from regpt.core.train import train as train_model
 from regpt.fast.kernels.build import refused
 from regpt.system.distributed import open_world
 from regpt.system.runtime import find_runtime, peak_memory
-from regpt.training.build import StateHooks, build, uses_bf16_weights
-from regpt.training.checkpoint import CheckpointWriter
-from regpt.training.compiling import decide
+from regpt.training.build import StateHooks, build, decide_compile, uses_bf16_weights
+from regpt.training.checkpoint_writer import CheckpointWriter
 from regpt.training.config import RunConfig
 from regpt.training.events import (
     Event,
@@ -29,25 +28,16 @@ from regpt.training.events import (
     Stepped,
 )
 from regpt.training.loss_plot import draw_loss
-from regpt.training.nonfinite import handle_incident, what_is_wrong
-from regpt.training.periodic_evaluation import Looks
-from regpt.training.resume import go_back, look_at, open_directory
+from regpt.training.nonfinite import handle_nonfinite_step, nonfinite_reason
+from regpt.training.periodic_evaluation import PeriodicEvaluation
+from regpt.training.resume import load_finished, open_directory, restore_latest
 from regpt.training.run_dir import RunDirectory
-from regpt.training.state import (
-    TrainState,
-    snapshot_bytes,
-    take_snapshot,
-)
+from regpt.training.state import TrainState, snapshot_bytes, take_snapshot
 from regpt.training.tensorboard import TensorBoard, check_installed
 
 
 def ignore(event: Event) -> None:
-    """The observer that does not look."""
-
-
-def never() -> bool:
-    """The request to stop that never comes."""
-    return False
+    """An observer that does nothing."""
 
 
 def train(
@@ -55,7 +45,7 @@ def train(
     observe: Observer = ignore,
     *,
     resume: bool = False,
-    stop: Callable[[], bool] = never,
+    stop: Callable[[], bool] = lambda: False,
 ) -> TrainState:
     """Run a training from its beginning, or its newest checkpoint, to its end.
 
@@ -67,7 +57,7 @@ def train(
 
     Raises:
         UserError: what the configuration, data or directory make impossible; and a step whose
-            numbers went wrong, once no more of them may be skipped.
+            numbers are not finite, once no more of them may be skipped.
     """
     started = time.perf_counter()
     if config.tensorboard:
@@ -77,72 +67,166 @@ def train(
         observe = observe if world.is_first else ignore
         config = config.with_batch_tokens(world.size)
         state = build(config, runtime, world, say=lambda text: observe(Noted(text=text)))
-        looks = Looks(config, world)
+        evaluation = PeriodicEvaluation(config, world)
         directory = open_directory(state, resume=resume)
         try:
-            run(state, directory, looks, observe, resume=resume, stop=stop, started=started)
+            if resume and directory.is_complete(config.steps):
+                load_finished(state, directory, observe)
+                return state
+            if resume:
+                restore_latest(state, directory, observe)
+            run = Run(state, directory, evaluation, observe, stop)
+            if run.to_the_end():
+                run.finish()
+                observe(Finished(directory=directory.path, seconds=time.perf_counter() - started))
+            else:
+                observe(Interrupted(directory=directory.path, step=state.step))
         finally:
             directory.release()
         return state
 
 
-def run(
-    state: TrainState,
-    directory: RunDirectory,
-    looks: Looks,
-    observe: Observer,
-    *,
-    resume: bool,
-    stop: Callable[[], bool],
-    started: float,
-) -> None:
-    """A run in its directory, from where it stands to its end or until it is asked to stop."""
-    if resume and directory.is_complete(state.config.steps):
-        look_at(state, directory, observe)
-        return
-    if resume:
-        go_back(state, directory, observe)
-    observe(describe(state, directory, looks))
-    if state.config.tensorboard and state.world.is_first:
-        earlier = directory.read_metrics()
-        directory.mirror = TensorBoard(directory.path, earlier, step=state.step)
-    looks.before_training(state, directory, observe)
-    writer = CheckpointWriter(directory.checkpoints, keep=state.config.keep)
-    try:
-        finished = run_steps(state, directory, looks, writer, observe, stop)
-    finally:
-        writer.close()
-    state.world.barrier()
-    if not finished:
-        observe(Interrupted(directory=directory.path, step=state.step))
-        return
-    finish(state, directory)
-    observe(Finished(directory=directory.path, seconds=time.perf_counter() - started))
+class Run(StateHooks):
+    """A run in its directory, and what happens around each of its steps."""
+
+    def __init__(
+        self,
+        state: TrainState,
+        directory: RunDirectory,
+        evaluation: PeriodicEvaluation,
+        observe: Observer,
+        stop: Callable[[], bool],
+    ) -> None:
+        super().__init__(state)
+        self.directory, self.evaluation, self.stop = directory, evaluation, stop
+        self.observers: list[Observer] = [observe]
+        self.writer = CheckpointWriter(directory.checkpoints, keep=state.config.keep)
+        self.first_step = state.step + 1
+        self.stopped = False
+        self.clock = time.perf_counter()
+
+    def tell(self, event: Event) -> None:
+        """Tell all observers, those that write it down first."""
+        for observer in self.observers:
+            observer(event)
+
+    def to_the_end(self) -> bool:
+        """All steps that are left; False if asked to stop before the last."""
+        state, config = self.state, self.state.config
+        self.tell(describe(state, self.directory, self.evaluation))
+        with ExitStack() as open_files:
+            open_files.callback(self.writer.close)
+            if state.world.is_first:
+                self.record_events(open_files)
+            for event in self.evaluation.before_training(state):
+                self.tell(event)
+            self.clock = time.perf_counter()
+            train_model(
+                state.model,
+                remaining_batches(state),
+                state.optimizer,
+                steps=config.steps,
+                schedule=config.schedule,
+                settings=state.settings,
+                hooks=self,
+            )
+        state.world.barrier()
+        return not self.stopped
+
+    def record_events(self, open_files: ExitStack) -> None:
+        """Write what has a line in metrics.jsonl there, and to TensorBoard if asked for."""
+        recorders = [recording(self.directory.append_metrics)]
+        if self.state.config.tensorboard:
+            earlier = self.directory.read_metrics()
+            board = TensorBoard(self.directory.path, earlier, step=self.state.step)
+            open_files.callback(board.close)
+            recorders.append(recording(board.write))
+        self.observers[:0] = recorders
+
+    def accept(self, batch: Batch, result: StepResult) -> bool:
+        """Whether loss and gradient are finite; if not, keep the evidence, or end the run."""
+        reason = nonfinite_reason(result)
+        if reason is not None:
+            note = handle_nonfinite_step(self.state, self.directory, batch, result, reason)
+            self.tell(Noted(text=note))
+        return reason is None
+
+    def after_step(self, batch: Batch, result: StepResult) -> bool:
+        """Record, evaluate and save what is due; False when asked to stop."""
+        state, config = self.state, self.state.config
+        state.step += 1
+        state.tokens += batch.num_targets
+        self.tell(
+            Stepped(
+                step=state.step,
+                loss=result.loss,
+                learning_rate=state.optimizer.lr,
+                grad_norm=result.grad_norm,
+                tokens=state.tokens,
+                tokens_per_second=batch.num_targets / (time.perf_counter() - self.clock),
+                peak_memory=peak_memory(state.runtime.device),
+            )
+        )
+        if state.step == self.first_step:
+            self.after_first_step()
+        for event in self.evaluation.after_step(state):
+            self.tell(event)
+        last = state.step == config.steps
+        self.stopped = state.world.any(self.stop()) and not last
+        every = config.save_every
+        if self.stopped or (every is not None and (last or state.step % every == 0)):
+            self.save()
+        self.clock = time.perf_counter()
+        self.writer.check()
+        return not self.stopped
+
+    def after_first_step(self) -> None:
+        """Say why the C kernels are not used, if so; allocate the memory of checkpoints."""
+        state = self.state
+        uses_kernels = uses_bf16_weights(state.config, state.runtime, state.world)
+        reason = refused() if uses_kernels else None
+        if reason is not None:
+            text = f"{reason}; training through torch's operators, which is slower"
+            self.tell(Noted(text=text))
+        if state.config.save_every and state.world.is_first:
+            self.writer.allocate(snapshot_bytes(state))
+
+    def save(self) -> None:
+        """Start a checkpoint; training goes on once the numbers are copied."""
+        state = self.state
+        if state.world.is_first:
+            self.directory.sync_metrics()
+            seconds = self.writer.save(lambda memory: take_snapshot(state, memory))
+            self.tell(Saved(step=state.step, seconds=seconds))
+        elif state.config.shard:
+            take_snapshot(state)  # gathering whole tensors takes every process
+
+    def finish(self) -> None:
+        """Leave a directory that is a model, with its loss curve."""
+        state, directory = self.state, self.directory
+        snapshot = take_snapshot(state) if state.config.shard else None
+        if state.world.is_first:
+            whole = state.whole_model()
+            directory.write_model(snapshot.model if snapshot else whole.state_dict(), whole.config)
+            title = f"{state.config.preset}: {whole.num_parameters() / 1e6:.1f}M parameters"
+            metrics, vocab_size = directory.read_metrics(), whole.config.vocab_size
+            draw_loss(metrics, directory.picture, title=title, vocab_size=vocab_size)
+            directory.mark_finished(state.step)
+        state.world.barrier()
 
 
-def run_steps(
-    state: TrainState,
-    directory: RunDirectory,
-    looks: Looks,
-    writer: CheckpointWriter,
-    observe: Observer,
-    stop: Callable[[], bool],
-) -> bool:
-    """All steps that are left; False if asked to stop before the last."""
-    hooks = RunHooks(state, directory, looks, writer, observe, stop)
-    train_model(
-        state.model,
-        batches_left(state),
-        state.optimizer,
-        steps=state.config.steps,
-        schedule=state.config.schedule,
-        settings=state.settings,
-        hooks=hooks,
-    )
-    return not hooks.stopped
+def recording(write: Callable[[dict], None]) -> Observer:
+    """An observer that hands the events' lines of metrics.jsonl to `write`."""
+
+    def observe(event: Event) -> None:
+        entry = event.metrics()
+        if entry is not None:
+            write(entry)
+
+    return observe
 
 
-def batches_left(state: TrainState) -> Iterator[Batch]:
+def remaining_batches(state: TrainState) -> Iterator[Batch]:
     """The batches of this process from the state's step on; in `overfit` one again and again."""
     config, world, loader = state.config, state.world, state.data.loader
     rows = loader.plan.rows(world.rank, world.size)
@@ -155,61 +239,8 @@ def batches_left(state: TrainState) -> Iterator[Batch]:
         yield batch._replace(step=step)
 
 
-def note_missing_kernels(state: TrainState, observe: Observer) -> None:
-    """Say why the C kernels are not used, where the step asked for them."""
-    reason = refused() if uses_bf16_weights(state.config, state.runtime, state.world) else None
-    if reason is not None:
-        observe(Noted(text=f"{reason}; training through torch's operators, which is slower"))
-
-
-class RunHooks(StateHooks):
-    """What happens around a step of a run: guard, record, evaluation, checkpoints, the end."""
-
-    def __init__(
-        self,
-        state: TrainState,
-        directory: RunDirectory,
-        looks: Looks,
-        writer: CheckpointWriter,
-        observe: Observer,
-        stop: Callable[[], bool],
-    ) -> None:
-        super().__init__(state)
-        self.directory, self.looks, self.writer = directory, looks, writer
-        self.observe, self.stop = observe, stop
-        self.begun = state.step
-        self.stopped = False
-        self.clock = time.perf_counter()
-
-    def accept(self, batch: Batch, result: StepResult) -> bool:
-        """Whether loss and gradient are sound; if not, keep the evidence, or end the run."""
-        fault = what_is_wrong(self.state, result)
-        if fault is None:
-            self.state.remember_loss(result.loss)
-        else:
-            handle_incident(self.state, self.directory, batch, result, fault, self.observe)
-        return fault is None
-
-    def after_step(self, batch: Batch, result: StepResult) -> bool:
-        """Record, evaluate and save what is due; False when asked to stop."""
-        state, config = self.state, self.state.config
-        record(state, self.directory, result, batch, self.clock, self.observe)
-        if state.step == self.begun + 1:
-            note_missing_kernels(state, self.observe)
-        if config.save_every and state.world.is_first and state.step == self.begun + 1:
-            self.writer.make_room(snapshot_bytes(state))
-        self.looks.after_step(state, self.directory, self.observe)
-        self.stopped = state.world.any(self.stop()) and state.step < config.steps
-        due = config.save_every and is_due(state.step, config.save_every, config.steps)
-        if self.stopped or due:
-            save(state, self.directory, self.writer, self.observe)
-        self.clock = time.perf_counter()
-        self.writer.check()
-        return not self.stopped
-
-
-def describe(state: TrainState, directory: RunDirectory, looks: Looks) -> Started:
-    """The facts of a run that is about to start."""
+def describe(state: TrainState, directory: RunDirectory, evaluation: PeriodicEvaluation) -> Started:
+    """The run that is about to start."""
     data = state.data
     return Started(
         config=state.config,
@@ -220,63 +251,7 @@ def describe(state: TrainState, directory: RunDirectory, looks: Looks) -> Starte
         validation_tokens=len(data.validation) if data.validation else 0,
         steps_per_epoch=data.loader.plan.steps_per_epoch,
         sequences=data.loader.plan.sequences,
-        first_step=state.step,
         processes=state.world.size,
-        compiling=decide(state.config, state.runtime.device),
-        hellaswag=(len(looks.examples), looks.examples_in_all),
+        compiling=decide_compile(state.config, state.runtime.device),
+        hellaswag=(len(evaluation.examples), evaluation.num_published),
     )
-
-
-def is_due(step: int, every: int | None, steps: int) -> bool:
-    """Whether something done every so many steps, and at the end, is due after `step` steps."""
-    return step == steps or (every is not None and step % every == 0)
-
-
-def record(
-    state: TrainState,
-    directory: RunDirectory,
-    result: StepResult,
-    batch: Batch,
-    clock: float,
-    observe: Observer,
-) -> None:
-    """Count the step and write its line; `clock` is when it began."""
-    state.step += 1
-    state.tokens += batch.num_targets
-    event = Stepped(
-        step=state.step,
-        loss=result.loss,
-        learning_rate=state.optimizer.lr,
-        grad_norm=result.grad_norm,
-        tokens=state.tokens,
-        tokens_per_second=batch.num_targets / (time.perf_counter() - clock),
-        peak_memory=peak_memory(state.runtime.device),
-    )
-    if state.world.is_first:
-        directory.append_metrics(asdict(event))
-    observe(event)
-
-
-def save(
-    state: TrainState, directory: RunDirectory, writer: CheckpointWriter, observe: Observer
-) -> None:
-    """Start a checkpoint; training goes on once the numbers are copied."""
-    if state.world.is_first:
-        directory.sync_metrics()
-        seconds = writer.save(lambda memory: take_snapshot(state, memory))
-        observe(Saved(step=state.step, seconds=seconds))
-    elif state.config.shard:
-        take_snapshot(state)  # gathering whole tensors takes every process
-
-
-def finish(state: TrainState, directory: RunDirectory) -> None:
-    """Leave a directory that is a model, with its curve."""
-    snapshot = take_snapshot(state) if state.config.shard else None
-    if state.world.is_first:
-        whole = state.whole_model()
-        directory.write_model(snapshot.model if snapshot else whole.state_dict(), whole.config)
-        title = f"{state.config.preset}: {whole.num_parameters() / 1e6:.1f}M parameters"
-        metrics, vocab_size = directory.read_metrics(), whole.config.vocab_size
-        draw_loss(metrics, directory.picture, title=title, vocab_size=vocab_size)
-        directory.mark_finished(state.step)
-    state.world.barrier()

@@ -1,6 +1,6 @@
-"""One step of a run again, in float32, with every layer watched: where did the numbers go wrong?
+"""One step of a run again, in float32, with every layer recorded: where did the numbers go wrong?
 
-The weights are those that met the step: from its incident, if it was one; else from the newest
+The weights are those that met the step: from its report if it was not finite; else from the newest
 sound checkpoint before it (or the beginning), with the steps between computed again as the run did,
 in its own dtype. The batch needs no file: it is a function of (data, seed, step). Nothing is
 written. One process computes the whole global batch; of a run on many, dropout masks differ.
@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
@@ -22,20 +22,27 @@ from regpt.system.errors import UserError
 from regpt.system.json_text import check_types, read_json
 from regpt.system.runtime import find_runtime
 from regpt.training.activation_stats import (
-    Layer,
+    LayerStats,
     first_gradient_not_finite,
     first_not_finite,
-    watching,
+    record_activations,
 )
 from regpt.training.build import StateHooks, build
 from regpt.training.checkpoint import load_newest
 from regpt.training.config import RunConfig
-from regpt.training.nonfinite import incident_path, what_is_wrong
+from regpt.training.nonfinite import nonfinite_reason, report_directory
 from regpt.training.run_dir import RunDirectory
-from regpt.training.saved import Incident
-from regpt.training.state import TrainState, check_facts, load_model, restore
+from regpt.training.state import TrainState, check_data, load_model, restore
 
 Note = Callable[[str], None]
+
+
+class Report(TypedDict):
+    """What is read again of a step's report.json."""
+
+    loss: float | None
+    grad_norm: float | None
+    fault: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +57,9 @@ class Replay:
     """Device and dtype of this computation."""
     loss: float
     grad_norm: float
-    layers: dict[str, Layer]
+    layers: dict[str, LayerStats]
     recorded: dict[str, Any] | None
-    """The run's own line or incident report; None if it left neither."""
+    """The run's own line or report; None if it left neither."""
     fault: str | None
     """What the run found wrong."""
 
@@ -95,12 +102,12 @@ def replay(directory: Path, step: int, *, device: str | None, note: Note) -> Rep
     if runtime.world_size > 1:
         raise UserError("replay runs as one process: start it without torchrun")
     state = build(config, runtime, World(device=runtime.device), say=note)
-    check_facts(record["data"], state.data.facts)
-    source = stand_before(state, run, step, note)
+    check_data(record["data"], state.data.record)
+    source = restore_before(state, run, step, note)
     batch = batch_of(state)
     state.runtime = replace(runtime, dtype=torch.float32)
     state.settings = replace(state.settings, autocast=state.runtime.autocast)
-    with watching(state.model) as layers:
+    with record_activations(state.model) as layers:
         result = gradients_of(state, batch)
     recorded, fault = recorded_of(run, step)
     return Replay(
@@ -115,13 +122,13 @@ def replay(directory: Path, step: int, *, device: str | None, note: Note) -> Rep
     )
 
 
-def stand_before(state: TrainState, run: RunDirectory, step: int, note: Note) -> str:
+def restore_before(state: TrainState, run: RunDirectory, step: int, note: Note) -> str:
     """Bring a fresh state to the weights that met `step`; says where they came from."""
-    incident = incident_path(run, step)
-    if (incident / "model").is_dir():
-        load_model(state, incident / "model")
+    model = report_directory(run, step) / "model"
+    if model.is_dir():
+        load_model(state, model)
         state.step = step - 1
-        return str(incident / "model")
+        return str(model)
     checkpoint = load_newest(run.checkpoints, note=note, at_most=step - 1)
     if checkpoint is None:
         source = "the beginning"
@@ -153,20 +160,19 @@ def gradients_of(state: TrainState, batch: Batch) -> StepResult:
 
 
 def advance(state: TrainState) -> None:
-    """One step as the run did it: applied unless its numbers were wrong."""
+    """One step as the run did it: applied unless its numbers were not finite."""
     result = gradients_of(state, batch_of(state))
-    if what_is_wrong(state, result) is None:
+    if nonfinite_reason(result) is None:
         state.optimizer.step()
-        state.remember_loss(result.loss)
     state.step += 1
 
 
 def recorded_of(run: RunDirectory, step: int) -> tuple[dict[str, Any] | None, str | None]:
     """What the run wrote of a step, and what it found wrong with it."""
-    path = incident_path(run, step) / "report.json"
+    path = report_directory(run, step) / "report.json"
     if path.exists():
         try:
-            report = check_types(Incident, read_json(path))
+            report = check_types(Report, read_json(path))
             return {name: report[name] for name in ("loss", "grad_norm")}, report["fault"]
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(f"{path} is damaged: remove {path.parent} to replay without") from None

@@ -23,14 +23,14 @@ def open_directory(state: TrainState, *, resume: bool) -> RunDirectory:
                 directory.lock()
             else:
                 directory = RunDirectory.create(path)
-                directory.write_record(config, state.data.facts, state.runtime.describe())
+                directory.write_record(config, state.data.record, state.runtime.describe())
         except UserError as refused:
             error = refused
     world.raise_if_any_failed(error)
     return directory
 
 
-def look_at(state: TrainState, directory: RunDirectory, observe: Observer) -> None:
+def load_finished(state: TrainState, directory: RunDirectory, observe: Observer) -> None:
     """Take the weights of a run that is complete; nothing is left to do."""
     load_model(state, directory.path)
     state.step = directory.read_record()["finished"]
@@ -38,7 +38,7 @@ def look_at(state: TrainState, directory: RunDirectory, observe: Observer) -> No
     observe(Noted(text=f"{text}; --steps N goes on to more, from its newest checkpoint"))
 
 
-def go_back(state: TrainState, directory: RunDirectory, observe: Observer) -> None:
+def restore_latest(state: TrainState, directory: RunDirectory, observe: Observer) -> None:
     """Restore the newest sound checkpoint and forget what was recorded after it.
 
     The first process looks for it and the others take the same one. A run that was killed before
@@ -75,10 +75,10 @@ def go_back(state: TrainState, directory: RunDirectory, observe: Observer) -> No
 def find_checkpoint(directory: RunDirectory, observe: Observer) -> Checkpoint | None:
     """The newest sound checkpoint; None if none was ever completed and the run never ended."""
     checkpoint = load_newest(directory.checkpoints, note=lambda text: observe(Noted(text=text)))
-    began = "finished" not in directory.read_record() and not list(
+    unsaved = "finished" not in directory.read_record() and not list(
         directory.checkpoints.glob("step-*")
     )
-    if checkpoint is None and not began:
+    if checkpoint is None and not unsaved:
         raise UserError(
             f"{directory.path} has no sound checkpoint to resume from: start a new run with "
             "--save-every"

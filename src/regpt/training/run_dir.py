@@ -7,7 +7,7 @@
     samples.txt     text written before, during and after training
     events.out.*    the figures for TensorBoard (tensorboard.py), if asked for
     checkpoints/    what a resume needs (checkpoint.py), if any was asked for
-    incidents/      steps whose numbers went wrong (incident.py), if any did
+    incidents/      steps that were not finite (nonfinite.py), if any
     lock            held by the process that trains (lock.py)
 
 A directory that already holds a run is never written to but by its resume, one at a time.
@@ -32,7 +32,6 @@ from regpt.system.files import replace_files, writing_to
 from regpt.system.json_text import parse_json, read_json
 from regpt.training.config import RunConfig
 from regpt.training.lock import RunLock
-from regpt.training.tensorboard import TensorBoard
 
 NAMED_LINES = 5
 LARGEST_COUNT, LARGEST_NUMBER = 1 << 53, 1e100
@@ -124,14 +123,12 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.record = path / "run.json"
+        self.run_json = path / "run.json"
         self.metrics = path / "metrics.jsonl"
         self.picture = path / "loss.png"
         self.samples = path / "samples.txt"
         self.checkpoints = path / "checkpoints"
-        self.incidents = path / "incidents"
-        self.mirror: TensorBoard | None = None
-        """Told every line that goes to metrics.jsonl."""
+        self.nonfinite = path / "incidents"
         self._lock: RunLock | None = None
 
     def lock(self) -> None:
@@ -139,13 +136,9 @@ class RunDirectory:
         self._lock = RunLock(self.path / "lock")
 
     def release(self) -> None:
-        """Write no more; let another process do so."""
-        try:
-            if self.mirror is not None:
-                self.mirror.close()
-        finally:
-            if self._lock is not None:
-                self._lock.release()
+        """Let another process write here."""
+        if self._lock is not None:
+            self._lock.release()
 
     @classmethod
     def create(cls, path: Path) -> "RunDirectory":
@@ -189,7 +182,9 @@ class RunDirectory:
 
     def replace_record(self, record: dict[str, Any]) -> None:
         """Write run.json, whole."""
-        replace_files(self.path, {self.record.name: (json.dumps(record, indent=2) + "\n").encode()})
+        replace_files(
+            self.path, {self.run_json.name: (json.dumps(record, indent=2) + "\n").encode()}
+        )
 
     def is_complete(self, steps: int) -> bool:
         """Whether the run came to its end with at least so many steps."""
@@ -221,30 +216,31 @@ class RunDirectory:
     def read_record(self) -> dict[str, Any]:
         """What `write_record` wrote."""
         try:
-            record = read_json(self.record)
+            record = read_json(self.run_json)
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
                 f"{self.path} holds no run (no run.json): name a run's directory"
             ) from None
         except ValueError:
-            raise UserError(f"{self.record} is not JSON: restore it from a copy") from None
+            raise UserError(f"{self.run_json} is not JSON: restore it from a copy") from None
         except OSError as error:
-            raise UserError(f"cannot read {self.record}: {error.strerror or error}") from None
+            raise UserError(f"cannot read {self.run_json}: {error.strerror or error}") from None
         parts = ("config", "data")
         if not isinstance(record, dict) or not all(
             isinstance(record.get(name), dict) for name in parts
         ):
             raise UserError(
-                f"{self.record} has no {' and '.join(parts)} of a run: restore it from a copy"
+                f"{self.run_json} has no {' and '.join(parts)} of a run: restore it from a copy"
             )
         return record
 
     def append_metrics(self, entry: dict[str, Any]) -> None:
-        """Add one line to metrics.jsonl."""
+        """Add one line to metrics.jsonl; samples to samples.txt as well, for people."""
         with writing_to(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(finite(entry)) + "\n")
-        if self.mirror is not None:
-            self.mirror.write(entry)
+        if "samples" in entry:
+            with writing_to(self.samples), self.samples.open("a", encoding="utf-8") as file:
+                file.write(sample_section(entry["step"], entry["samples"]))
 
     def sync_metrics(self) -> None:
         """Force metrics.jsonl to the disk, before a checkpoint that must not be ahead of it."""
@@ -268,12 +264,6 @@ class RunDirectory:
         text = "".join(sample_section(entry["step"], entry["samples"]) for entry in samples)
         replace_files(self.path, {self.samples.name: text.encode()})
         return notes
-
-    def append_samples(self, step: int, samples: Mapping[str, list[str]]) -> None:
-        """Record the texts written to each prompt after `step` steps: for programs, for people."""
-        self.append_metrics({"step": step, "samples": dict(samples)})
-        with writing_to(self.samples), self.samples.open("a", encoding="utf-8") as file:
-            file.write(sample_section(step, samples))
 
     def write_model(self, tensors: Mapping[str, Tensor], config: GPTConfig) -> None:
         """Write the model's files beside the run's, config.json last."""

@@ -1,7 +1,7 @@
-"""What a run is made of: a state, taken down into a snapshot and put back."""
+"""The state of a run: copied into a snapshot, restored from a checkpoint."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,11 @@ from regpt.system.distributed import World, full
 from regpt.system.errors import UserError
 from regpt.system.runtime import Runtime
 from regpt.training.checkpoint import Checkpoint, Snapshot, without_padding
+from regpt.training.checkpoint_writer import HostMemory, aligned_size
 from regpt.training.config import RunConfig
 from regpt.training.distributed import GradientSum, fill
-from regpt.training.host_memory import HostMemory, aligned_size
 from regpt.training.optimizer_state import load_state_tensors, state_tensors
 from regpt.training.training_data import Data
-
-SPIKE_WINDOW = 128
-"""Losses that a spike is measured against."""
 
 
 @dataclass(kw_only=True)
@@ -48,14 +45,8 @@ class TrainState:
     """The newest validation loss,"""
     val_step: int | None = None
     """and after which step it was measured."""
-    recent_losses: list[float] = field(default_factory=list)
-    """The last losses of steps that were applied, newest last."""
     bad_steps: int = 0
     """Steps skipped so far."""
-
-    def remember_loss(self, loss: float) -> None:
-        """Take the loss of a step that was applied among those that a spike is measured against."""
-        self.recent_losses = [*self.recent_losses, loss][-SPIKE_WINDOW:]
 
     def whole_model(self) -> GPT:
         """The model over the whole vocabulary."""
@@ -86,7 +77,7 @@ def take_snapshot(state: TrainState, memory: HostMemory | None = None) -> Snapsh
     model = {name: copy(tensor) for name, tensor in whole.items()}
     optimizer = state_tensors(state.optimizer, copy)
     if state.vocabulary is not None:
-        optimizer = on_embedding(optimizer, state.vocabulary.expand_rows)
+        optimizer = map_embedding(optimizer, state.vocabulary.expand_rows)
     return Snapshot(
         step=state.step,
         model=without_padding(model, vocab_size),
@@ -96,12 +87,11 @@ def take_snapshot(state: TrainState, memory: HostMemory | None = None) -> Snapsh
             "step": state.step,
             "tokens": state.tokens,
             "val_loss": state.val_loss,
-            "recent_losses": state.recent_losses,
             "val_step": state.val_step,
             "bad_steps": state.bad_steps,
             "world_size": state.world.size,
             "seed": state.config.seed,
-            "data": state.data.facts,
+            "data": state.data.record,
         },
         val_loss=state.val_loss if state.val_step == state.step else None,
     )
@@ -110,7 +100,7 @@ def take_snapshot(state: TrainState, memory: HostMemory | None = None) -> Snapsh
 def restore(state: TrainState, checkpoint: Checkpoint) -> None:
     """Put a checkpoint's numbers into a freshly built state; refuse, by name, what does not fit."""
     progress = checkpoint.progress
-    check_facts(progress["data"], state.data.facts)
+    check_data(progress["data"], state.data.record)
     if state.config.steps < checkpoint.step:
         raise UserError(
             f"steps {state.config.steps} is fewer than the {checkpoint.step} that are done: ask "
@@ -120,7 +110,7 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
     try:
         tensors: Mapping[str, torch.Tensor] = checkpoint.optimizer
         if state.vocabulary is not None:
-            tensors = on_embedding(tensors, state.vocabulary.compact_rows)
+            tensors = map_embedding(tensors, state.vocabulary.compact_rows)
         if tensors:  # none if every step so far was skipped
             load_state_tensors(state.optimizer, tensors, fill)
     except KeyError as error:
@@ -137,10 +127,9 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
     state.step, state.tokens = progress["step"], progress["tokens"]
     state.val_loss, state.bad_steps = progress["val_loss"], progress["bad_steps"]
     state.val_step = progress["val_step"]
-    state.recent_losses = list(progress["recent_losses"])
 
 
-def on_embedding(
+def map_embedding(
     tensors: Mapping[str, torch.Tensor], change: Callable[[torch.Tensor], torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """The tensors, with the token embedding's (and its averages') rows changed."""
@@ -163,7 +152,7 @@ def load_model(state: TrainState, directory: Path) -> None:
     shapes["wte.weight"] = (state.config.model.vocab_size, state.config.model.n_embd)
     tensors = weights.read_tensors(directory, shapes)
     if state.vocabulary is not None:
-        tensors = on_embedding(tensors, state.vocabulary.compact_rows)
+        tensors = map_embedding(tensors, state.vocabulary.compact_rows)
     for name, parameter in state.model.named_parameters():
         whole = tensors[name]
         if len(whole) < len(parameter):  # the vocabulary's padding is zero
@@ -171,23 +160,21 @@ def load_model(state: TrainState, directory: Path) -> None:
         fill(parameter, whole)
 
 
-def short(value: object) -> str:
-    """A digest by its beginning, anything else as it is."""
-    return value[:12] if isinstance(value, str) else str(value)
-
-
-def check_facts(saved: dict[str, Any], found: dict[str, Any]) -> None:
+def check_data(saved: dict[str, Any], found: dict[str, Any]) -> None:
     """Refuse to go on with another text, split or tokenizer."""
-    words = {
+    changed = {
         "fingerprint": "the data has changed",
         "tokenizer": "the tokenizer has changed",
         "train_tokens": "the training split has changed",
         "validation_tokens": "the validation split has changed",
     }
-    for name, text in words.items():
+    for name, text in changed.items():
+        before, now = (
+            value[:12] if isinstance(value, str) else value
+            for value in (saved.get(name), found.get(name))
+        )
         if saved.get(name) != found.get(name):
             raise UserError(
-                f"{text} since the run began ({name} {short(saved.get(name))}, now "
-                f"{short(found.get(name))}): "
+                f"{text} since the run began ({name} {before}, now {now}): "
                 "resume with the data it was started on, or start a new run"
             )

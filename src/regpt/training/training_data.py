@@ -20,7 +20,7 @@ from regpt.system.errors import UserError
 from regpt.training.config import RunConfig
 
 
-class Part:
+class Slice:
     """Tokens start .. stop-1 of a dataset, as a dataset."""
 
     def __init__(self, whole: Dataset, start: int, stop: int) -> None:
@@ -32,12 +32,12 @@ class Part:
         return self.stop - self.start
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Tokens start .. stop-1 of the part."""
+        """Tokens start .. stop-1 of the slice."""
         return self.whole.read(self.start + start, self.start + stop)
 
 
 class CompactLoader(Loader):
-    """A loader whose batches speak of rows of a compact embedding."""
+    """A loader whose token ids are rows of a compact embedding."""
 
     def __init__(self, loader: Loader, vocabulary: CompactVocabulary) -> None:
         super().__init__(loader.dataset, loader.plan)
@@ -67,8 +67,8 @@ class Data:
 
     loader: Loader
     validation: Dataset | None
-    facts: dict[str, Any]
-    """What run.json says of them; a resume compares it."""
+    record: dict[str, Any]
+    """Sources, fingerprint, sizes and tokenizer, as in run.json; a resume compares it."""
 
 
 def read_data(config: RunConfig, world: World, *, say: Say = silent) -> Data:
@@ -77,9 +77,9 @@ def read_data(config: RunConfig, world: World, *, say: Say = silent) -> Data:
     `say` is told how far a large text is.
     """
     folder = len(config.data) == 1 and Path(config.data[0]).is_dir()
-    training, held_out, facts = read_folder(config) if folder else read_texts(config, say)
+    training, held_out, record = read_folder(config) if folder else read_texts(config, say)
     if held_out is not None and config.validation_tokens is not None:
-        held_out = Part(held_out, 0, min(config.validation_tokens, len(held_out)))
+        held_out = Slice(held_out, 0, min(config.validation_tokens, len(held_out)))
     plan = BatchPlan(
         num_tokens=len(training),
         block_size=config.block_size,
@@ -88,19 +88,19 @@ def read_data(config: RunConfig, world: World, *, say: Say = silent) -> Data:
         seed=config.seed,
     )
     plan.rows(world.rank, world.size)  # refuses a batch that cannot be shared out
-    facts |= {
+    record |= {
         "train_tokens": len(training),
         "validation_tokens": len(held_out) if held_out is not None else 0,
         "tokenizer": get_tokenizer().digest,
     }
-    return Data(loader=Loader(training, plan), validation=held_out, facts=facts)
+    return Data(loader=Loader(training, plan), validation=held_out, record=record)
 
 
-Read = tuple[Dataset, Dataset | None, dict[str, Any]]
+Splits = tuple[Dataset, Dataset | None, dict[str, Any]]
 """Training tokens, held-out tokens, and what identifies them."""
 
 
-def read_folder(config: RunConfig) -> Read:
+def read_folder(config: RunConfig) -> Splits:
     """Both splits of a folder of shards; one without validation shards has no validation."""
     folder = config.data[0]
     training = ShardDataset.open(folder)
@@ -129,11 +129,11 @@ def holds_validation(folder: Path) -> bool:
         return False
 
 
-def read_texts(config: RunConfig, say: Say) -> Read:
+def read_texts(config: RunConfig, say: Say) -> Splits:
     """Texts, encoded now; the last part of them held out if asked for."""
     corpus = load_corpus(config.data, progress=say_reading(say))
-    facts = {"sources": corpus.name, "fingerprint": corpus.fingerprint}
-    return *split(corpus, config, say), facts
+    record = {"sources": corpus.name, "fingerprint": corpus.fingerprint}
+    return *split(corpus, config, say), record
 
 
 def split(corpus: Corpus, config: RunConfig, say: Say) -> tuple[ArrayDataset, ArrayDataset | None]:
