@@ -3,9 +3,9 @@
 import json as json_text
 import sys
 from dataclasses import dataclass, fields
+from typing import Any
 
-from regpt.doctor import Report, examine
-from regpt.doctor.preflight import gigabytes
+from regpt.doctor.preflight import Report, examine, gigabytes
 from regpt.system.console import Console
 from regpt.training.config import RunConfig
 from regpt.training.run_dir import finite
@@ -72,10 +72,38 @@ def speed_lines(report: Report, price_per_hour: float | None) -> list[str]:
         f"time       {duration(report.hours)} for {config.steps:,} steps of "
         f"{config.batch_tokens:,} tokens, {report.epochs:.2f} epochs; validation and saving extra",
     ]
-    cost = None if price_per_hour is None else report.cost(price_per_hour)
+    cost = report.cost(price_per_hour)
     if cost is not None:
         lines.append(f"cost       {cost:,.2f} at {price_per_hour:g} per hour")
     return lines
+
+
+def as_json(report: Report, price_per_hour: float | None) -> dict[str, Any]:
+    """Everything as JSON values."""
+    memory, speed = report.memory, report.speed
+    return {
+        "ok": report.ok,
+        "preset": report.config.preset,
+        "place": report.place,
+        "processes": report.processes,
+        "memory": {
+            "fixed": memory.fixed,
+            "activations_per_sequence": memory.activations,
+            "needed": memory.needed(report.config.batch_size),
+            "available": memory.available,
+            "measured_peak": speed.peak if speed else None,
+        },
+        "largest_batch_size": report.largest_batch,
+        "largest_was_tried": report.tried,
+        "disk": {"needed": report.disk.needed, "free": report.disk.free},
+        "timed_sequences": speed.rows if speed else None,
+        "step_seconds": report.step_seconds,
+        "tokens_per_second": report.tokens_per_second,
+        "hours": report.hours,
+        "cost": report.cost(price_per_hour),
+        "first_loss": speed.first_loss if speed else None,
+        "checks": [vars(check) for check in report.checks],
+    }
 
 
 def doctor(config: DoctorConfig) -> None:
@@ -87,7 +115,7 @@ def doctor(config: DoctorConfig) -> None:
 
     report = examine(config.run(), processes=config.processes, say=say)
     if config.json:
-        sys.stdout.write(json_text.dumps(finite(report.to_json(config.price_per_hour))) + "\n")
+        sys.stdout.write(json_text.dumps(finite(as_json(report, config.price_per_hour))) + "\n")
         raise SystemExit(0 if report.ok else 1)
     lines = [f"regpt doctor {config.preset}, on {report.place}"]
     lines += memory_lines(report) + speed_lines(report, config.price_per_hour)

@@ -1,5 +1,1 @@
 """Before anything long: does it fit, how long will it take, what will it cost, does it learn?"""
-
-from regpt.doctor.preflight import Report, examine
-
-__all__ = ["Report", "examine"]

@@ -1,22 +1,19 @@
-"""How much memory a training takes, by arithmetic: counted tensor by tensor, so it can be checked.
+"""How much memory a training takes: counted tensor by tensor, so that it can be checked.
 
-P parameters, C channels, L layers, nh heads, V vocabulary, T tokens, s bytes of the compute dtype
-(2 for bf16, 4 for fp32). What backward keeps of one token in one block:
+P parameters, C channels, nh heads, V vocabulary, T tokens, s bytes of the compute dtype (2 for
+bf16, 4 for fp32). Backward needs of one token in one block:
 
     ln_1 input 4C · c_attn input sC · q, k, v 3sC · attention output sC · log-sum-exp 4nh
     ln_2 input 4C · c_fc input sC · GELU input 4sC · c_proj input 4sC
 
-that is (8 + 14s) C + 4nh bytes; attention in blocks (a CPU in bf16) keeps s nh T for a token's
-probabilities up to 256 positions, instead of the log-sum-exp; where blocks are fused (fused.py) 12C
-less are kept, which is not counted on. Embeddings and ln_f add 8C, the loss
-(4 + 2s) C for the hidden states and their gradient. What backward needs beside that, while it is in
-one block, is not counted: where steps are timed, `Memory.corrected` takes it from their peak. All
-logits never stand in memory (loss.py): a chunk of 1024 rows does, with its float32 softmax beside
-it on a GPU, and the embedding's gradient twice. Fixed: parameters 4P, gradients 4P, AdamW's two
-averages 8 per parameter (Muon's momentum 4), with bf16 autocast the cast copies of the matrices 2
-each. On a CPU a checkpoint's copy (parameters and optimizer state) lies in the same memory. With a
-compact vocabulary V is the rows there are, and only checkpoints have all. A figure for planning:
-allocators and libraries take some more, so a tenth is left free.
+that is (8 + 14s) C + 4nh bytes; blocked attention (a CPU in bf16) has s nh T for a token's
+probabilities up to 256 positions, instead of the log-sum-exp; fused blocks need 12C less, which is
+not counted on. Embeddings and ln_f add 8C, the loss (4 + 2s) C for the hidden states and their
+gradient. Logits come in chunks of 1024 rows, with a float32 softmax beside them on a GPU, and the
+embedding's gradient twice. Fixed: parameters 4P, gradients 4P, AdamW's two averages 8 per parameter
+(Muon's momentum 4), with bf16 the cast copies of the matrices 2 each. On a CPU a checkpoint's copy
+lies in the same memory. With a compact vocabulary V is the rows there are; checkpoints have all. A
+tenth is left free for allocators and libraries.
 """
 
 from dataclasses import dataclass, replace
@@ -24,7 +21,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from regpt.core.loss import CHUNK_ROWS
-from regpt.core.model import GPT, GPTConfig
+from regpt.core.model import GPT
 from regpt.core.optimizer import split_parameters
 from regpt.fast.training.blocked_attention import BLOCK
 from regpt.system.runtime import Runtime
@@ -33,8 +30,6 @@ from regpt.training.config import RunConfig
 
 HEADROOM = 0.9
 """The share of the memory that is counted on."""
-
-
 LIBRARIES = 200_000_000
 """Bytes of a peak that are no tensors: kernels loaded at their first use, threads, workspaces."""
 
@@ -77,18 +72,10 @@ class Memory:
         return max(left // self.activations, 0)
 
     def corrected(self, peak: int, batch_size: int) -> "Memory":
-        """With the activations that steps of `batch_size` sequences, whose peak was `peak`, show.
-
-        Only ever larger than counted.
-        """
+        """With the activations that a measured peak shows, if they are more than were counted."""
         without_saving = self.fixed - self.checkpoint_copy + LIBRARIES
         measured = -(-(peak - without_saving) // batch_size)
         return replace(self, activations=max(self.activations, measured))
-
-
-def per_token(shape: GPTConfig, size: int) -> int:
-    """Bytes of activations that one block keeps of one token; `size` of the compute dtype."""
-    return (8 + 14 * size) * shape.n_embd + 4 * shape.n_head
 
 
 def count_memory(
@@ -99,44 +86,39 @@ def count_memory(
     available: int,
     rows: int | None = None,
 ) -> Memory:
-    """The arithmetic of the module's text, for one of so many processes.
-
-    `rows` are those of the embedding, if they are fewer than the vocabulary.
-    """
+    """The arithmetic above, for one of so many processes; `rows` are a compact embedding's."""
     shape = config.model if rows is None else replace(config.model, vocab_size=rows)
     left_out = (config.model.vocab_size - shape.vocab_size) * shape.n_embd
     with torch.device("meta"):
         model = GPT(shape)
     hidden, decayed, plain = split_parameters(model, config.optimizer)
-    muon = sum(parameter.numel() for parameter in hidden)
-    total = model.num_parameters()
-    optimizer = 8 * (total - muon) + 4 * muon
+    total, on_cpu = model.num_parameters(), runtime.device.type == "cpu"
+    size, tokens, layers = runtime.dtype.itemsize, config.block_size, shape.n_layer
+    optimizer = 8 * total - 4 * sum(parameter.numel() for parameter in hidden)
     matrices = sum(p.numel() for p in (*hidden, *decayed, *plain) if p.ndim > 1)
-    size = runtime.dtype.itemsize
-    parts = processes // config.replicas if config.shard else 1
     copies = 2 * matrices if size == 2 else 0
-    block = sum(parameter.numel() for parameter in model.h[0].parameters())
+    parts = processes // config.replicas if config.shard else 1
     if parts > 1:  # two blocks and everything outside the blocks are whole at a time
-        copies += 4 * (total - (config.model.n_layer - 2) * block)
+        block = sum(parameter.numel() for parameter in model.h[0].parameters())
+        copies += 4 * (total - (layers - 2) * block)
     checkpoint = 4 * total + optimizer + 12 * left_out
-    checkpoint_copy = checkpoint if runtime.device.type == "cpu" else 0
-    tokens = config.block_size
-    softmax = 0 if runtime.device.type == "cpu" else 4
+    checkpoint_copy = checkpoint if on_cpu else 0
     chunk = min(CHUNK_ROWS, config.batch_size * tokens)
-    loss = chunk * shape.vocab_size * (size + softmax)
+    loss = chunk * shape.vocab_size * (size + (0 if on_cpu else 4))
     loss += shape.vocab_size * shape.n_embd * (4 + size)
-    kept = shape.n_layer * per_token(shape, size)
+    one_block = (8 + 14 * size) * shape.n_embd + 4 * shape.n_head
+    per_token = layers * one_block
     if uses_blocked_attention(config, runtime) and tokens <= BLOCK:
-        kept += shape.n_layer * shape.n_head * (size * tokens - 4)
+        per_token += layers * shape.n_head * (size * tokens - 4)
     if config.checkpoint_activations:
-        kept = shape.n_layer * 4 * shape.n_embd + per_token(shape, size)
+        per_token = layers * 4 * shape.n_embd + one_block
     return Memory(
         parameters=4 * total // parts,
         gradients=4 * total // parts,
         optimizer=optimizer // parts,
         copies=copies + checkpoint_copy,
         loss=loss,
-        activations=tokens * (kept + (12 + 2 * size) * shape.n_embd),
+        activations=tokens * (per_token + (12 + 2 * size) * shape.n_embd),
         checkpoint=checkpoint,
         checkpoint_copy=checkpoint_copy,
         parameters_whole=4 * (total + left_out),

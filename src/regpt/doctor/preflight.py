@@ -1,31 +1,39 @@
-"""The whole examination: arithmetic first, then three steps, then one batch learnt by heart."""
+"""Before a long run: does it fit, how long will it take, what will it cost, does it learn?
+
+Memory and disk are counted, then three steps are timed (their peak corrects the count of the
+memory), the largest micro-batch is tried, and one small batch is learnt by heart, which a sound
+setup does in a few dozen steps.
+"""
 
 import math
 import shutil
+import statistics
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+import torch
+
+from regpt.core.data import IGNORE_INDEX, Batch
+from regpt.core.train import StepResult, compute_gradients
 from regpt.datasets.corpus import Say, silent
+from regpt.doctor.learning import ROWS, Check, check_first_loss, check_one_batch
 from regpt.doctor.memory import HEADROOM, Memory, count_memory
-from regpt.doctor.sanity_checks import Check, check_first_loss, diagnose
-from regpt.doctor.speed import (
-    PATIENCE_SECONDS,
-    Speed,
-    fits,
-    some_rows,
-    time_steps,
-)
 from regpt.system.distributed import World
 from regpt.system.errors import UserError
 from regpt.system.memory import available_memory
-from regpt.system.runtime import Runtime, find_runtime, peak_memory
-from regpt.training.build import build
+from regpt.system.runtime import find_runtime, peak_memory
+from regpt.training.build import StateHooks, build, decide_compile
 from regpt.training.config import RunConfig
 from regpt.training.nonfinite import KEPT_MODELS
 from regpt.training.run_dir import free_name
 from regpt.training.state import TrainState
+
+TIMED_STEPS = 3
+PATIENCE_SECONDS = 10.0
+"""What one micro-batch may take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +42,7 @@ class Disk:
 
     place: Path
     checkpoints: int
-    """Most that stand at once: those kept, the best, and one being written."""
+    """Most that stand at once: the newest, the best, and one being written."""
     bad_steps: int
     """Most skipped steps whose weights are kept as evidence."""
     needed: int
@@ -42,82 +50,73 @@ class Disk:
     free: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """What the timed steps came to, on one process."""
+
+    rows: int
+    """Sequences in a timed micro-batch."""
+    first_loss: float
+    """Before any update."""
+    row_seconds: float
+    """Forward and backward of one sequence."""
+    update_seconds: float
+    """One step of the optimizer."""
+    peak: int | None
+    """Most bytes the device held meanwhile; of a CPU, the process; None: not known."""
+
+
 @dataclass(kw_only=True)
 class Report:
-    """What was found, as far as it was looked for."""
+    """What was found, as far as a step could be tried."""
 
     config: RunConfig
     place: str
     processes: int
     memory: Memory
     disk: Disk
-    largest_batch: int
+    largest_batch: int = 0
     """Sequences per micro-batch that fit, at most what a process gets of a global batch."""
     tried: bool = False
     """Whether the largest was tried, not only computed."""
     speed: Speed | None = None
-    step_seconds: float | None = None
     epochs: float | None = None
     checks: list[Check] = field(default_factory=list)
 
     @property
+    def rows(self) -> int:
+        """What one process gets of a global batch, in sequences."""
+        return -(-self.config.sequences(self.processes) // self.processes)
+
+    @property
+    def step_seconds(self) -> float | None:
+        """A whole step: forward and backward of a process's sequences, and the update."""
+        if self.speed is None:
+            return None
+        return self.rows * self.speed.row_seconds + self.speed.update_seconds
+
+    @property
     def tokens_per_second(self) -> float | None:
         """Of all processes together, if each is as fast as this one."""
-        if self.step_seconds is None:
-            return None
-        return tokens_per_step(self.config) / self.step_seconds
+        seconds, tokens = self.step_seconds, self.config.batch_tokens
+        return None if seconds is None or tokens is None else tokens / seconds
 
     @property
     def hours(self) -> float | None:
         """Steps times the seconds of one; validation and saving come on top."""
-        return None if self.step_seconds is None else self.config.steps * self.step_seconds / 3600
+        seconds = self.step_seconds
+        return None if seconds is None else self.config.steps * seconds / 3600
 
-    def cost(self, price_per_hour: float) -> float | None:
+    def cost(self, price_per_hour: float | None) -> float | None:
         """Of the whole run, in the price's currency."""
-        return None if self.hours is None else self.hours * price_per_hour
+        if self.hours is None or price_per_hour is None:
+            return None
+        return self.hours * price_per_hour
 
     @property
     def ok(self) -> bool:
         """Whether the run may begin."""
         return all(check.passed for check in self.checks)
-
-    def to_json(self, price_per_hour: float | None = None) -> dict[str, Any]:
-        """Everything as JSON values."""
-        memory, speed = self.memory, self.speed
-        return {
-            "ok": self.ok,
-            "preset": self.config.preset,
-            "place": self.place,
-            "processes": self.processes,
-            "memory": {
-                "fixed": memory.fixed,
-                "activations_per_sequence": memory.activations,
-                "needed": memory.needed(self.config.batch_size),
-                "available": memory.available,
-                "measured_peak": speed.peak if speed else None,
-            },
-            "largest_batch_size": self.largest_batch,
-            "largest_was_tried": self.tried,
-            "disk": {"needed": self.disk.needed, "free": self.disk.free},
-            "timed_sequences": speed.rows if speed else None,
-            "step_seconds": self.step_seconds,
-            "tokens_per_second": self.tokens_per_second,
-            "hours": self.hours,
-            "cost": self.cost(price_per_hour) if price_per_hour is not None else None,
-            "first_loss": speed.first_loss if speed else None,
-            "checks": [vars(check) for check in self.checks],
-        }
-
-
-def tokens_per_step(config: RunConfig) -> int:
-    """Of a configuration whose global batch is named."""
-    assert config.batch_tokens is not None
-    return config.batch_tokens
-
-
-def gigabytes(count: float) -> str:
-    """Bytes for people."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 def examine(config: RunConfig, *, processes: int = 1, say: Say = silent) -> Report:
@@ -139,76 +138,127 @@ def examine(config: RunConfig, *, processes: int = 1, say: Say = silent) -> Repo
     config = config.with_batch_tokens(processes)
     count = partial(count_memory, config, runtime, available=available_memory(runtime.device))
     memory = count(processes=processes)
+    learning: list[Check] = []
     report = Report(
         config=config,
         place=runtime.describe(),
         processes=processes,
         memory=memory,
         disk=count_disk(config, memory),
-        largest_batch=0,
     )
-    look_at_memory(report, memory)
-    if count(processes=1).largest_batch == 0:
-        return report  # a step cannot be tried here
-    held = peak_memory(runtime.device) or 0
-    state = build(replace(config, shard=False), runtime, World(device=runtime.device), say=say)
-    if state.vocabulary is not None:
-        count = partial(count, rows=len(state.model.wte.weight))
-        look_at_memory(report, count(processes=processes))
-    rows = rows_of_a_process(report)
-    batch_size = min(rows, config.batch_size, count(processes=1).largest_batch)
-    try_steps(report, state, batch_size, rows)
-    if report.speed is not None and report.speed.peak is not None:
-        alone = count(processes=1)
-        extra = alone.corrected(report.speed.peak - held, report.speed.rows).activations
-        if extra > alone.activations:
-            look_at_memory(report, replace(report.memory, activations=extra))
+    report.largest_batch = min(memory.largest_batch, report.rows)
+    if count(processes=1).largest_batch > 0:  # a step can be tried here
+        held = peak_memory(runtime.device) or 0
+        alone = World(device=runtime.device)
+        state = build(replace(config, shard=False), runtime, alone, say=say)
+        if state.vocabulary is not None:
+            count = partial(count, rows=len(state.model.wte.weight))
+        measure(report, state, count(processes=processes), count(processes=1), held)
+        assert report.speed is not None
+        batch = some_rows(state, min(ROWS, report.rows))
+        learning = [
+            check_first_loss(report.speed.first_loss, config),
+            check_one_batch(state.model, config, runtime, batch.x, batch.y),
+        ]
+    report.checks = [check_memory(report), check_disk(report.disk), *learning]
     return report
 
 
-def rows_of_a_process(report: Report) -> int:
-    """What one process gets of a global batch, in sequences."""
-    return -(-report.config.sequences(report.processes) // report.processes)
+def measure(report: Report, state: TrainState, memory: Memory, alone: Memory, held: int) -> None:
+    """Speed and peak of real steps, and the largest micro-batch tried.
 
-
-def look_at_memory(report: Report, memory: Memory) -> None:
-    """Take a count of the memory, and everything that follows from it, into the report."""
-    report.memory, report.disk = memory, count_disk(report.config, memory)
-    rows = rows_of_a_process(report)
-    largest = min(memory.largest_batch, rows)
-    report.largest_batch = min(report.largest_batch, largest) if report.tried else largest
-    checks = [check_memory(report, rows), check_disk(report.disk)]
-    report.checks = checks + report.checks[len(checks) :]
-
-
-def try_steps(report: Report, state: TrainState, batch_size: int, rows: int) -> None:
-    """Everything that takes a model: speed, the largest micro-batch, first loss, one batch."""
+    `memory` is counted for the run, `alone` for this one process, which held `held` bytes before.
+    """
     config = report.config
-    speed = report.speed = time_steps(state, rows=batch_size)
-    report.step_seconds = speed.step_seconds(rows)
-    report.epochs = config.steps * tokens_per_step(config) / len(state.data.loader.dataset)
-    if speed.rows >= report.largest_batch:
+    speed = report.speed = time_steps(
+        state, rows=min(report.rows, config.batch_size, alone.largest_batch)
+    )
+    report.epochs = config.steps * (config.batch_tokens or 0) / len(state.data.loader.dataset)
+    if speed.peak is not None:
+        found = alone.corrected(speed.peak - held, speed.rows).activations
+        if found > alone.activations:
+            memory = replace(memory, activations=found)
+    report.memory, report.disk = memory, count_disk(config, memory)
+    largest = min(memory.largest_batch, report.rows)
+    # a GPU refuses what does not fit, but a CPU's system kills
+    roomy = memory.needed(largest) < memory.available / 2 or state.runtime.device.type == "cuda"
+    if largest <= speed.rows:
         report.tried = True
-    elif affordable(report, state.runtime):
+    elif roomy and largest * speed.row_seconds <= PATIENCE_SECONDS:
         report.tried = True
-        while report.largest_batch > speed.rows and not fits(state, report.largest_batch):
-            report.largest_batch -= max(report.largest_batch // 10, 1)
-    report.checks.append(check_first_loss(speed.first_loss, config))
-    batch = some_rows(state, min(4, max(rows, 1)))
-    report.checks += diagnose(state.model, config, state.runtime, batch.x, batch.y)
+        while largest > speed.rows and not fits(state, largest):
+            largest -= max(largest // 10, 1)
+    report.largest_batch = largest
 
 
-def affordable(report: Report, runtime: Runtime) -> bool:
-    """Whether to try the largest micro-batch: a device refuses, but a CPU's system kills."""
-    assert report.speed is not None
-    seconds = report.largest_batch * report.speed.row_seconds
-    roomy = report.memory.needed(report.largest_batch) < report.memory.available / 2
-    return seconds <= PATIENCE_SECONDS and (runtime.device.type == "cuda" or roomy)
+def some_rows(state: TrainState, rows: int) -> Batch:
+    """So many sequences of the first batches, as a batch of their own."""
+    loader, device = state.data.loader, state.runtime.device
+    batches = [loader.batch(step) for step in range(-(-rows // loader.plan.sequences))]
+    x, y = (torch.cat(parts)[:rows] for parts in zip(*batches, strict=True))
+    return Batch(0, x.to(device), y.to(device), int((y != IGNORE_INDEX).sum()))
 
 
-def check_memory(report: Report, rows: int) -> Check:
+def gradients_of(state: TrainState, batch: Batch) -> StepResult:
+    """The real step function on one micro-batch."""
+    settings = replace(state.settings, micro_batch=None)
+    return compute_gradients(state.model, state.optimizer, batch, settings, StateHooks(state))
+
+
+def time_steps(state: TrainState, *, rows: int) -> Speed:
+    """Time three steps on micro-batches of `rows` sequences, or as many as are affordable.
+
+    A step is many micro-batches and one update, so the two are timed apart.
+    """
+    runtime = state.runtime
+    if runtime.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(runtime.device)
+
+    def seconds_of(work: Callable[[], object]) -> float:
+        clock = time.perf_counter()
+        work()
+        runtime.synchronize()
+        return time.perf_counter() - clock
+
+    one = some_rows(state, 1)
+    seconds_of(lambda: gradients_of(state, one))  # allocates and compiles
+    rows = max(1, min(rows, int(PATIENCE_SECONDS / seconds_of(lambda: gradients_of(state, one)))))
+    batch = some_rows(state, rows)
+    if decide_compile(state.config, runtime.device)[0]:
+        gradients_of(state, batch)
+    state.optimizer.set_factor(1.0 / max(state.config.schedule.warmup_steps, 1))
+    losses, gradient, update = [], [], []
+    for _ in range(TIMED_STEPS):
+        gradient.append(seconds_of(lambda: losses.append(gradients_of(state, batch).loss)))
+        update.append(seconds_of(state.optimizer.step))
+    return Speed(
+        rows=rows,
+        first_loss=losses[0],
+        row_seconds=statistics.median(gradient) / rows,
+        update_seconds=statistics.median(update),
+        peak=peak_memory(runtime.device),
+    )
+
+
+def fits(state: TrainState, rows: int) -> bool:
+    """Whether a micro-batch of so many sequences goes through forward and backward."""
+    try:
+        gradients_of(state, some_rows(state, rows))
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        state.optimizer.zero_grad()
+    return True
+
+
+def gigabytes(count: float) -> str:
+    """Bytes for people."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def check_memory(report: Report) -> Check:
     """Does the configured micro-batch fit?"""
-    memory, wanted = report.memory, min(report.config.batch_size, rows)
+    memory, wanted = report.memory, min(report.config.batch_size, report.rows)
     needed = memory.needed(wanted)
     passed = needed <= memory.available * HEADROOM
     text = f"{gigabytes(needed)} for micro-batches of {wanted}, {gigabytes(memory.available)} free"
@@ -230,12 +280,11 @@ def count_disk(config: RunConfig, memory: Memory) -> Disk:
         checkpoints = min(saves, config.keep + 1) + (config.eval_every is not None)
     # the step that ends a run leaves its weights as well, but then there is no final model
     bad_steps = min(config.skip_bad_steps, KEPT_MODELS)
-    needed = checkpoints * memory.checkpoint + (1 + bad_steps) * memory.parameters_whole
     return Disk(
         place=place,
         checkpoints=checkpoints,
         bad_steps=bad_steps,
-        needed=needed,
+        needed=checkpoints * memory.checkpoint + (1 + bad_steps) * memory.parameters_whole,
         free=shutil.disk_usage(place).free,
     )
 
