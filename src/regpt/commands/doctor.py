@@ -5,7 +5,8 @@ import sys
 from dataclasses import dataclass, fields
 from typing import Any
 
-from regpt.doctor.preflight import Report, examine, gigabytes
+from regpt.doctor.memory import gigabytes
+from regpt.doctor.preflight import Report, examine
 from regpt.system.console import Console
 from regpt.training.config import RunConfig
 from regpt.training.run_dir import finite

@@ -34,6 +34,11 @@ LIBRARIES = 200_000_000
 """Bytes of a peak that are no tensors: kernels loaded at their first use, threads, workspaces."""
 
 
+def gigabytes(count: float) -> str:
+    """Bytes for people."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Memory:
     """Bytes of one process."""

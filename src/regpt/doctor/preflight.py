@@ -20,7 +20,7 @@ from regpt.core.data import IGNORE_INDEX, Batch
 from regpt.core.train import StepResult, compute_gradients
 from regpt.datasets.corpus import Say, silent
 from regpt.doctor.learning import ROWS, Check, check_first_loss, check_one_batch
-from regpt.doctor.memory import HEADROOM, Memory, count_memory
+from regpt.doctor.memory import HEADROOM, Memory, count_memory, gigabytes
 from regpt.system.distributed import World
 from regpt.system.errors import UserError
 from regpt.system.memory import available_memory
@@ -170,9 +170,8 @@ def measure(report: Report, state: TrainState, memory: Memory, alone: Memory, he
     `memory` is counted for the run, `alone` for this one process, which held `held` bytes before.
     """
     config = report.config
-    speed = report.speed = time_steps(
-        state, rows=min(report.rows, config.batch_size, alone.largest_batch)
-    )
+    rows = min(report.rows, config.batch_size, alone.largest_batch)
+    speed = report.speed = time_steps(state, rows=rows)
     report.epochs = config.steps * (config.batch_tokens or 0) / len(state.data.loader.dataset)
     if speed.peak is not None:
         found = alone.corrected(speed.peak - held, speed.rows).activations
@@ -249,11 +248,6 @@ def fits(state: TrainState, rows: int) -> bool:
     finally:
         state.optimizer.zero_grad()
     return True
-
-
-def gigabytes(count: float) -> str:
-    """Bytes for people."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 def check_memory(report: Report) -> Check:

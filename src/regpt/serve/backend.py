@@ -186,10 +186,10 @@ def load_weights(model: str) -> GPT:
 
 def newest_checkpoint(run: str) -> Path | None:
     """Where a run's newest checkpoint is, if it has any."""
-    from regpt.training.checkpoint import LATEST, pointed
+    from regpt.training.checkpoint import LATEST, read_pointer
 
     folder = Path(run) / "checkpoints"
-    name = pointed(folder, LATEST)
+    name = read_pointer(folder, LATEST)
     return folder / name if name else None
 
 
