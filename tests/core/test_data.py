@@ -1,6 +1,7 @@
 """batch = f(dataset, seed, step): its order, that nothing is lost, and that no split changes it."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -244,6 +245,18 @@ def test_batches_are_the_batches_of_their_steps(order):
         assert torch.equal(batch.x, x)
         assert torch.equal(batch.y, y)
         assert batch.num_targets == loader.num_targets(batch.step)
+
+
+@pytest.mark.parametrize("order", ["sequential", "shuffled", "shifted"])
+def test_overfitting_gives_every_step_the_first_batch(order):
+    loader = make_loader(101, order=order)
+    again = Loader(loader.dataset, replace(loader.plan, overfit=True))
+    batches = list(again.batches(4, 7))
+    assert [batch.step for batch in batches] == [4, 5, 6]
+    x, y = loader.batch(0)
+    assert all(torch.equal(batch.x, x) and torch.equal(batch.y, y) for batch in batches)
+    assert not torch.equal(loader.batch(4)[0], x)
+    assert [batch.num_targets for batch in batches] == [loader.num_targets(0)] * 3
 
 
 def test_batches_without_end_can_be_left():

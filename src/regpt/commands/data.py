@@ -50,7 +50,6 @@ def data(
         config = RunConfig.from_json(RunDirectory(Path(directory)).read_record()["config"])
         world = World(device=find_device("cpu"))
         loader = read_data(config, world, say=lambda text: print(text, file=sys.stderr)).loader
-        step = 1 if config.overfit else step
     else:
         dataset = ShardDataset.open(directory, split=split)
         plan = BatchPlan(

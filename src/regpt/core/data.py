@@ -102,6 +102,8 @@ class BatchPlan:
     """Sequences in the global batch of one step, over all ranks and accumulation steps."""
     order: Order
     seed: int
+    overfit: bool = False
+    """Give every step the first step's batch: the lecture's sanity check."""
 
     def __post_init__(self) -> None:
         if self.block_size < 1 or self.sequences < 1:
@@ -139,6 +141,8 @@ class BatchPlan:
         """Where the windows of this global batch start in the stream: int64 (sequences,)."""
         if step < 0:
             raise UserError(f"step must be at least 0, got {step}")
+        if self.overfit:
+            step = 0
         if self.order == "sequential":
             start = step % self.steps_per_epoch * self.tokens_per_batch
             return start + self.block_size * np.arange(self.sequences, dtype=np.int64)

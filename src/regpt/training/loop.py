@@ -5,7 +5,7 @@ loop serves one process and many: the first prints and writes, all compute.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 
 from regpt.core.data import Batch
@@ -112,25 +112,27 @@ class Run(StateHooks):
 
     def to_the_end(self) -> bool:
         """All steps that are left; False if asked to stop before the last."""
-        state, config = self.state, self.state.config
+        state, config, world = self.state, self.state.config, self.state.world
         self.tell(describe(state, self.directory, self.evaluation))
         with ExitStack() as open_files:
             open_files.callback(self.writer.close)
-            if state.world.is_first:
+            if world.is_first:
                 self.record_events(open_files)
             for event in self.evaluation.before_training(state):
                 self.tell(event)
+            loader = state.data.loader
+            rows = loader.plan.rows(world.rank, world.size)
             self.clock = time.perf_counter()
             train_model(
                 state.model,
-                remaining_batches(state),
+                loader.batches(state.step, config.steps, rows=rows, device=world.device),
                 state.optimizer,
                 steps=config.steps,
                 schedule=config.schedule,
                 settings=state.settings,
                 hooks=self,
             )
-        state.world.barrier()
+        world.barrier()
         return not self.stopped
 
     def record_events(self, open_files: ExitStack) -> None:
@@ -224,19 +226,6 @@ def recording(write: Callable[[dict], None]) -> Observer:
             write(entry)
 
     return observe
-
-
-def remaining_batches(state: TrainState) -> Iterator[Batch]:
-    """The batches of this process from the state's step on; in `overfit` one again and again."""
-    config, world, loader = state.config, state.world, state.data.loader
-    rows = loader.plan.rows(world.rank, world.size)
-    device = state.runtime.device
-    if not config.overfit:
-        yield from loader.batches(state.step, config.steps, rows=rows, device=device)
-        return
-    (batch,) = loader.batches(0, 1, rows=rows, device=device)
-    for step in range(state.step, config.steps):
-        yield batch._replace(step=step)
 
 
 def describe(state: TrainState, directory: RunDirectory, evaluation: PeriodicEvaluation) -> Started:

@@ -103,8 +103,7 @@ def write_report(
         "parameters": parameter_statistics(state.model),
     }
     tensors = {name: full(t.detach()).cpu() for name, t in state.whole_model().state_dict().items()}
-    step = 0 if state.config.overfit else state.step
-    texts = describe_batch(state.data.loader, step, get_tokenizer())
+    texts = describe_batch(state.data.loader, state.step, get_tokenizer())
     if state.world.is_first and not path.exists():
         remove_oldest_models(directory)
         with new_directory(path) as hidden:

@@ -104,7 +104,7 @@ def replay(directory: Path, step: int, *, device: str | None, note: Note) -> Rep
     state = build(config, runtime, World(device=runtime.device), say=note)
     check_data(record["data"], state.data.record)
     source = restore_before(state, run, step, note)
-    batch = batch_of(state)
+    batch = global_batch(state)
     state.runtime = replace(runtime, dtype=torch.float32)
     state.settings = replace(state.settings, autocast=state.runtime.autocast)
     with record_activations(state.model) as layers:
@@ -144,12 +144,11 @@ def restore_before(state: TrainState, run: RunDirectory, step: int, note: Note) 
     return source
 
 
-def batch_of(state: TrainState) -> Batch:
-    """The whole global batch of the state's next step, on its device."""
-    step = 0 if state.config.overfit else state.step
-    loader, device = state.data.loader, state.runtime.device
-    x, y = loader.batch(step)
-    return Batch(step, x.to(device), y.to(device), loader.num_targets(step))
+def global_batch(state: TrainState) -> Batch:
+    """The whole batch of the state's next step, on its device."""
+    step, device = state.step, state.runtime.device
+    (batch,) = state.data.loader.batches(step, step + 1, device=device)
+    return batch
 
 
 def gradients_of(state: TrainState, batch: Batch) -> StepResult:
@@ -161,7 +160,7 @@ def gradients_of(state: TrainState, batch: Batch) -> StepResult:
 
 def advance(state: TrainState) -> None:
     """One step as the run did it: applied unless its numbers were not finite."""
-    result = gradients_of(state, batch_of(state))
+    result = gradients_of(state, global_batch(state))
     if nonfinite_reason(result) is None:
         state.optimizer.step()
     state.step += 1

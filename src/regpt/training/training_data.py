@@ -86,6 +86,7 @@ def read_data(config: RunConfig, world: World, *, say: Say = silent) -> Data:
         sequences=config.sequences(world.size),
         order=config.order,
         seed=config.seed,
+        overfit=config.overfit,
     )
     plan.rows(world.rank, world.size)  # refuses a batch that cannot be shared out
     record |= {
