@@ -8,82 +8,89 @@ that is still under way; the write goes on behind the next steps, which it slows
 comparison, the same checkpoint written in the foreground. Prints a table and one JSON line.
 """
 
-from regpt.system.malloc import keep_pages
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
-keep_pages()  # as the command line does, before torch is loaded
+from regpt.bench.interleaved import Budget, Job, measure
+from regpt.bench.session import benchmark, script_options
+from regpt.bench.workers import System
 
-import argparse  # noqa: E402
-import json  # noqa: E402
-import statistics  # noqa: E402
-import sys  # noqa: E402
-import tempfile  # noqa: E402
-import time  # noqa: E402
-from dataclasses import replace  # noqa: E402
-from pathlib import Path  # noqa: E402
 
-from regpt.training.checkpoint import write_checkpoint  # noqa: E402
-from regpt.training.events import Event, Saved, Stepped  # noqa: E402
-from regpt.training.loop import train  # noqa: E402
-from regpt.training.presets import lecture  # noqa: E402
-from regpt.training.state import take_snapshot  # noqa: E402
+def load(steps: int, save_every: int, data: str) -> Callable[[], dict[str, object]]:
+    """A training with checkpoints; its parts are medians of what it timed."""
+    from regpt.training.checkpoint import write_checkpoint
+    from regpt.training.events import Event, Saved, Stepped
+    from regpt.training.loop import train
+    from regpt.training.presets import lecture
+    from regpt.training.state import take_snapshot
+
+    def call() -> dict[str, object]:
+        seconds: dict[int, float] = {}
+        pauses: dict[int, float] = {}
+
+        def observe(event: Event) -> None:
+            if isinstance(event, Stepped):
+                seconds[event.step] = 128 / event.tokens_per_second
+            elif isinstance(event, Saved):
+                pauses[event.step] = event.seconds
+
+        with tempfile.TemporaryDirectory() as folder:
+            config = replace(
+                lecture(),
+                data=(data,),
+                out=f"{folder}/run",
+                steps=steps,
+                save_every=save_every,
+                keep=1,
+                sample_tokens=8,
+            )
+            state = train(config, observe)
+            clock = time.perf_counter()
+            snapshot = take_snapshot(state)
+            copied = time.perf_counter()
+            path = write_checkpoint(Path(folder) / "foreground", snapshot, keep=1)
+            written = time.perf_counter()
+            size = sum(file.stat().st_size for file in path.iterdir())
+        regular = [step for step in pauses if step % save_every == 0]
+        step = statistics.median(seconds[number] for number in range(4, save_every + 1))
+        lost = [
+            sum(seconds[saved + 1 + i] - step for i in range(save_every))
+            for saved in regular
+            if saved + save_every in seconds
+        ]
+        parts = {
+            "a step, nothing being written": step,
+            "pause": statistics.median(pauses[saved] for saved in regular),
+            "the copy alone": copied - clock,
+            "written in the foreground": written - copied,
+        }
+        if lost:
+            parts["lost by the steps beside one write"] = statistics.median(lost)
+        return {
+            "parts": parts,
+            "gigabytes": round(size / 1e9, 3),
+            "pauses": [round(pauses[saved], 3) for saved in regular],
+        }
+
+    return call
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = script_options(__doc__, rounds=1)
     parser.add_argument("--steps", type=int, default=33)
     parser.add_argument("--save-every", type=int, default=16)
     parser.add_argument("--data", default="pydocs")
-    options = parser.parse_args()
-    seconds: dict[int, float] = {}
-    pauses: dict[int, float] = {}
-
-    def observe(event: Event) -> None:
-        if isinstance(event, Stepped):
-            seconds[event.step] = 128 / event.tokens_per_second
-        elif isinstance(event, Saved):
-            pauses[event.step] = event.seconds
-
-    with tempfile.TemporaryDirectory() as folder:
-        config = replace(
-            lecture(),
-            data=(options.data,),
-            out=f"{folder}/run",
-            steps=options.steps,
-            save_every=options.save_every,
-            keep=1,
-            sample_tokens=8,
-        )
-        state = train(config, observe)
-        clock = time.perf_counter()
-        snapshot = take_snapshot(state)
-        copy = time.perf_counter() - clock
-        clock = time.perf_counter()
-        path = write_checkpoint(Path(folder) / "foreground", snapshot, keep=1)
-        write = time.perf_counter() - clock
-        size = sum(file.stat().st_size for file in path.iterdir())
-        place = state.runtime.describe()
-    regular = [step for step in pauses if step % options.save_every == 0]
-    quiet = [time for step, time in seconds.items() if 3 < step <= options.save_every]
-    normal = statistics.median(quiet)
-    extra = [
-        sum(seconds[step + 1 + i] - normal for i in range(options.save_every))
-        for step in regular
-        if step + options.save_every in seconds
-    ]
-    figures = {
-        "benchmark": "checkpoint_pause",
-        "place": place,
-        "gigabytes": round(size / 1e9, 3),
-        "step_seconds": round(normal, 3),
-        "pause_seconds": [round(pauses[step], 3) for step in regular],
-        "lost_to_the_write_behind": [round(value, 2) for value in extra],
-        "copy_seconds": round(copy, 3),
-        "foreground_write_seconds": round(write, 3),
-    }
-    for name, value in figures.items():
-        sys.stdout.write(f"{name:<28} {value}\n")
-    sys.stdout.write(json.dumps(figures) + "\n")
+    given = parser.parse_args()
+    settings = {"steps": given.steps, "save_every": given.save_every, "data": given.data}
+    system = System(name="regpt", load=f"{Path(__file__)}:load", settings=settings, ours=True)
+    with benchmark("checkpoint-pause", threads=given.threads, out=given.out, json=True) as session:
+        job = Job(name=f"{given.steps} steps", tokens=128 * given.steps)
+        measure(session, [system], job, Budget(seconds=3600, rounds=given.rounds))
 
 
 if __name__ == "__main__":

@@ -8,57 +8,72 @@ Each prints a table and, last, one JSON object. The 124M model has random weight
 trained one, and takes its own validation text: the last tenth of FILE.
 """
 
-import argparse
 import json
 import math
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
+from regpt.bench.interleaved import Budget, Job, alternate, loaded, measure
+from regpt.bench.session import Session, benchmark, script_options
+from regpt.bench.workers import System
 
-from regpt import GPT, GPTConfig, get_tokenizer
-from regpt.core.kv_cache import KeyValueCache
-from regpt.fast.decoding.decoders import KernelDecoder, choose_decoder
-from regpt.fast.decoding.panels import WEIGHT_FORMATS
-from regpt.system.malloc import keep_pages
-
+KINDS = ("fp32", "bf16", "int8")
 POSITIONS = (10, 100, 250, 500, 1000)
+PROMPT = "Hello, I'm a language model,"
+Parts = dict[str, dict[str, float]]
 
 
-def growth() -> dict[str, object]:
-    """ms per step at a position, 1 and 5 rows."""
+def load_steps(dtype: str) -> Callable[[int], Parts]:
+    """A step at every position, one after the other, so that a busy moment hits all."""
+    import torch
+
+    from regpt import GPT, GPTConfig
+    from regpt.core.kv_cache import KeyValueCache
+    from regpt.fast.decoding.decoders import KernelDecoder, choose_decoder
+
     torch.manual_seed(0)
     model = GPT(GPTConfig()).eval()
-    heads = "".join(f"{position:>8}" for position in POSITIONS)
-    print(f"ms a step at position {heads}   1000 : 10")
-    figures = {}
-    for kind in WEIGHT_FORMATS:
-        decoder, note = choose_decoder(model, engine="fast", dtype=kind)
-        assert isinstance(decoder, KernelDecoder)
-        print(note or "", end="\n" if note else "")
+    decoder, note = choose_decoder(model, engine="fast", dtype=dtype)  # pyright: ignore
+    if note:
+        raise ValueError(note)
+    assert isinstance(decoder, KernelDecoder)
+    kernel = decoder.kernel
+
+    def call(rows: int) -> Parts:
+        cache = KeyValueCache(model.config, rows=rows, length=1024, dtype=kernel.cache_dtype)
+        idx = torch.zeros(rows, 1, dtype=torch.int64)
+        seconds = {}
+        for position in POSITIONS:
+            cache.lengths = [position] * rows
+            clock = time.perf_counter()
+            kernel.logits(idx, cache)
+            seconds[f"at {position}"] = time.perf_counter() - clock
+        return {"parts": seconds}
+
+    return call
+
+
+def growth(session: Session, rounds: int) -> None:
+    """Seconds per step at a position, 1 and 5 rows."""
+    systems = [
+        System(
+            name="regpt",
+            dtype=kind,
+            load=f"{__file__}:load_steps",
+            settings={"dtype": kind},
+            ours=True,
+        )
+        for kind in KINDS
+    ]
+    with loaded(session, systems) as workers:
         for rows in (1, 5):
-            cache = KeyValueCache(
-                model.config, rows=rows, length=1024, dtype=decoder.kernel.cache_dtype
-            )
-            idx = torch.zeros(rows, 1, dtype=torch.int64)
-            seconds: dict[int, list[float]] = {position: [] for position in POSITIONS}
-            for _ in range(40):  # alternating, so that a busy moment hits every position
-                for position in POSITIONS:
-                    cache.lengths = [position] * rows
-                    clock = time.perf_counter()
-                    decoder.kernel.logits(idx, cache)
-                    seconds[position].append(time.perf_counter() - clock)
-            middle = [1e3 * statistics.median(seconds[position]) for position in POSITIONS]
-            figures[f"{kind} x{rows}"] = middle
-            cells = "".join(f"{value:8.2f}" for value in middle)
-            print(f"{kind:>5} {rows} row{'s' if rows > 1 else ' '}         {cells}   "
-                  f"{middle[-1] / middle[0]:.2f}")  # fmt: skip
-    return {"benchmark": "growth", "positions": POSITIONS, "milliseconds": figures}
+            name = f"{rows} row{'s' if rows > 1 else ''}"
+            job = Job(name=name, tokens=rows * len(POSITIONS), arguments={"rows": rows})
+            alternate(session, workers, job, Budget(seconds=600, rounds=rounds))
 
 
 STAGES = """
@@ -73,56 +88,78 @@ next(s.generate_steps(model, [s.get_tokenizer().encode("Hello, I'm a language mo
      decoder=decoder, drafter=drafter)); fifth = time.perf_counter()
 print(first - begin, second - first, third - second, fourth - third, fifth - fourth)
 """
+STAGE_NAMES = ("import torch", "import regpt", "read weights", "pack", "first token")
 
 
-def start() -> dict[str, object]:
-    """Seconds from the command to the first token, files in the cache; and its parts."""
+def load_stages(model: str) -> Callable[[], Parts]:
+    """The start of `regpt sample` in its stages, as a process of its own."""
+
+    def call() -> Parts:
+        code = STAGES.replace("MODEL", repr(model))
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        parts = map(float, done.stdout.split())
+        return {"parts": dict(zip(STAGE_NAMES, parts, strict=True))}
+
+    return call
+
+
+def load_command(model: str) -> Callable[[], Parts]:
+    """`regpt sample --stream`, to its first token and to its end."""
+    command = [sys.executable, "-m", "regpt", "sample", "--stream", "--model", model]
+
+    def call() -> Parts:
+        clock = time.perf_counter()
+        with subprocess.Popen([*command, "--max-length", "64"], stdout=subprocess.PIPE) as child:
+            assert child.stdout is not None
+            child.stdout.read(len(PROMPT) + 1)  # the prompt, and one byte more
+            first = time.perf_counter() - clock
+            child.stdout.read()
+        return {"parts": {"first token": first}}
+
+    return call
+
+
+def start(session: Session, rounds: int) -> None:
+    """Seconds from the command to the first token, files in the cache; and its stages."""
+    import torch
+
+    from regpt import GPT, GPTConfig
+
     with tempfile.TemporaryDirectory() as folder:
-        place = f"{folder}/model"
+        settings = {"model": f"{folder}/model"}
         torch.manual_seed(0)
-        GPT(GPTConfig()).save_pretrained(place)
-        command = [sys.executable, "-m", "regpt", "sample", "--stream", "--model", place]
-        whole, parts = [], []
-        for _ in range(6):
-            clock = time.perf_counter()
-            with subprocess.Popen(
-                [*command, "--max-length", "64"], stdout=subprocess.PIPE
-            ) as child:
-                assert child.stdout is not None
-                prompt = len("Hello, I'm a language model,")
-                child.stdout.read(prompt + 1)  # the prompt, and one byte more
-                whole.append(time.perf_counter() - clock)
-                child.stdout.read()
-            code = STAGES.replace("MODEL", repr(place))
-            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-            parts.append([float(part) for part in done.stdout.split()])
-    names = ("import torch", "import regpt", "read weights", "pack", "first token")
-    middle = [statistics.median(column) for column in zip(*parts[1:], strict=True)]
-    print(f"command to first token: {statistics.median(whole[1:]):.2f} s")
-    for name, value in zip(names, middle, strict=True):
-        print(f"  {name:<14}{value:.2f} s")
-    return {"benchmark": "start", "seconds": statistics.median(whole[1:]),
-            "parts": dict(zip(names, middle, strict=True))}  # fmt: skip
+        GPT(GPTConfig()).save_pretrained(settings["model"])
+        systems = [
+            System(name=name, load=f"{__file__}:{load}", settings=settings)
+            for name, load in (("command", "load_command"), ("stages", "load_stages"))
+        ]
+        measure(session, systems, Job(name="start"), Budget(seconds=600, rounds=rounds))
 
 
-@torch.no_grad()
 def quality(run: str, data: str, windows: int) -> dict[str, object]:
     """Mean KL of next-token distributions and change of perplexity against fp32."""
+    import torch
+    import torch.nn.functional as F
+
+    from regpt import GPT, get_tokenizer
+    from regpt.fast.decoding.decoders import choose_decoder
+
     model = GPT.from_pretrained(run)
     tokens = get_tokenizer().encode(Path(data).read_text(encoding="utf-8"))
     block = model.config.block_size
     tokens = tokens[-(len(tokens) // 10) :]
     count = min(windows, (len(tokens) - 1) // block)
-    sums = {kind: [0.0, 0.0] for kind in WEIGHT_FORMATS}
-    decoders = {
-        kind: choose_decoder(model, engine="fast", dtype=kind)[0] for kind in WEIGHT_FORMATS
-    }
+    sums = {kind: [0.0, 0.0] for kind in KINDS}
+    decoders = {kind: choose_decoder(model, engine="fast", dtype=kind)[0] for kind in KINDS}
     for number in range(count):
         part = torch.tensor(tokens[number * block : (number + 1) * block + 1])
         exact = None
         for kind, decoder in decoders.items():
             cache = decoder.new_cache()
-            logprobs = decoder.read_all(part[None, :-1], cache)[0].log_softmax(dim=-1)
+            with torch.no_grad():
+                logprobs = decoder.read_all(part[None, :-1], cache)[0].log_softmax(dim=-1)
             exact = logprobs if exact is None else exact
             sums[kind][0] += F.nll_loss(logprobs, part[1:], reduction="sum").item()
             sums[kind][1] += F.kl_div(logprobs, exact, reduction="sum", log_target=True).item()
@@ -141,21 +178,21 @@ def quality(run: str, data: str, windows: int) -> dict[str, object]:
 
 def main() -> None:
     """Parse and run."""
-    keep_pages()
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("growth")
-    commands.add_parser("start")
-    judge = commands.add_parser("quality")
-    judge.add_argument("run")
-    judge.add_argument("--data", required=True)
-    judge.add_argument("--windows", type=int, default=200)
+    parser = script_options(__doc__, rounds=7)
+    parser.add_argument("what", choices=("growth", "start", "quality"))
+    parser.add_argument("run", nargs="?", help="for quality: a trained model")
+    parser.add_argument("--data", help="for quality: a text")
+    parser.add_argument("--windows", type=int, default=200)
     given = parser.parse_args()
-    if given.command == "quality":
-        results = quality(given.run, given.data, given.windows)
-    else:
-        results = {"growth": growth, "start": start}[given.command]()
-    print(json.dumps(results))
+    if given.what == "quality":
+        if given.run is None or given.data is None:
+            parser.error("quality needs RUN and --data FILE")
+        print(json.dumps(quality(given.run, given.data, given.windows)))
+        return
+    with benchmark(
+        f"decoding-{given.what}", threads=given.threads, out=given.out, json=True
+    ) as session:
+        {"growth": growth, "start": start}[given.what](session, given.rounds)
 
 
 if __name__ == "__main__":

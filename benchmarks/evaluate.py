@@ -3,55 +3,48 @@
     python benchmarks/evaluate.py --dtype fp32
     python benchmarks/evaluate.py --dtype bf16
 
-Each side is a process of its own, as a person would start it: ours as the command line does (kept
-pages, packed matrices), theirs GPT2LMHeadModel in the dtype asked for, windows of 1024 tokens in
-batches, `labels` given, the mean losses added up by their number of targets. The sides take turns
-and neither ever computes while the other does. Random weights of the 124M shape: the time does not
-depend on them. Prints a table and one JSON line; the losses stand beside the times.
+Ours as the command line does it (kept pages), theirs GPT2LMHeadModel in the dtype
+asked for, windows of 1024 tokens in batches, `labels` given, the mean losses added up by their
+number of targets. Random weights of the 124M shape: the time does not depend on them. Prints a
+table and one JSON line; the losses stand beside the times.
 """
 
-import argparse
-import json
-import multiprocessing
-import os
-import statistics
-import sys
 import tempfile
-import time
-from collections.abc import Callable
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+from regpt.bench.hardware_limits import Machine
+from regpt.bench.interleaved import Budget, Job, measure
+from regpt.bench.results import Column, Row, against, usual_columns
+from regpt.bench.session import benchmark, script_options
+from regpt.bench.workers import System
 
-SIDES = ("transformers", "regpt")
 T = 1024
 
 
-def prepare_ours(directory: str, dtype: str, batch: int) -> Callable[[Any], float]:
-    """A function from tokens to their loss."""
-    from regpt.system.malloc import keep_pages
+def load_ours(model: str, tokens: str, dtype: str, batch: int) -> Callable[[], dict[str, float]]:
+    """`regpt evaluate`'s reading of all tokens."""
+    import numpy as np
 
-    keep_pages()
     from regpt import GPT, find_runtime
     from regpt.commands.evaluate import BATCH_TOKENS
     from regpt.core.data import ArrayDataset
     from regpt.evaluation.validation import validate
 
     runtime = find_runtime("auto", dtype=dtype)
-    model = GPT.from_pretrained(directory).to(runtime.device)
+    gpt = GPT.from_pretrained(model).to(runtime.device)
     size = BATCH_TOKENS[runtime.device.type]
+    data = ArrayDataset(np.load(tokens))
 
-    def loss(tokens: Any) -> float:
-        data = ArrayDataset(tokens)
-        return validate(model, data, runtime, block_size=T, batch_tokens=size).loss
+    def call() -> dict[str, float]:
+        return {"loss": validate(gpt, data, runtime, block_size=T, batch_tokens=size).loss}
 
-    return loss
+    return call
 
 
-def prepare_theirs(directory: str, dtype: str, batch: int) -> Callable[[Any], float]:
+def load_theirs(model: str, tokens: str, dtype: str, batch: int) -> Callable[[], dict[str, float]]:
     """The same with transformers."""
+    import numpy as np
     import torch
     from transformers import GPT2LMHeadModel
     from transformers.utils import logging
@@ -60,62 +53,33 @@ def prepare_theirs(directory: str, dtype: str, batch: int) -> Callable[[Any], fl
     logging.disable_progress_bar()
     kind = torch.float32 if dtype == "fp32" else torch.bfloat16
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = GPT2LMHeadModel.from_pretrained(directory, dtype=kind).to(device).eval()
+    gpt = GPT2LMHeadModel.from_pretrained(model, dtype=kind).to(device).eval()
+    ids = torch.from_numpy(np.load(tokens).astype("int64")).to(device)
+    windows = ids[: len(ids) // T * T].view(-1, T)
 
-    def loss(tokens: Any) -> float:
-        ids = torch.from_numpy(tokens.astype("int64")).to(device)
+    def call() -> dict[str, float]:
         nats = torch.zeros(())
-        windows = ids[: len(ids) // T * T].view(-1, T)
-        for start in range(0, len(windows), batch):
-            rows = windows[start : start + batch]
+        for rows in windows.split(batch):
             with torch.no_grad():
-                nats += model(input_ids=rows, labels=rows).loss.cpu() * len(rows)
-        return (nats / len(windows)).item()
+                nats += gpt(input_ids=rows, labels=rows).loss.cpu() * len(rows)
+        return {"loss": (nats / len(windows)).item()}
 
-    return loss
-
-
-def serve(side: str, directory: str, dtype: str, batch: int, connection: Connection) -> None:
-    """A side's process: for each array of tokens, the seconds and the loss."""
-    prepare = prepare_ours if side == "regpt" else prepare_theirs
-    loss = prepare(directory, dtype, batch)
-    connection.send("ready")
-    while (tokens := connection.recv()) is not None:
-        clock = time.perf_counter()
-        value = loss(tokens)
-        connection.send((time.perf_counter() - clock, value))
+    return call
 
 
-def measure(directory: str, tokens: Any, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Warm both sides up on two batches, then let them take turns."""
-    context = multiprocessing.get_context("spawn")
-    ends, seconds, losses = {}, {side: [] for side in SIDES}, {}
-    for side in SIDES:
-        ours, theirs = context.Pipe()
-        parameters = (side, directory, arguments.dtype, arguments.batch, theirs)
-        context.Process(target=serve, args=parameters, daemon=True).start()
-        assert ours.recv() == "ready"
-        ends[side] = ours
-        ours.send(tokens[: arguments.batch * T + 1])
-        ours.recv()
-    for _ in range(arguments.rounds):
-        for side in SIDES:
-            ends[side].send(tokens)
-            taken, losses[side] = ends[side].recv()
-            seconds[side].append(taken)
-    for end in ends.values():
-        end.send(None)
-    return {"seconds": seconds, "losses": losses}
+def judge(machine: Machine, rows: Sequence[Row]) -> tuple[Machine, list[Column]]:
+    """The losses, and how many times as fast."""
+    loss = Column(heading="loss", cell=lambda row: f"{row.facts['loss']:.6f}")
+    return machine, [*usual_columns(), loss, against(rows, "transformers", rows[0].dtype)]
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = script_options(__doc__, rounds=3)
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--windows", type=int, default=8, help=f"of {T} tokens")
     parser.add_argument("--batch", type=int, default=4, help="windows per batch of transformers")
-    parser.add_argument("--rounds", type=int, default=3)
-    arguments = parser.parse_args()
+    given = parser.parse_args()
 
     import numpy as np
     import torch
@@ -123,26 +87,33 @@ def main() -> None:
     from regpt import GPT, GPTConfig, get_tokenizer
     from regpt.datasets.corpora import load_corpus
 
-    tokens = load_corpus(["pydocs"]).tokens(get_tokenizer())[: arguments.windows * T + 1]
-    torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as folder:
-        directory = str(Path(folder) / "model")
-        GPT(GPTConfig()).save_pretrained(directory)
-        found = measure(directory, np.ascontiguousarray(tokens), arguments)
-    count = arguments.windows * T
-    print(f"{arguments.dtype}, {count:,} tokens, context {T}, torch {torch.__version__}, "
-          f"{torch.get_num_threads()} threads")  # fmt: skip
-    print(f"{'':<14}{'best s':>9}{'median s':>10}{'tokens/s':>10}{'loss':>12}")
-    best = {side: min(found["seconds"][side]) for side in SIDES}
-    for side in SIDES:
-        middle = statistics.median(found["seconds"][side])
-        print(f"{side:<14}{best[side]:>9.2f}{middle:>10.2f}{count / best[side]:>10,.0f}"
-              f"{found['losses'][side]:>12.6f}")  # fmt: skip
-    ratio = best["transformers"] / best["regpt"]
-    print(f"regpt is {ratio:.2f}x as fast")
-    result = {"benchmark": "evaluate", "dtype": arguments.dtype, "tokens": count}
-    print(json.dumps(result | found | {"ratio": round(ratio, 3)}))
-    sys.stdout.flush()
+    with (
+        benchmark(
+            "evaluate", judge=judge, threads=given.threads, out=given.out, json=True
+        ) as session,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        session.doing("writing a model and its tokens")
+        torch.manual_seed(0)
+        GPT(GPTConfig()).save_pretrained(f"{folder}/model")
+        tokens = load_corpus(["pydocs"]).tokens(get_tokenizer())[: given.windows * T + 1]
+        np.save(f"{folder}/tokens.npy", tokens)
+        settings = {
+            "model": f"{folder}/model",
+            "tokens": f"{folder}/tokens.npy",
+            "dtype": given.dtype,
+            "batch": given.batch,
+        }
+        systems = [
+            System(name=name, dtype=given.dtype, load=f"{Path(__file__)}:{load}", ours=ours,
+                   settings=settings)
+            for name, load, ours in (
+                ("transformers", "load_theirs", False),
+                ("regpt", "load_ours", True),
+            )
+        ]  # fmt: skip
+        job = Job(name=f"loss-{given.windows}x{T}", tokens=given.windows * T)
+        measure(session, systems, job, Budget(seconds=3600, rounds=given.rounds))
 
 
 if __name__ == "__main__":

@@ -4,40 +4,60 @@
     python benchmarks/prepare.py --text tinyshakespeare.txt --gigabyte
 
 The input is made from --text and the documents of `pydocs`: each round tells every document once,
-its lines in another order, until the file has the size asked for. The three run by turns, as
-programs of their own, start included: `regpt prepare --processes 1`, `--processes 2`, and tiktoken
-encoding the documents one by one, which are in memory already and whose tokens are thrown away.
-The shards of all runs must be the same bytes. `--gigabyte` is the memory row: one .txt and one
-.jsonl of a gigabyte, two processes, looked at ten times a second (which takes a core's time, so the
-timed runs are not): the most any process held resident, and the most all of them held together
-(proportional set size, which counts a shared page once). Prints tables and one JSON line.
+its lines in another order, until the file has the size asked for. Three take turns: `regpt prepare
+--processes 1` and `--processes 2` as programs of their own, start included, and tiktoken encoding
+the documents one by one, which are in memory already and whose tokens are thrown away. The shards
+of both must be the same bytes. `--gigabyte` is the memory row: one .txt and one .jsonl of a
+gigabyte, two processes, looked at ten times a second (which takes a core's time, so the timed runs
+are not): the most any process held resident, and the most all of them held together (proportional
+set size, which counts a shared page once). Prints tables and one JSON line.
 """
 
-import argparse
 import hashlib
 import json
 import random
 import resource
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from regpt.bench.hardware_limits import Machine
+from regpt.bench.interleaved import Budget, Job, measure
+from regpt.bench.results import Column, Row, against, usual_columns
+from regpt.bench.session import Judge, Session, benchmark, script_options
+from regpt.bench.workers import System
 from regpt.datasets.corpora import load_corpus
 
-ENCODE = """
-import sys, time, json
-from regpt.core.tokenizer import get_tokenizer
-texts = [json.loads(line)["text"] for line in open(sys.argv[1], encoding="utf-8")]
-tokenizer = get_tokenizer()
-clock = time.perf_counter()
-count = sum(len(tokenizer._encoding.encode_ordinary(text)) for text in texts)
-print(time.perf_counter() - clock, count)
-"""
+
+def load_tiktoken(source: str) -> Callable[[], None]:
+    """tiktoken alone."""
+    from regpt.core.tokenizer import get_tokenizer
+
+    with open(source, encoding="utf-8") as file:
+        texts = [json.loads(line)["text"] for line in file]
+    encode = get_tokenizer()._encoding.encode_ordinary
+
+    def call() -> None:
+        for text in texts:
+            encode(text)
+
+    return call
+
+
+def load_prepare(source: str, out: str, processes: int) -> Callable[[], dict[str, float]]:
+    """The program as a whole; tells the processor time of all its processes together."""
+
+    def call() -> dict[str, float]:
+        before = processor_seconds()
+        command = prepare(Path(source), Path(out), processes)
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+        return {"processor_seconds": round(processor_seconds() - before, 2)}
+
+    return call
 
 
 def make_documents(texts: list[str], size: int) -> Iterator[str]:
@@ -125,38 +145,34 @@ def processor_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def compare(source: Path, folder: Path, rounds: int) -> dict[str, object]:
-    """One process, two, and tiktoken, by turns."""
-    size = source.stat().st_size
-    seconds: dict[str, list[float]] = {"one process": [], "two processes": [], "tiktoken": []}
-    work: dict[str, list[float]] = {"one process": [], "two processes": []}
-    for _ in range(rounds):
-        digests = set()
-        for processes, name in ((1, "one process"), (2, "two processes")):
-            command = prepare(source, folder / "out", processes)
-            clock, before = time.perf_counter(), processor_seconds()
-            subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
-            seconds[name].append(time.perf_counter() - clock)
-            work[name].append(processor_seconds() - before)
-            digests.add(digest(folder / "out"))
-        assert len(digests) == 1, "the output depends on the number of processes"
-        command = [sys.executable, "-c", ENCODE, str(source)]
-        output = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
-        seconds["tiktoken"].append(float(output.split()[0]))
-    for name, values in seconds.items():
-        shown = " ".join(f"{value:7.2f}" for value in values)
-        speed = size / statistics.median(values) / 1e6
-        sys.stdout.write(f"{name:<14} {speed:6.2f} MB/s   seconds {shown}\n")
-    one, two, alone = seconds["one process"], seconds["two processes"], seconds["tiktoken"]
-    return {
-        "input_bytes": size,
-        "seconds": {
-            name: [round(value, 2) for value in values] for name, values in seconds.items()
-        },
-        "processor_seconds": {name: [round(v, 2) for v in values] for name, values in work.items()},
-        "two_over_one": [round(a / b, 3) for a, b in zip(one, two, strict=True)],
-        "one_over_tiktoken": [round(a / b, 3) for a, b in zip(alone, one, strict=True)],
-    }
+def judge_for(size: int) -> Judge:
+    """MB/s of the input, processor seconds, and how many times as fast."""
+
+    def judge(machine: Machine, rows: Sequence[Row]) -> tuple[Machine, list[Column]]:
+        usual = [column for column in usual_columns() if column.heading != "peak memory"]
+        speed = Column(heading="MB/s", cell=lambda row: f"{size / row.seconds / 1e6:.2f}")
+        work = Column(
+            heading="processor seconds",
+            cell=lambda row: str(row.facts.get("processor_seconds", "")),
+        )
+        baselines = [against(rows, name, "") for name in ("one process", "tiktoken")]
+        return machine, [*usual, speed, work, *baselines]
+
+    return judge
+
+
+def compare(session: Session, source: Path, folder: Path, rounds: int) -> None:
+    """One process, two, and tiktoken, in interleaved rounds."""
+    systems = [System(name="tiktoken", load=f"{__file__}:load_tiktoken",
+                      settings={"source": str(source)})]  # fmt: skip
+    outs = []
+    for processes, name in ((1, "one process"), (2, "two processes")):
+        outs.append(folder / name)
+        settings = {"source": str(source), "out": str(outs[-1]), "processes": processes}
+        systems.append(System(name=name, load=f"{__file__}:load_prepare", settings=settings))
+    job = Job(name=f"{source.stat().st_size / 1e6:.0f} MB")
+    measure(session, systems, job, Budget(seconds=3600, rounds=rounds))
+    assert digest(outs[0]) == digest(outs[1]), "the output depends on the number of processes"
 
 
 def gigabyte(texts: list[str], folder: Path, size: int) -> dict[str, object]:
@@ -178,10 +194,9 @@ def gigabyte(texts: list[str], folder: Path, size: int) -> dict[str, object]:
 
 def main() -> None:
     """Make the input, run, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = script_options(__doc__, rounds=2)
     parser.add_argument("--text", action="append", default=[], help="a text beside pydocs")
     parser.add_argument("--megabytes", type=int, default=None, help="default 500, or 1000")
-    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--gigabyte", action="store_true", help="the memory row only")
     parser.add_argument("--folder", default=None, help="for the input and the shards")
     options = parser.parse_args()
@@ -190,11 +205,15 @@ def main() -> None:
         folder = Path(name)
         if options.gigabyte:
             figures = gigabyte(texts, folder, (options.megabytes or 1000) * 10**6)
-        else:
-            source = folder / "input.jsonl"
-            write_input(source, texts, (options.megabytes or 500) * 10**6)
-            figures = compare(source, folder, options.rounds)
-    sys.stdout.write(json.dumps({"benchmark": "prepare"} | figures) + "\n")
+            sys.stdout.write(json.dumps({"benchmark": "prepare"} | figures) + "\n")
+            return
+        source = folder / "input.jsonl"
+        write_input(source, texts, (options.megabytes or 500) * 10**6)
+        judge = judge_for(source.stat().st_size)
+        with benchmark(
+            "prepare", judge=judge, threads=options.threads, out=options.out, json=True
+        ) as session:
+            compare(session, source, folder, options.rounds)
 
 
 if __name__ == "__main__":

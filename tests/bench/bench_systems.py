@@ -57,3 +57,8 @@ def holds(*, megabytes: int) -> Callable[..., None]:
         return None
 
     return call
+
+
+def limits() -> Callable[[], dict[str, object]]:
+    """A machine that is not measured."""
+    return lambda: {"cpu": "a chip", "fp32_flops_per_second": 1e15}

@@ -12,7 +12,8 @@ import torch
 
 from regpt import GPT, GPTConfig
 from regpt.bench import generate
-from regpt.bench.rows import Row
+from regpt.bench.hardware_limits import Machine
+from regpt.bench.results import Row
 from regpt.cli import main
 
 TINY = GPTConfig(block_size=256, n_layer=1, n_head=2, n_embd=32)
@@ -29,8 +30,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_rows_of_one_job_beside_peers(
     model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    peers = generate.peer_systems
+    ours, peers = generate.our_systems, generate.peer_systems
     few = ("lecture-loop", "transformers", "llama.cpp")
+    monkeypatch.setattr(generate, "our_systems", lambda model: ours(model)[:1])
+    monkeypatch.setattr(generate, "FORMATS", {"q8_0.gguf": "llama_cpp"})
     monkeypatch.setattr(
         generate,
         "peer_systems",
@@ -86,16 +89,28 @@ def test_wrong_numbers_are_named(flags: list[str], capsys: pytest.CaptureFixture
 def test_bytes_of_a_step_and_their_share() -> None:
     matrices = 12 * 12 * 768 * 768 + 50257 * 768
     assert generate.read_bytes(GPTConfig(), "bf16", rows=1, length=0) == 2 * matrices
-    per_position = 2 * 12 * 768 * 4
-    both = generate.read_bytes(GPTConfig(), "int8", rows=5, length=10)
-    assert both == matrices + 50 * per_position
-    row = Row(
-        job="stream-248", system="regpt", dtype="bf16", seconds=2.48, tokens_per_second=100.0,
-        peak_memory_bytes=None, fastest_seconds=2.4, slowest_seconds=2.5, timed=3,
-    )  # fmt: skip
+    per_position = 2 * 12 * 768
+    for dtype, size in (("fp32", 4), ("int8", 2)):
+        matrix = generate.read_bytes(GPTConfig(), dtype, rows=5, length=0)
+        both = generate.read_bytes(GPTConfig(), dtype, rows=5, length=10)
+        assert both == matrix + 50 * per_position * size
+
+    def row(engine: str, seconds: float) -> Row:
+        return Row(
+            job="stream-248", system="regpt", dtype="bf16", engine=engine, seconds=seconds,
+            fastest_seconds=seconds, slowest_seconds=seconds, timed=3,
+        )  # fmt: skip
+
     needed = generate.read_bytes(GPTConfig(), "bf16", rows=1, length=8 + 124)
-    column = generate.bandwidth_share(GPTConfig(), needed / 0.01 * 2)
-    assert column.cell(row) == "50%"
+    rows = [row("fast", 2.48), row("auto", 0.5)]
+    limit = Machine(read_bytes_per_second=needed / 0.01 * 2)
+    machine, columns = generate.judge_for(GPTConfig())(limit, rows)
+    assert machine == limit
+    # drafted tokens are not read for one by one
+    assert [columns[-1].cell(row) for row in rows] == ["50%", ""]
+    machine, columns = generate.judge_for(GPTConfig())(limit, [row("fast", 0.62)])
+    assert machine.exceeded == ("read_bytes_per_second",)
+    assert columns[-1].cell(row("fast", 0.62)) == "100%"
 
 
 def test_an_unknown_job_is_named(capsys: pytest.CaptureFixture[str]) -> None:

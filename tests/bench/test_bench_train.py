@@ -10,19 +10,19 @@ import pytest
 import torch
 
 from regpt import GPTConfig
-from regpt.bench import hardware_limits as machine_module
-from regpt.bench import scaling as growth
-from regpt.bench import train, train_systems
+from regpt.bench import hardware_limits, session, train, train_systems
 from regpt.bench.hardware_limits import Machine, load
-from regpt.bench.rows import Row
+from regpt.bench.interleaved import Budget
+from regpt.bench.results import Row
+from regpt.bench.session import Session
 from regpt.bench.train import (
     CPU_JOBS,
     CUDA_JOBS,
     SHAPES,
     choose_systems,
     flops_per_token,
+    judge,
     parse_job,
-    train_columns,
 )
 from regpt.bench.workers import System
 from regpt.commands import bench_train as command
@@ -35,8 +35,6 @@ CPU = Machine(
     threads=2,
     memory_bytes=1 << 34,
     torch="2.13.0",
-    gpu=None,
-    device="cpu",
     bf16_flops_per_second=1e12,
     fp32_flops_per_second=2e11,
 )
@@ -94,25 +92,40 @@ def test_who_takes_part() -> None:
     assert [system.ours for system in choose_systems(gpu(), peers=True, few=True)] == [True, False]
 
 
+def row(job: str, system: str = "regpt", dtype: str = "bf16", **other: object) -> Row:
+    values: dict = {"seconds": 1.0, "tokens_per_second": 100.0, "fastest_seconds": 1.0,
+                    "slowest_seconds": 1.0, "timed": 1}  # fmt: skip
+    return Row(job=job, system=system, dtype=dtype, **(values | other))
+
+
 def test_shares_of_the_limits() -> None:
-    row = Row(
-        job="step-124M-B4-T1024",
-        system="regpt",
-        dtype="bf16",
-        seconds=1.0,
-        tokens_per_second=1e12 / flops_per_token(GPTConfig(), 1024) / 2,
-        peak_memory_bytes=1,
-        fastest_seconds=1.0,
-        slowest_seconds=1.0,
-        timed=1,
-    )
+    half = 1e12 / flops_per_token(GPTConfig(), 1024) / 2
+    rows = [row("step-124M-B4-T1024", tokens_per_second=half)]
 
     def shown(machine: Machine) -> dict[str, str]:
-        return {column.heading: column.cell(row) for column in train_columns(machine, [row])}
+        machine, columns = judge(machine, rows)
+        assert machine.exceeded == ()
+        return {
+            column.heading: column.cell(rows[0])
+            for column in columns
+            if column.heading in ("of bf16 limit", "MFU")
+        }
 
     assert shown(CPU) == {"of bf16 limit": "50%"}
     assert shown(gpu()) == {"of bf16 limit": "50%", "MFU": "0%"}
     assert shown(gpu("a new chip"))["MFU"] == "not measured"
+
+
+def test_memory_beside_the_lectures() -> None:
+    job = "step-124M-B4-T32"
+    rows = [
+        row(job, peak_memory_bytes=500),
+        row(job, "lecture", peak_memory_bytes=1000),
+        row(job, "lecture", "fp32", peak_memory_bytes=None),
+    ]
+    memory = judge(CPU, rows)[1][-1]
+    assert memory.heading == "memory of lecture bf16's"
+    assert [memory.cell(each) for each in rows] == ["50%", "100%", ""]
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -155,15 +168,11 @@ def test_systems_on_a_gpu(text_file: Path) -> None:
 
 
 def test_a_system_that_does_something_else_is_noted() -> None:
-    from regpt.bench.interleaved import Measured
-
-    measured = [
-        Measured(system=System(name=name, dtype="fp32", load=""), facts={"first_loss": loss})
-        for name, loss in (("a", 10.9), ("b", 11.1), ("c", 4.0), ("d", float("nan")))
-    ]
-    notes: list[str] = []
-    train.compare_losses("job", measured, notes)
-    assert [note.split(":")[1] for note in notes] == [
+    under_way = Session("train")
+    for name, loss in (("a", 10.9), ("b", 11.1), ("c", 4.0), ("d", float("nan"))):
+        under_way.found(row("job", name, "fp32", facts={"first_loss": loss}))
+    train.compare_losses(under_way, "job")
+    assert [note.split(":")[1] for note in under_way.notes] == [
         " first loss of c fp32 is 4.000, of a fp32 10.900",
         " first loss of d fp32 is nan, of a fp32 10.900",
     ]
@@ -181,9 +190,9 @@ def test_systems_that_do_not_fit_together_go_one_after_the_other(
 
 
 def test_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine_module, "SECONDS_EACH", 0.01)
-    monkeypatch.setattr(machine_module, "CPU_MATRIX", 64)
-    monkeypatch.setattr(machine_module, "CPU_NUMBERS", 1 << 16)
+    monkeypatch.setattr(hardware_limits, "SECONDS_EACH", 0.01)
+    monkeypatch.setattr(hardware_limits, "CPU_MATRIX", 64)
+    monkeypatch.setattr(hardware_limits, "buffer_bytes", lambda device: 1 << 20)
     found = Machine(**load("cpu")())  # pyright: ignore[reportArgumentType]
     assert found.device == "cpu"
     assert found.cores >= 1
@@ -200,6 +209,17 @@ def test_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "bf16 not measured" in unknown.describe_limits()
 
 
+def test_more_is_read_than_the_caches_hold() -> None:
+    size = hardware_limits.buffer_bytes("cpu")
+    memory = hardware_limits.memory_size()
+    if memory is not None:
+        assert size <= memory / 8
+    place = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
+    if place.exists() and (memory is None or memory > 32 << 30):
+        assert size >= 4 * 1024 * int(place.read_text().strip().removesuffix("K"))
+    assert hardware_limits.buffer_bytes("cuda") == 4 << 30
+
+
 @pytest.mark.usefixtures("tiny")
 def test_the_whole_command(
     text_file: Path,
@@ -213,8 +233,10 @@ def test_the_whole_command(
         System(name="lecture", dtype="fp32", load=f"{room}:lecture"),
         System(name="elsewhere", dtype="fp32", load="no_such_package:load"),
     ]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
-    monkeypatch.setattr(command, "find_machine", lambda *given, **named: CPU)
+    paths = [str(Path(__file__).parent), *(path for path in sys.path if path)]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    limits = System(name="limits", load="bench_systems:limits")
+    monkeypatch.setattr(session, "limits_system", lambda device: limits)
     monkeypatch.setattr(command, "choose_systems", lambda *given, **named: systems)
     monkeypatch.setattr(sys, "argv", ["regpt", "bench", "train", "--out", str(tmp_path)])
     out = tmp_path / "results.md"
@@ -230,11 +252,11 @@ def test_the_whole_command(
     assert results["benchmark"] == "train"
     assert results["command"] == "regpt bench train"
     assert [row["system"] for row in results["rows"]] == ["regpt", "lecture"]
-    for row in results["rows"]:
-        assert row["job"] == "step-tiny-B2-T16"
-        assert row["dtype"] == "fp32"
-        assert row["tokens_per_second"] == pytest.approx(32 / row["seconds"])
-        assert 50e6 < row["peak_memory_bytes"] < 4e9  # torch is in it, and not much more
+    for each in results["rows"]:
+        assert each["job"] == "step-tiny-B2-T16"
+        assert each["dtype"] == "fp32"
+        assert each["tokens_per_second"] == pytest.approx(32 / each["seconds"])
+        assert 50e6 < each["peak_memory_bytes"] < 4e9  # torch is in it, and not much more
     missing = "elsewhere fp32 is left out: the package no_such_package is not installed"
     assert missing in results["notes"]
     text = out.read_text()
@@ -243,73 +265,12 @@ def test_the_whole_command(
     assert str(tmp_path) not in text
 
 
-def test_nothing_measured_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "find_machine", lambda *given, **named: CPU)
-    monkeypatch.setattr(
-        command, "run_step", lambda *given, notes, **named: notes.append("why") or []
-    )
-    with pytest.raises(UserError, match=r"nothing could be measured: why; why; why"):
-        command.bench_train(device="cpu")
+def test_numbers_that_are_none_are_one_line() -> None:
     with pytest.raises(UserError, match="rounds must be at least 1"):
         command.bench_train(rounds=0)
-
-
-def test_growth_has_a_point_for_every_job() -> None:
-    for machine in (CPU, gpu()):
-        axes = growth.axes_for(machine)
-        jobs = growth.jobs_of(axes)
-        assert len(jobs) == len(set(jobs)) < sum(len(axis.jobs) for axis in axes)
-        for axis in axes:
-            places = [axis.place(parse_job(job)) for job in axis.jobs]
-            assert places == sorted(set(places))
-
-
-def test_the_picture_of_growth() -> None:
-    axes = growth.axes_for(CPU)
-    rows = [
-        Row(
-            job=job,
-            system=system,
-            dtype="bf16",
-            seconds=1.0,
-            tokens_per_second=100.0,
-            peak_memory_bytes=1,
-            fastest_seconds=1.0,
-            slowest_seconds=1.0,
-            timed=1,
-        )
-        for job in growth.jobs_of(axes)
-        for system in ("regpt", "lecture")
-    ]
-    for some in (rows, rows[3:9]):  # a system may have failed in some jobs
-        picture = growth.draw(some, axes, CPU)
-        assert picture.startswith(b"\x89PNG")
-        assert len(picture) > 10_000
-
-
-def test_growth_writes_table_and_picture(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def one_row(step: train.Step, systems: list[System], **named: object) -> list[Row]:
-        return [
-            Row(
-                job=step.name,
-                system=systems[0].name,
-                dtype=systems[0].dtype,
-                seconds=1.0,
-                tokens_per_second=float(step.tokens),
-                peak_memory_bytes=1,
-                fastest_seconds=1.0,
-                slowest_seconds=1.0,
-                timed=1,
-            )
-        ]
-
-    monkeypatch.setattr(command, "find_machine", lambda *given, **named: CPU)
-    monkeypatch.setattr(command, "run_step", one_row)
-    command.bench_train(device="cpu", growth=True, out=str(tmp_path / "growth.md"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["growth.md", "growth.png"]
-    text = (tmp_path / "growth.md").read_text()
-    assert "![tokens per second along three axes](growth.png)" in text
-    assert text.count("| regpt |") == 13
-    assert "step-355M-B4-T256" in capsys.readouterr().out
+    with pytest.raises(UserError, match="seconds not negative"):
+        command.bench_train(seconds=float("nan"))
+    with pytest.raises(UserError, match="threads must be at least 1"):
+        command.bench_train(threads=0)
+    assert Budget.asked(None, 3, default=5.0) == Budget(seconds=5.0, rounds=3, strict=False)
+    assert Budget.asked(2.0, 3, default=5.0) == Budget(seconds=2.0, rounds=3, strict=True)

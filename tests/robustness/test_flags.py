@@ -143,7 +143,6 @@ BENCHES = (
     ("bench", "train", "--seconds", "nan"),
     ("bench", "train", "--device", "odd"),
     ("bench", "train", "--threads", "0"),
-    ("bench", "train", "--growth", "--jobs", "step-124M-B1-T32"),
     ("bench", "odd"),
     ("parity", "nowhere/at/all"),
     ("parity", "--device", "odd"),

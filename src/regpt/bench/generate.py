@@ -8,9 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from regpt.bench.hardware_limits import Machine
-from regpt.bench.interleaved import Job, alternate
-from regpt.bench.rows import Baseline, Column, Finder, Observer, Row, speedups
-from regpt.bench.workers import PATIENCE_SECONDS, System, Worker, WorkerFault, loaded
+from regpt.bench.interleaved import Budget, Job, alternate, loaded
+from regpt.bench.results import Column, Row, against, usual_columns
+from regpt.bench.session import Judge, Session
+from regpt.bench.workers import PATIENCE_SECONDS, System, WorkerFault, started
 from regpt.core.model import GPTConfig
 
 PROMPT = (15496, 11, 314, 1101, 257, 3303, 2746, 11)
@@ -21,9 +22,11 @@ JOBS = tuple(SHAPES)
 SLOW = {"lecture-loop": ("lecture-5x30",), "llama.cpp": ("lecture-5x30", "stream-248")}
 """Systems that take part in these jobs only: without a cache a long text takes minutes, and the
 binding writes one row at a time."""
-
-BASELINES = tuple(Baseline(system=name, dtype="fp32") for name in ("lecture-loop", "ctranslate2"))
+FORMATS = {"ctranslate2": "ctranslate2", "f32.gguf": "llama_cpp", "bf16.gguf": "llama_cpp",
+           "q8_0.gguf": "llama_cpp"}  # fmt: skip
+"""What the export is converted to, and the package that reads it."""
 BYTES_PER_WEIGHT = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "q8_0": 34 / 32}
+SYSTEMS = "regpt.bench.generation_systems"
 
 
 def job(name: str) -> Job:
@@ -43,7 +46,7 @@ def our_systems(model: str) -> list[System]:
             name="regpt",
             dtype=dtype,
             engine=engine,
-            load="regpt.bench.generation_systems:regpt",
+            load=f"{SYSTEMS}:regpt",
             settings={"model": model, "dtype": dtype, "engine": engine},
             ours=True,
         )
@@ -57,152 +60,115 @@ def our_systems(model: str) -> list[System]:
 
 
 def peer_systems(model: str, files: Path) -> list[System]:
-    """The others, in the dtypes each is good at."""
-    places = "regpt.bench.generation_systems:"
-    peers = [
-        System(
-            name=name,
-            dtype=dtype,
-            load=places + name.replace("-", "_"),
-            settings={"model": model, "dtype": dtype},
-        )
-        for name, dtype in (
-            ("lecture-loop", "fp32"),
-            ("transformers", "fp32"),
-            ("transformers", "bf16"),
-        )
+    """The others, in the dtypes each is good at, on the export or a conversion in `files`."""
+
+    def peer(name: str, shown: str, /, **settings: str) -> System:
+        load = f"{SYSTEMS}:{name.replace('-', '_').replace('.', '_')}"
+        return System(name=name, dtype=shown, load=load, settings=settings)
+
+    converted = str(files / "ctranslate2")
+    return [
+        peer("lecture-loop", "fp32", model=model),
+        peer("transformers", "fp32", model=model, dtype="float32"),
+        peer("transformers", "bf16", model=model, dtype="bfloat16"),
+        peer("ctranslate2", "fp32", model=converted, compute_type="float32"),
+        peer("ctranslate2", "int8", model=converted, compute_type="int8"),
+        peer("llama.cpp", "fp32", model=str(files / "f32.gguf")),
+        peer("llama.cpp", "bf16", model=str(files / "bf16.gguf")),
+        peer("llama.cpp", "q8_0", model=str(files / "q8_0.gguf")),
     ]
-    for dtype, compute_type in (("fp32", "float32"), ("int8", "int8")):
-        settings = {"model": str(files / "ctranslate2"), "compute_type": compute_type}
-        peers.append(
-            System(
-                name="ctranslate2",
-                dtype=dtype,
-                load=places + "ctranslate2",
-                settings=settings,
-            )
-        )
-    for dtype, kind in (("fp32", "f32"), ("bf16", "bf16"), ("q8_0", "q8_0")):
-        settings = {"model": str(files / f"{kind}.gguf")}
-        peers.append(
-            System(name="llama.cpp", dtype=dtype, load=places + "llama_cpp", settings=settings)
-        )
-    return peers
 
 
-def convert(model: str, out: Path, kind: str, deadline: float | None = None) -> None:
+def convert(model: str, out: Path, *, deadline: float | None = None) -> None:
     """Convert in a process of its own, by the deadline if there is one; raises WorkerFault."""
-    settings = {"model": model, "out": str(out), "kind": kind}
-    system = System(
-        name=kind, dtype="", load="regpt.bench.generation_systems:convert", settings=settings
-    )
-    worker = Worker(system)
-
-    def patience() -> float:
-        left = PATIENCE_SECONDS if deadline is None else deadline - time.monotonic()
-        return max(left, 0.0)
-
-    try:
-        worker.load(patience=patience())
-        worker.call({}, patience=patience())
-    finally:
-        worker.close()
+    settings = {"model": model, "out": str(out)}
+    system = System(name=out.name, load=f"{SYSTEMS}:convert", settings=settings)
+    end = time.monotonic() + PATIENCE_SECONDS if deadline is None else deadline
+    with started(system) as worker:
+        worker.load(patience=max(end - time.monotonic(), 0.0))
+        worker.call({}, patience=max(end - time.monotonic(), 0.0))
 
 
 @contextmanager
 def prepared(
-    model: str,
-    *,
-    peers: bool,
-    observe: Observer,
-    faults: list[str],
-    deadline: float | None = None,
+    session: Session, model: str, *, peers: bool, deadline: float | None = None
 ) -> Iterator[list[System]]:
     """The systems, with an export and its conversions in a folder that goes afterwards."""
     with tempfile.TemporaryDirectory() as folder:
         files = Path(folder)
         if model == "random":
-            observe("drawing a 124M model")
-            model = str(files / "export")
-            convert(model, files / "export", "random")
+            session.doing("drawing a 124M model")
+            model = str(files / "random")
+            convert(model, files / "random")
         systems = our_systems(model)
         if peers:
-            for kind, name, package in (
-                ("ctranslate2", "ctranslate2", "ctranslate2"),
-                ("f32", "f32.gguf", "llama_cpp"),
-                ("bf16", "bf16.gguf", "llama_cpp"),
-                ("q8_0", "q8_0.gguf", "llama_cpp"),
-            ):
+            for name, package in FORMATS.items():
                 if find_spec(package) is None:  # loading will say so
                     continue
-                observe(f"converting for {kind}")
+                session.doing(f"converting to {name}")
                 try:
-                    convert(model, files / name, kind, deadline)
+                    convert(model, files / name, deadline=deadline)
                 except WorkerFault as fault:
-                    faults.append(f"no {kind} conversion: {fault}")
+                    session.note(f"no conversion to {name}: {fault}")
             systems += peer_systems(model, files)
         yield systems
 
 
 def run(
-    systems: Sequence[System],
+    session: Session,
+    model: str,
     jobs: Sequence[str],
+    budget: Budget,
     *,
-    seconds: float,
-    rounds: int,
-    observe: Observer,
-    faults: list[str],
-    found: Finder,
-    strict: bool,
-    threads: int | None,
-    deadline: float | None = None,
-) -> list[Row]:
-    """All jobs, in alternating rounds over the systems that take part in them."""
-    rows: list[Row] = []
-    with loaded(
-        systems, observe=observe, faults=faults, threads=threads, deadline=deadline
-    ) as workers:
+    peers: bool,
+) -> None:
+    """All jobs, in interleaved rounds over the systems that take part in them."""
+    deadline = time.monotonic() + budget.seconds * len(jobs) if budget.strict else None
+    with (
+        prepared(session, model, peers=peers, deadline=deadline) as systems,
+        loaded(session, systems, deadline=deadline) as workers,
+    ):
         for name in jobs:
             due = [worker for worker in workers if name in SLOW.get(worker.system.name, JOBS)]
-            measured = alternate(
-                due,
-                job(name),
-                seconds=seconds,
-                rounds=rounds,
-                observe=observe,
-                faults=faults,
-                found=found,
-                strict=strict,
-            )
-            rows += [each.row(job(name)) for each in measured if each.seconds]
-    return rows
+            alternate(session, due, job(name), budget)
 
 
 def read_bytes(config: GPTConfig, dtype: str, *, rows: int, length: float) -> float:
     """Bytes that one step reads at least: every matrix once, and the keys and values so far."""
     C = config.n_embd
     matrices = config.n_layer * 12 * C * C + config.vocab_size * C
-    cache = rows * length * 2 * config.n_layer * C * 4
-    return matrices * BYTES_PER_WEIGHT[dtype] + cache
+    cached = rows * length * 2 * config.n_layer * C
+    return matrices * BYTES_PER_WEIGHT[dtype] + cached * (4 if dtype == "fp32" else 2)
 
 
-def bandwidth_share(config: GPTConfig, read_bytes_per_second: float | None) -> Column:
-    """The share of the machine's read bandwidth that a system's steps come to."""
-
-    def cell(row: Row) -> str:
-        rows, new = SHAPES[row.job]
-        if read_bytes_per_second is None or row.system == "lecture-loop":
-            return ""
-        if row.system == "llama.cpp":  # one row at a time: every row reads the matrices again
-            rows, new = 1, rows * new
-        step = row.seconds / new
-        length = len(PROMPT) + SHAPES[row.job][1] / 2
-        needed = read_bytes(config, row.dtype, rows=rows, length=length)
-        return f"{needed / step / read_bytes_per_second:.0%}"
-
-    return Column(heading="of read bandwidth", cell=cell)
+def read_rate(config: GPTConfig, row: Row) -> float | None:
+    """Bytes per second that a system's steps read at least; None where a step is not one token."""
+    if row.system == "lecture-loop" or row.engine == "auto":
+        return None
+    rows, new = SHAPES[row.job]
+    length = len(PROMPT) + new / 2
+    if row.system == "llama.cpp":  # one row at a time: every row reads the matrices again
+        rows, new = 1, rows * new
+    return read_bytes(config, row.dtype, rows=rows, length=length) * new / row.seconds
 
 
-def generate_columns(config: GPTConfig, machine: Machine, rows: Sequence[Row]) -> list[Column]:
-    """The ratios against those baselines that are there, and the share of the bandwidth."""
-    return [*speedups(BASELINES, rows), bandwidth_share(config, machine.read_bytes_per_second)]
+def judge_for(config: GPTConfig) -> Judge:
+    """The ratios against baselines, and the share of the read bandwidth."""
+
+    def judge(machine: Machine, rows: Sequence[Row]) -> tuple[Machine, list[Column]]:
+        rates = {row.key: read_rate(config, row) for row in rows}
+        machine = machine.reached("read_bytes_per_second", [r for r in rates.values() if r])
+        limit = machine.read_bytes_per_second
+
+        def share(row: Row) -> str:
+            found = rates[row.key]
+            return "" if found is None or limit is None else f"{found / limit:.0%}"
+
+        columns = [
+            against(rows, "lecture-loop", "fp32"),
+            against(rows, "ctranslate2", "fp32"),
+            Column(heading="of read bandwidth", cell=share),
+        ]
+        return machine, [*usual_columns(), *columns]
+
+    return judge

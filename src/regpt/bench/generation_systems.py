@@ -6,11 +6,12 @@ system's own format and packing are not in the time; the prompt is.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-Call = Callable[..., Mapping[str, object] | None]
+from regpt.bench.worker import Call
 
 TOP_K = 50
 SEED = 42
@@ -52,22 +53,22 @@ def regpt(model: str, dtype: str, engine: str) -> Call:
     return call
 
 
-def lecture_loop(model: str, dtype: str) -> Call:
+def lecture_loop(model: str) -> Call:
     """The lecture's loop: the whole text through the model for every token, no cache."""
     import torch
     from torch.nn import functional
 
     from regpt.core.model import GPT
-    from regpt.system.runtime import find_runtime
+    from regpt.system.runtime import find_device
 
-    runtime = find_runtime("auto", dtype="bf16" if dtype == "bf16" else "fp32")
-    gpt = GPT.from_pretrained(model).to(runtime.device).eval()
+    device = find_device("auto")
+    gpt = GPT.from_pretrained(model).to(device).eval()
 
     def call(prompt: list[int], rows: int, new: int) -> None:
         torch.manual_seed(SEED)
-        x = torch.tensor([prompt] * rows, device=runtime.device)
+        x = torch.tensor([prompt] * rows, device=device)
         while x.shape[1] < len(prompt) + new:
-            with torch.no_grad(), runtime.autocast():
+            with torch.no_grad():
                 logits, _ = gpt(x)
                 probabilities = functional.softmax(logits[:, -1, :], dim=-1)
                 largest, ids = torch.topk(probabilities, TOP_K, dim=-1)
@@ -85,8 +86,7 @@ def transformers(model: str, dtype: str) -> Call:
 
     logging.set_verbosity_error()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    kind = torch.bfloat16 if dtype == "bf16" else torch.float32
-    gpt: Any = AutoModelForCausalLM.from_pretrained(model, dtype=kind)
+    gpt: Any = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
     gpt.to(device).eval()
     gpt.generation_config.eos_token_id = None  # no row ends early
 
@@ -108,15 +108,16 @@ def transformers(model: str, dtype: str) -> Call:
     return call
 
 
-def convert(model: str, out: str, kind: str) -> Call:
-    """Give a system the export in its own format: `ctranslate2`, or a GGUF kind for llama.cpp."""
+def convert(model: str, out: str) -> Call:
+    """Write the export in the form that `out` is named after, or an export `random` itself."""
 
     def call() -> None:
+        import torch
+
+        from regpt.core.model import GPT, GPTConfig
+
+        kind = Path(out).stem
         if kind == "random":
-            import torch
-
-            from regpt.core.model import GPT, GPTConfig
-
             torch.manual_seed(0)
             GPT(GPTConfig()).save_pretrained(out)
         elif kind == "ctranslate2":
@@ -124,9 +125,6 @@ def convert(model: str, out: str, kind: str) -> Call:
 
             ct2.converters.TransformersConverter(model).convert(out)
         else:
-            from dataclasses import asdict
-
-            from regpt.core.model import GPT
             from regpt.weights.gguf import write_gguf
 
             gpt = GPT.from_pretrained(model)

@@ -1,54 +1,72 @@
 """What this machine is, and what it can do at most: reading memory, multiplying matrices.
 
-The limits are measured, each in about a second, the best of the repeats: they are what a program's
-figures are a share of. A sum over an array far larger than the caches gives the read bandwidth; a
-square matrix product gives the rate in bfloat16 and in float32 as torch runs them by default.
+The limits are what a program's figures are a share of, so they must be upper bounds. They are
+measured in a process of their own, beside the systems, in every round, and the best ever seen
+counts: whatever else runs can only lower one. Reading is a sum and a matrix-vector product, with
+all threads, over a buffer four times as large as the last cache; multiplying is a square product in
+bfloat16 and in float32 as torch runs them by default. A system that still comes to more (its
+matrices may stay in a large cache) raises the limit, which then says "at least".
 """
 
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
-from regpt.bench.workers import System, Worker
-from regpt.system.errors import UserError
+from regpt.bench.workers import System
 
-SECONDS_EACH = 0.8
+SECONDS_EACH = 0.3
 CPU_MATRIX, GPU_MATRIX = 2048, 8192
-"""Rows and columns of the matrices,"""
-CPU_NUMBERS, GPU_NUMBERS = 1 << 27, 1 << 30
-"""and float32 numbers that are read: 0.5 and 4 GB."""
+"""Rows and columns of the matrices."""
+ROW = 4096
+"""Numbers in a row of the buffer that is read."""
+
+Limit = Literal["read_bytes_per_second", "bf16_flops_per_second", "fp32_flops_per_second"]
+LIMITS: tuple[Limit, ...] = (
+    "read_bytes_per_second",
+    "bf16_flops_per_second",
+    "fp32_flops_per_second",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
     """Facts and limits; a limit of None was not measured."""
 
-    cpu: str
-    cores: int
+    cpu: str = ""
+    cores: int = 0
     """Processors this process may use."""
-    threads: int
+    threads: int = 0
     """Threads torch computes with."""
-    memory_bytes: int | None
-    torch: str
-    gpu: str | None
-    device: str
+    memory_bytes: int | None = None
+    torch: str = ""
+    gpu: str | None = None
+    device: str = "cpu"
     """Where the limits were measured: cpu or cuda."""
     read_bytes_per_second: float | None = None
     bf16_flops_per_second: float | None = None
     fp32_flops_per_second: float | None = None
+    exceeded: tuple[Limit, ...] = ()
+    """Limits that a system went beyond: they are its figures, not a measurement of the limit."""
 
     def to_json(self) -> dict[str, object]:
         """A JSON object."""
         return asdict(self)
 
     def at_best(self, again: "Machine") -> "Machine":
-        """The same with the higher of each limit: what else ran can only have lowered one."""
-        names = ("read_bytes_per_second", "bf16_flops_per_second", "fp32_flops_per_second")
-        pairs = {name: (getattr(self, name), getattr(again, name)) for name in names}
+        """The same with the higher of each limit."""
+        pairs = {name: (getattr(self, name), getattr(again, name)) for name in LIMITS}
         return replace(self, **{n: max(p) for n, p in pairs.items() if None not in p})
+
+    def reached(self, name: Limit, values: list[float]) -> "Machine":
+        """The same with a limit that is not below what systems came to."""
+        limit, best = getattr(self, name), max(values, default=0.0)
+        if limit is None or best <= limit:
+            return self
+        return replace(self, **{name: best, "exceeded": (*self.exceeded, name)})
 
     def describe(self) -> str:
         """One line: what it is."""
@@ -61,15 +79,17 @@ class Machine:
     def describe_limits(self) -> str:
         """One line: what it can do."""
 
-        def tell(value: float | None, unit: float, name: str) -> str:
-            return "not measured" if value is None else f"{value / unit:,.0f} {name}"
+        def tell(name: Limit, scale: float, unit: str) -> str:
+            value = getattr(self, name)
+            least = "at least " if name in self.exceeded else ""
+            return "not measured" if value is None else f"{least}{value / scale:,.0f} {unit}"
 
-        unit, name = (1e12, "TFLOP/s") if self.device == "cuda" else (1e9, "GFLOP/s")
+        flops = (1e12, "TFLOP/s") if self.device == "cuda" else (1e9, "GFLOP/s")
         return (
-            f"limits measured on {self.device}: memory read "
-            f"{tell(self.read_bytes_per_second, 1e9, 'GB/s')}, matrix product bf16 "
-            f"{tell(self.bf16_flops_per_second, unit, name)}, fp32 "
-            f"{tell(self.fp32_flops_per_second, unit, name)}"
+            f"limits measured on {self.device}: "
+            f"memory read {tell('read_bytes_per_second', 1e9, 'GB/s')}, "
+            f"matrix product bf16 {tell('bf16_flops_per_second', *flops)}, "
+            f"fp32 {tell('fp32_flops_per_second', *flops)}"
         )
 
 
@@ -96,16 +116,32 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def best_seconds(work: Callable[[], object], synchronize: Callable[[], None]) -> float:
-    """The shortest of the repeats that fit in `SECONDS_EACH`, after one to warm up."""
-    work()
-    synchronize()
-    end = time.perf_counter() + SECONDS_EACH
+def buffer_bytes(device: str) -> int:
+    """Four times the last cache, 512 MB to an eighth of the memory; on a GPU 4 GB."""
+    if device == "cuda":
+        return 4 << 30
+    try:
+        cache = Path("/sys/devices/system/cpu/cpu0/cache/index3/size").read_text(encoding="utf-8")
+        largest = 4 * 1024 * int(cache.strip().removesuffix("K"))
+    except (OSError, ValueError):
+        largest = 0
+    return min(max(largest, 512 << 20), (memory_size() or 1 << 62) // 8)
+
+
+def best_seconds(works: Sequence[Callable[[], object]], synchronize: Callable[[], None]) -> float:
+    """The shortest time of any of the works, each done in turn for `SECONDS_EACH`, after one."""
     best = float("inf")
-    while (clock := time.perf_counter()) < end:
+    for work in works:
         work()
         synchronize()
-        best = min(best, time.perf_counter() - clock)
+        end = time.perf_counter() + SECONDS_EACH / len(works)
+        while True:
+            clock = time.perf_counter()
+            work()
+            synchronize()
+            best = min(best, time.perf_counter() - clock)
+            if time.perf_counter() >= end:
+                break
     return best
 
 
@@ -117,22 +153,24 @@ def load(device: str) -> Callable[[], Mapping[str, object]]:
 
     runtime = find_runtime(device)
     place = runtime.device
-    on_gpu = place.type == "cuda"
-    size = GPU_MATRIX if on_gpu else CPU_MATRIX
-    elements = GPU_NUMBERS if on_gpu else CPU_NUMBERS
+    size = GPU_MATRIX if place.type == "cuda" else CPU_MATRIX
+    shape = (buffer_bytes(place.type) // (4 * ROW), ROW)
+    on_cpu = torch.ones(shape) if place.type == "cpu" else None  # fresh memory is slow to get
+
+    def read() -> float:
+        numbers = torch.ones(shape, device=place) if on_cpu is None else on_cpu
+        ones, sums = torch.ones(ROW, device=place), torch.empty(shape[0], device=place)
+        works = [numbers.sum, lambda: torch.mv(numbers, ones, out=sums)]
+        return 4 * numbers.numel() / best_seconds(works, runtime.synchronize)
 
     def product(dtype: torch.dtype) -> float:
         left, right = (torch.randn(size, size, device=place).to(dtype) for _ in range(2))
         out = torch.empty_like(left)
-        taken = best_seconds(lambda: torch.mm(left, right, out=out), runtime.synchronize)
-        return 2 * size**3 / taken
+        works = [lambda: torch.mm(left, right, out=out)]
+        return 2 * size**3 / best_seconds(works, runtime.synchronize)
 
     def call() -> Mapping[str, object]:
-        numbers = torch.ones(elements, device=place)
-        read = 4 * elements / best_seconds(numbers.sum, runtime.synchronize)
-        del numbers
-        bf16 = product(torch.bfloat16) if gains_from_bf16(place) else None
-        return Machine(
+        measured = Machine(
             cpu=cpu_name(),
             cores=usable_cores(),
             threads=runtime.threads,
@@ -140,35 +178,17 @@ def load(device: str) -> Callable[[], Mapping[str, object]]:
             torch=torch.__version__,
             gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             device=place.type,
-            read_bytes_per_second=read,
-            bf16_flops_per_second=bf16,
+            read_bytes_per_second=read(),
+            bf16_flops_per_second=product(torch.bfloat16) if gains_from_bf16(place) else None,
             fp32_flops_per_second=product(torch.float32),
-        ).to_json()
+        )
+        if on_cpu is None:
+            torch.cuda.empty_cache()  # the systems want it
+        return measured.to_json()
 
     return call
 
 
-def find_machine(device: str = "auto", *, threads: int | None = None) -> Machine:
-    """Measure this machine in a process of its own, so that nothing of it stays in memory.
-
-    Raises:
-        UserError: the device is not there, or no threads are.
-    """
-    from regpt.bench.workers import WorkerFault
-
-    if threads is not None and threads < 1:
-        raise UserError(f"threads must be at least 1, got {threads}")
-    system = System(
-        name="machine",
-        dtype="",
-        load="regpt.bench.hardware_limits:load",
-        settings={"device": device},
-    )
-    worker = Worker(system, threads=threads)
-    try:
-        worker.load()
-        return Machine(**worker.call({}).facts)  # pyright: ignore[reportArgumentType]
-    except WorkerFault as fault:
-        raise UserError(str(fault)) from None
-    finally:
-        worker.close()
+def limits_system(device: str) -> System:
+    """What measures the limits, as a worker's system."""
+    return System(name="limits", load=f"{__name__}:load", settings={"device": device})

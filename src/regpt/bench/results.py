@@ -1,122 +1,163 @@
-"""A finished benchmark: shown to people, printed for programs, written to a file to keep."""
+"""What a benchmark found: rows, and the columns, table and Markdown that are made of them.
+
+A row is one system in one job. Figures of different systems are compared as ratios within a job,
+never as bare seconds from different runs.
+"""
 
 import functools
-import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import date
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from regpt.bench.hardware_limits import Machine
-from regpt.bench.rows import Column, Row, markdown, table, wide_enough
-from regpt.system.console import Console
-from regpt.system.errors import UserError
-from regpt.system.files import Content, replace_files, writing_to
-
-SPREAD = "times are medians of n; spread is (slowest - fastest) / median"
+from rich.table import Table
+from rich.text import Text
 
 
 @dataclass(frozen=True, kw_only=True)
-class Results:
-    """A finished benchmark."""
+class Row:
+    """One system in one job, or in a part of it."""
 
-    benchmark: str
-    """Its name, as in `regpt bench NAME`."""
-    rows: Sequence[Row]
-    machine: Mapping[str, object]
-    """`Machine.to_json`."""
-    place: str
-    """The machine in one line."""
-    date: str
-    commit: str | None
-    """Of the source tree; None if it is not in one."""
-    command: str
-    notes: Sequence[str]
-    """What was left out and why; how figures are defined."""
+    job: str
+    system: str
+    dtype: str = ""
+    engine: str = ""
+    seconds: float
+    """Median of one job."""
+    tokens_per_second: float | None = None
+    peak_memory_bytes: int | None = None
+    """Of the system's process; on a GPU of the device. None: not known."""
+    fastest_seconds: float
+    slowest_seconds: float
+    timed: int
+    """How many times the job was timed."""
+    first_call: bool = False
+    """Whether that is a first call, which warms up as well: there was no time for more."""
+    facts: Mapping[str, object] = field(default_factory=dict)
+    """What the system told of its last repeat; JSON values."""
 
-    def to_json(self) -> str:
-        """One line for programs."""
-        return json.dumps(
-            {
-                "benchmark": self.benchmark,
-                "rows": [row.to_json() for row in self.rows],
-                "machine": dict(self.machine),
-                "date": self.date,
-                "commit": self.commit,
-                "command": self.command,
-                "notes": list(self.notes),
-            }
-        )
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """Job and system."""
+        return self.job, self.system, self.engine, self.dtype
 
-    def to_markdown(self, columns: Sequence[Column], *, more: str = "") -> str:
-        """The file to keep; `more` comes after the table."""
-        source = f", commit {self.commit}" if self.commit else ""
-        notes = "".join(f"- {note}\n" for note in self.notes)
-        return (
-            f"# {self.benchmark}, {self.date}\n\n{self.place}{source}.\n\n"
-            f"```\n{self.command}\n```\n\n{markdown(self.rows, columns)}"
-            f"{f'{chr(10)}{notes}' if notes else ''}{f'{chr(10)}{more}' if more else ''}"
-        )
+    @property
+    def title(self) -> str:
+        """The system for people."""
+        return " ".join(part for part in self.key[1:] if part)
+
+    def to_json(self) -> dict[str, object]:
+        """A JSON object, without what does not apply."""
+        optional = ("dtype", "engine", "first_call", "facts")
+        return {
+            name: value for name, value in asdict(self).items() if value or name not in optional
+        }
 
 
-def collect(
-    benchmark: str,
-    machine: Machine,
-    rows: Sequence[Row],
-    *,
-    notes: Sequence[str],
-    faults: list[str],
-) -> Results:
-    """A finished benchmark; `notes` say how its figures are defined, `faults` what went wrong.
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A column of the table."""
 
-    Raises:
-        UserError: nothing could be measured.
-    """
-    if not rows:
-        raise UserError(f"nothing could be measured: {'; '.join(faults) or 'no time'}")
-    return Results(
-        benchmark=benchmark,
-        rows=rows,
-        machine=machine.to_json(),
-        place=machine.describe(),
-        date=date.today().isoformat(),
-        commit=find_commit(),
-        command=command_line(),
-        notes=[machine.describe_limits(), *notes, SPREAD, *faults],
-    )
+    heading: str
+    cell: Callable[[Row], str]
+    right: bool = True
 
 
-def show(results: Results, columns: Sequence[Column], console: Console) -> None:
-    """The machine, the notes and the table."""
-    drawn = table(results.rows, columns)
-    wide_enough(console, drawn)
-    for line in (results.place, *results.notes):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    console.print()
-    console.print(drawn)
+def duration(seconds: float) -> str:
+    """Three digits, in ms below a second."""
+    return f"{seconds * 1e3:.3g} ms" if seconds < 0.9995 else f"{seconds:.3g} s"
 
 
-def write_results(path: Path, text: str, *, picture: bytes | None = None) -> None:
-    """Write a results file, and its picture beside it, whole or not at all; the folder is made."""
-    with writing_to(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    files: dict[str, Content] = {path.name: text.encode()}
-    if picture is not None:
-        files = {path.with_suffix(".png").name: picture, **files}
-    replace_files(path.parent, files)
+def gigabytes(size: int | None) -> str:
+    """GB with two decimals, or that it is not known."""
+    return "not measured" if size is None else f"{size / 1e9:.2f} GB"
+
+
+def rate(value: float | None) -> str:
+    """Three digits, thousands apart."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def against(
+    rows: Sequence[Row], system: str, dtype: str, ratio: Callable[[Row, Row], str] | None = None
+) -> Column:
+    """A ratio to a system's row in the same job, by default how many times as fast."""
+
+    def cell(row: Row) -> str:
+        for other in rows:
+            if (other.job, other.system, other.dtype) == (row.job, system, dtype):
+                return ratio(row, other) if ratio else f"{other.seconds / row.seconds:.2f}x"
+        return ""
+
+    return Column(heading=f"against {system} {dtype}".rstrip(), cell=cell)
+
+
+def usual_columns(*, per: str = "seconds") -> list[Column]:
+    """What every benchmark has: job, system, time, spread, rate, memory; `per` heads the time."""
+    return [
+        Column(heading="job", cell=lambda row: row.job, right=False),
+        Column(heading="system", cell=lambda row: row.system, right=False),
+        Column(heading="dtype", cell=lambda row: row.dtype, right=False),
+        Column(heading="engine", cell=lambda row: row.engine, right=False),
+        Column(heading=per, cell=lambda row: duration(row.seconds)),
+        Column(heading="spread of n", cell=spread),
+        Column(heading="tokens/s", cell=lambda row: rate(row.tokens_per_second)),
+        Column(heading="peak memory", cell=lambda row: gigabytes(row.peak_memory_bytes)),
+    ]
+
+
+def spread(row: Row) -> str:
+    """(slowest - fastest) / median, and of how many."""
+    return f"{(row.slowest_seconds - row.fastest_seconds) / row.seconds:.0%} of {row.timed}"
+
+
+def filled(rows: Sequence[Row], columns: Sequence[Column]) -> list[Column]:
+    """The columns that have something to say."""
+    return [column for column in columns if any(map(column.cell, rows))]
+
+
+def table(rows: Sequence[Row], columns: Sequence[Column]) -> Table:
+    """The rows for a terminal, a line between jobs; headings fold, figures do not."""
+    drawn = Table(box=None, pad_edge=False)
+    columns = filled(rows, columns)
+    for column in columns:
+        words = [*column.heading.split(), *map(column.cell, rows)]
+        heading = textwrap.fill(column.heading, max(map(len, words)))
+        drawn.add_column(heading, justify="right" if column.right else "left", no_wrap=True)
+    for index, row in enumerate(rows):
+        last_of_job = index + 1 == len(rows) or rows[index + 1].job != row.job
+        drawn.add_row(*(Text(column.cell(row)) for column in columns), end_section=last_of_job)
+    return drawn
+
+
+def markdown(rows: Sequence[Row], columns: Sequence[Column]) -> str:
+    """The rows as a Markdown table."""
+    columns = filled(rows, columns)
+    lines = [
+        [column.heading for column in columns],
+        ["--:" if column.right else ":--" for column in columns],
+        *([column.cell(row) for column in columns] for row in rows),
+    ]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def command_line() -> str:
     """What was typed, without the place that results go to, and files by their names alone."""
-    arguments = list(sys.argv[1:])
+    program, *arguments = sys.argv
     if "--out" in arguments:
         place = arguments.index("--out")
         del arguments[place : place + 2]
-    words = (word for word in arguments if not word.startswith("--out="))
-    return shlex.join(["regpt", *(Path(word).name if word[:1] == "/" else word for word in words)])
+    words = [word for word in arguments if not word.startswith("--out=")]
+    words = [Path(word).name if word[:1] == "/" else word for word in words]
+    script = Path(program)
+    if script.suffix == ".py" and script.name != "__main__.py":
+        return shlex.join(["python", f"{script.absolute().parent.name}/{script.name}", *words])
+    return shlex.join(["regpt", *words])
 
 
 @functools.cache

@@ -1,8 +1,8 @@
 """`regpt bench train`: one optimisation step, ours and others', in tokens per second.
 
 A job is a step of one model at one batch: `step-124M-B4-T32`. Every system of a job lives in a
-process of its own and takes its turns (rounds.py); on a GPU, where memory is short and timings are
-steady, one after the other. Work is counted by a formula, the same for all systems:
+process of its own, in interleaved rounds; on a GPU, where memory is short and timings are steady,
+one after the other. Work is counted by a formula, the same for all systems:
 
     FLOP per token = 6 N + 12 L H Q T
 
@@ -13,13 +13,14 @@ product rate measured on this machine, and MFU, of the chip's published bf16 rat
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from regpt.bench.hardware_limits import Machine
-from regpt.bench.interleaved import Job, Measured, measure
-from regpt.bench.rows import Baseline, Column, Finder, Observer, Row, memory_against, speedups
+from regpt.bench.hardware_limits import Limit, Machine
+from regpt.bench.interleaved import Budget, Job, measure
+from regpt.bench.results import Column, Row, against, usual_columns
+from regpt.bench.session import Session
 from regpt.bench.workers import System
 from regpt.core.model import GPTConfig
 from regpt.system.errors import UserError
@@ -44,10 +45,6 @@ CUDA_JOBS = (
 )
 PUBLISHED = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
 """Dense bf16 rates of chips, FLOP/s, by a part of their name (data sheets; the SXM modules)."""
-
-LECTURE_FP32 = Baseline(system="lecture", dtype="fp32")
-LECTURE_BF16 = Baseline(system="lecture", dtype="bf16")
-LECTURE_COMPILED = Baseline(system="lecture-compiled", dtype="bf16")
 
 LIBRARIES = 500_000_000
 """Bytes of a worker that are not the model's: measured 0.4 GB with torch loaded."""
@@ -98,118 +95,83 @@ def choose_systems(machine: Machine, *, peers: bool, few: bool) -> list[System]:
 
     bf16 is left out where the machine has none, as it would be emulated.
     """
-    dtypes = ["fp32", "bf16"] if machine.bf16_flops_per_second else ["fp32"]
+    dtypes = ["bf16", "fp32"] if machine.bf16_flops_per_second else ["fp32"]
     room = "regpt.bench.train_systems"
-    systems = [System(name="regpt", dtype=dtypes[-1], load=f"{room}:ours", ours=True)]
+    systems = [System(name="regpt", dtype=dtypes[0], load=f"{room}:ours", ours=True)]
     if not peers:
         return systems
     if machine.device == "cuda":
-        systems.append(
-            System(
-                name="lecture-compiled",
-                dtype=dtypes[-1],
-                load=f"{room}:lecture",
-                settings={"compiled": True},
-            )
+        compiled = System(
+            name="lecture-compiled",
+            dtype=dtypes[0],
+            load=f"{room}:lecture",
+            settings={"compiled": True},
         )
-    if few:
-        dtypes = [] if machine.device == "cuda" else dtypes[-1:]
-    names = ("lecture",) if few else ("lecture", "transformers")
-    systems += [
+        systems.append(compiled)
+        if few:
+            return systems
+    return systems + [
         System(name=name, dtype=dtype, load=f"{room}:{name}")
-        for name in names
-        for dtype in reversed(dtypes)
+        for name in ("lecture", "transformers")[: 1 if few else 2]
+        for dtype in dtypes[: 1 if few else 2]
     ]
-    return systems
-
-
-def memory_of_plain(step: Step) -> tuple[int, int]:
-    """Bytes of a plain loop in fp32, by arithmetic: at rest, and at most during a step.
-
-    At rest parameters, gradients and AdamW's averages. In a step four times the logits, and what
-    24 C numbers per token and block keep for backward.
-    """
-    resting = 16 * step.shape.num_parameters()
-    shape = step.shape
-    logits = 4 * 4 * step.tokens * shape.vocab_size
-    return resting, resting + logits + 4 * step.tokens * shape.n_layer * 24 * shape.n_embd
 
 
 def fit_together(step: Step, systems: int, machine: Machine) -> bool:
-    """Whether so many systems may be in memory at once, one of them at work."""
+    """Whether so many systems may be in memory at once, one of them at work.
+
+    By arithmetic for a plain loop in fp32: parameters, gradients and AdamW's averages at rest; in a
+    step four times the logits, and what 24 C numbers per token and block keep for backward.
+    """
     if machine.device != "cpu" or systems == 1:
         return machine.device == "cpu"
-    resting, working = memory_of_plain(step)
+    shape = step.shape
+    resting = 16 * shape.num_parameters()
+    working = resting + 16 * step.tokens * shape.vocab_size
+    working += 4 * step.tokens * shape.n_layer * 24 * shape.n_embd
     ours = 0.6 * working  # keeps its pages while it rests
     others = (systems - 2) * resting + working + (systems - 1) * LIBRARIES
     return ours + others <= available_memory(torch.device("cpu"))
 
 
 def run_step(
-    step: Step,
-    systems: Sequence[System],
-    *,
-    machine: Machine,
-    data: Sequence[str],
-    seconds: float,
-    rounds: int,
-    threads: int | None,
-    observe: Observer,
-    notes: list[str],
-    found: Finder,
-    strict: bool,
-) -> list[Row]:
-    """One job on all systems; what is left out, or odd, is added to `notes`."""
+    session: Session, step: Step, systems: Sequence[System], budget: Budget, *, data: Sequence[str]
+) -> None:
+    """One job on all systems; what is left out, or odd, becomes a note."""
     settings = {
         "shape": asdict(step.shape),
         "batch_size": step.batch_size,
         "block_size": step.block_size,
-        "device": machine.device,
+        "device": session.machine.device,
         "data": list(data),
     }
     ready = [
-        System(
-            name=system.name,
-            dtype=system.dtype,
-            load=system.load,
-            settings={**settings, "dtype": system.dtype, **system.settings},
-            ours=system.ours,
-        )
+        replace(system, settings={**settings, "dtype": system.dtype, **system.settings})
         for system in systems
     ]
-    together = fit_together(step, len(ready), machine)
-    if not together and machine.device == "cpu":
-        notes.append(f"{step.name}: memory does not hold all systems: one after the other")
     job = Job(name=step.name, tokens=step.tokens)
-    measured = measure(
-        ready,
-        job,
-        seconds=seconds,
-        rounds=rounds,
-        observe=observe,
-        faults=notes,
-        found=found,
-        strict=strict,
-        together=together,
-        threads=threads,
-    )
-    compare_losses(step.name, measured, notes)
-    return [each.row(job) for each in measured if each.seconds]
+    if fit_together(step, len(ready), session.machine):
+        measure(session, ready, job, budget)
+    else:
+        if session.machine.device == "cpu":
+            session.note(f"{step.name}: memory does not hold all systems: one after the other")
+        for system in ready:
+            measure(session, [system], job, replace(budget, seconds=budget.seconds / len(ready)))
+    compare_losses(session, step.name)
 
 
-def compare_losses(job: str, measured: Sequence[Measured], notes: list[str]) -> None:
+def compare_losses(session: Session, job: str) -> None:
     """Note a system whose first loss is not like the first system's: it does something else.
 
     All start from random weights on the same text: a loss near log(vocabulary), 0.3 apart at most.
     """
-    if not measured:
-        return
-    losses = [float(str(each.facts["first_loss"])) for each in measured]
-    for each, loss in zip(measured, losses, strict=True):
+    rows = [row for row in session.rows if row.job == job]
+    losses = [float(str(row.facts["first_loss"])) for row in rows]
+    for row, loss in zip(rows, losses, strict=True):
         if not abs(loss - losses[0]) < 0.3:
-            notes.append(
-                f"{job}: first loss of {each.system.title} is {loss:.3f}, of "
-                f"{measured[0].system.title} {losses[0]:.3f}: not the same work"
+            session.note(
+                f"{job}: first loss of {row.title} is {loss:.3f}, of "
+                f"{rows[0].title} {losses[0]:.3f}: not the same work"
             )
 
 
@@ -220,25 +182,43 @@ def published_rate(machine: Machine) -> float | None:
     return next((rate for name, rate in PUBLISHED.items() if name in machine.gpu), None)
 
 
-def share_column(heading: str, limit: float | None) -> Column:
-    """A row's rate by the formula as a share of a limit in FLOP/s."""
-
-    def cell(row: Row) -> str:
-        step = parse_job(row.job)
-        achieved = row.tokens_per_second * flops_per_token(step.shape, step.block_size)
-        return "not measured" if limit is None else f"{achieved / limit:.0%}"
-
-    return Column(heading=heading, cell=cell)
+def flops(row: Row) -> float:
+    """FLOP per second of a row, by the formula."""
+    step = parse_job(row.job)
+    assert row.tokens_per_second is not None
+    return row.tokens_per_second * flops_per_token(step.shape, step.block_size)
 
 
-def train_columns(machine: Machine, rows: Sequence[Row]) -> list[Column]:
-    """Shares of the limits, and the ratios against those baselines that are there."""
-    name = "bf16" if machine.bf16_flops_per_second else "fp32"
-    limit = machine.bf16_flops_per_second or machine.fp32_flops_per_second
-    columns = [share_column(f"of {name} limit", limit)]
+def judge(machine: Machine, rows: Sequence[Row]) -> tuple[Machine, list[Column]]:
+    """Shares of the limits, and the ratios against baselines."""
+    name: Limit = "fp32_flops_per_second"
+    if machine.bf16_flops_per_second:
+        name = "bf16_flops_per_second"
+    machine = machine.reached(name, [flops(row) for row in rows])
+
+    def share(heading: str, limit: float | None) -> Column:
+        def cell(row: Row) -> str:
+            return "not measured" if limit is None else f"{flops(row) / limit:.0%}"
+
+        return Column(heading=heading, cell=cell)
+
+    def memory(row: Row, other: Row) -> str:
+        if row.peak_memory_bytes is None or other.peak_memory_bytes is None:
+            return ""
+        return f"{row.peak_memory_bytes / other.peak_memory_bytes:.0%}"
+
+    columns = [share(f"of {name[:4]} limit", getattr(machine, name))]
     if machine.device == "cuda":
-        columns.append(share_column("MFU", published_rate(machine)))
-    columns += speedups((LECTURE_FP32, LECTURE_BF16, LECTURE_COMPILED), rows)
-    if any(LECTURE_BF16.find(rows, row.job) for row in rows):
-        columns.append(memory_against(LECTURE_BF16, rows))
-    return columns
+        columns.append(share("MFU", published_rate(machine)))
+    columns += [
+        against(rows, system, dtype)
+        for system, dtype in (
+            ("lecture", "fp32"),
+            ("lecture", "bf16"),
+            ("lecture-compiled", "bf16"),
+        )
+    ]
+    in_memory = replace(
+        against(rows, "lecture", "bf16", memory), heading="memory of lecture bf16's"
+    )
+    return machine, [*usual_columns(per="step"), *columns, in_memory]

@@ -2,20 +2,19 @@
 
 Orders come in on stdin and answers go out on stdout, one JSON object a line:
 
-    {"load": "module:function", "settings": {...}}  ->  {"ready": seconds}
+    {"load": "module:function", "settings": {...}}  ->  {"ready": true}
     {"job": {...}, "repeats": 3}                    ->  {"seconds": [...], "peak_memory_bytes": ...}
 
-`function(**settings)` loads the system and returns its `call(**job)`, which may return facts for
-the answer. Time is taken here, around each call, so no pipe is in it. Whatever fails is answered
-as {"fault": "one line"}. A worker that waits blocks in a read and uses no processor; when its
-parent is gone it reads the end of the file and ends.
-
-Peak memory is that of this process: on a GPU what torch allocated there, else the resident memory
-(VmHWM; `ru_maxrss` would remember the parent's as well).
+`function(**settings)` loads the system and returns its `call(**job)`. `module` may be the path of a
+script. A call may return facts, JSON values; its fact `parts`, seconds by name, is what it timed
+itself. Time is taken here, around each call, so no pipe is in it. Whatever fails is answered as
+{"fault": "one line"}. A worker that waits blocks in a read and uses no processor; when its parent
+is gone it reads the end of the file and ends.
 """
 
 import json
 import os
+import runpy
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -29,7 +28,9 @@ Call = Callable[..., Facts | None]
 
 def load(place: str, settings: Facts) -> Call:
     """Import `module:function` and let it load the system."""
-    module, _, name = place.partition(":")
+    module, _, name = place.rpartition(":")
+    if module.endswith(".py"):
+        return runpy.run_path(module)[name](**settings)
     return getattr(import_module(module), name)(**settings)
 
 
@@ -41,33 +42,27 @@ def synchronize() -> None:
 
 
 def peak_memory() -> int | None:
-    """The most bytes this process has held so far; None where the system does not say."""
+    """The most bytes held so far: on a GPU torch's, else resident; None where nobody says."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
-    try:
+    try:  # getrusage would remember the parent's pages too
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
     except (OSError, StopIteration):
-        pass
-    try:
-        import resource
-    except ImportError:
         return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def timed(call: Call, job: Facts, repeats: int) -> dict[str, object]:
     """Call a job so many times; the answer."""
-    seconds, facts = [], {}
+    seconds, facts = [], []
     for _ in range(repeats):
         synchronize()
         clock = time.perf_counter()
-        facts = call(**job) or {}
+        facts.append(dict(call(**job) or {}))
         synchronize()
         seconds.append(time.perf_counter() - clock)
-    return {"seconds": seconds, "peak_memory_bytes": peak_memory(), "facts": dict(facts)}
+    return {"seconds": seconds, "peak_memory_bytes": peak_memory(), "facts": facts}
 
 
 def in_one_line(error: BaseException) -> str:
@@ -92,9 +87,8 @@ def serve() -> None:
         order = json.loads(line)
         try:
             if call is None:
-                clock = time.perf_counter()
                 call = load(order["load"], order["settings"])
-                answer({"ready": time.perf_counter() - clock})
+                answer({"ready": True})
             else:
                 answer(timed(call, order["job"], order["repeats"]))
         except Exception as error:  # told to the parent, which leaves this system out

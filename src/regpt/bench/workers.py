@@ -1,9 +1,9 @@
-"""Systems under test, each in a worker process of its own, seen from the parent.
+"""Systems under test, each in a worker process of its own (`worker.py`), seen from the parent.
 
 One process per system, because allocator settings, thread pools and peak memory belong to a
-process. Our own is started through regpt's launcher and gets what a training gets (allocator.py);
-the others are plain Python processes. What cannot load or breaks later is a `WorkerFault` in one
-line: a benchmark leaves that system out and says so.
+process. Our own is started through regpt's command line and gets its allocator settings; the others
+are plain Python processes. What cannot load or breaks later is a `WorkerFault` in one line: a
+benchmark leaves that system out and says so.
 """
 
 import contextlib
@@ -15,16 +15,51 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from regpt.bench.rows import Observer
-
 PATIENCE_SECONDS = 900.0
 """What loading, or one call, may take."""
 CLOSING_SECONDS = 5.0
+
+
+class WorkerFault(Exception):
+    """A system that cannot load or broke: the message is one line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """Something to measure."""
+
+    name: str
+    dtype: str = ""
+    engine: str = ""
+    """How it computes, where it has several ways."""
+    load: str
+    """`module:function`, imported in the worker; called with `settings`, returns the call."""
+    settings: Mapping[str, object] = field(default_factory=dict)
+    """JSON values."""
+    ours: bool = False
+    """Start it as `regpt` starts; otherwise a plain Python process."""
+
+    @property
+    def title(self) -> str:
+        """For people: `regpt fast bf16`."""
+        return " ".join(part for part in (self.name, self.engine, self.dtype) if part)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a call came to."""
+
+    seconds: list[float]
+    """One entry per repeat."""
+    peak_memory_bytes: int | None
+    """Of the worker's life so far."""
+    facts: list[dict]
+    """What the system told, per repeat."""
 
 
 def machine_seconds() -> float | None:
@@ -40,55 +75,13 @@ def machine_seconds() -> float | None:
     return (user + nice + system + sum(interrupts_and_steal)) / os.sysconf("SC_CLK_TCK")
 
 
-class WorkerFault(Exception):
-    """A system that cannot load or broke: the message is one line."""
-
-
-class OutOfTime(WorkerFault):
-    """A system that did not answer in time, and was ended."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class System:
-    """Something to measure."""
-
-    name: str
-    dtype: str
-    engine: str | None = None
-    load: str
-    """`module:function`, imported in the worker; called with `settings`, returns the call."""
-    settings: Mapping[str, object] = field(default_factory=dict)
-    """JSON values."""
-    ours: bool = False
-    """Start it as regpt's launcher starts a training; otherwise a plain process."""
-
-    @property
-    def title(self) -> str:
-        """For people: `regpt bf16`, with the engine if it has one."""
-        return " ".join(part for part in (self.name, self.engine, self.dtype) if part)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What a call came to."""
-
-    seconds: list[float]
-    """One entry per repeat."""
-    peak_memory_bytes: int | None
-    """Of the worker's life so far."""
-    facts: dict[str, object]
-    """What the system told of its last repeat."""
-
-
 class Worker:
     """A system in its process: load it, call it, close it."""
 
     def __init__(self, system: System, *, threads: int | None = None) -> None:
         self.system = system
-        self.ended = False
-        """Whether it takes no further orders."""
-        self.pace = 0.0
-        """Seconds per token of its last job; 0: not known."""
+        self.seconds_per_token = 0.0
+        """Of its last job; 0: not known."""
         module = ("regpt", "bench", "worker") if system.ours else ("regpt.bench.worker",)
         environment = dict(os.environ)
         if threads is not None:
@@ -103,6 +96,8 @@ class Worker:
             text=True,
             encoding="utf-8",
         )
+        self.ended = False
+        """Whether it takes no further orders."""
         self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
         threading.Thread(target=self._listen, daemon=True).start()
 
@@ -112,10 +107,9 @@ class Worker:
             self._answers.put(line)
         self._answers.put("")
 
-    def load(self, *, patience: float = PATIENCE_SECONDS) -> float:
-        """Load the system; the seconds that took."""
-        order = {"load": self.system.load, "settings": dict(self.system.settings)}
-        return float(self._ask(order, patience)["ready"])
+    def load(self, *, patience: float = PATIENCE_SECONDS) -> None:
+        """Load the system; raises WorkerFault."""
+        self._ask({"load": self.system.load, "settings": dict(self.system.settings)}, patience)
 
     def call(
         self,
@@ -124,7 +118,7 @@ class Worker:
         repeats: int = 1,
         patience: float = PATIENCE_SECONDS,
     ) -> Answer:
-        """Do a job, so many times in a row."""
+        """Do a job, so many times in a row; raises WorkerFault, after which the worker is ended."""
         return Answer(**self._ask({"job": dict(job), "repeats": repeats}, patience))
 
     def _ask(self, order: Mapping[str, object], patience: float) -> dict:
@@ -135,12 +129,9 @@ class Worker:
         try:
             line = self._answers.get(timeout=patience)
         except queue.Empty:
-            self.end()
-            raise OutOfTime(f"no answer within {patience:.0f} s") from None
-        if not line:
-            self.ended = True
-            raise WorkerFault(self._last_words())
-        answer = json.loads(line)
+            self.kill()
+            raise WorkerFault(f"no answer within {patience:.0f} s") from None
+        answer = json.loads(line) if line else {"fault": self._last_words()}
         if "fault" in answer:
             self.ended = True
             raise WorkerFault(answer["fault"])
@@ -157,16 +148,15 @@ class Worker:
         return f"its process ended with code {code}{': ' + lines[-1].strip() if lines else ''}"
 
     def processor_seconds(self) -> float | None:
-        """Processor time the worker has used so far, all threads; None where Linux's /proc isn't.
+        """Processor time used so far, of all threads and of children that ended.
 
-        In steps of 10 ms.
+        In steps of 10 ms; None where Linux's /proc isn't, or the process is gone.
         """
         try:
             text = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="utf-8")
         except OSError:
             return None
-        user, system = text.rpartition(")")[2].split()[11:13]
-        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+        return sum(map(int, text.rpartition(")")[2].split()[11:15])) / os.sysconf("SC_CLK_TCK")
 
     def settle(self) -> bool:
         """Wait until the worker rests: its threads may spin for a while after a call.
@@ -186,7 +176,7 @@ class Worker:
             before = now
         return False
 
-    def end(self) -> None:
+    def kill(self) -> None:
         """End the process at once, whatever it is doing."""
         self.ended = True
         self._process.kill()
@@ -194,6 +184,7 @@ class Worker:
     def close(self) -> None:
         """End the process: kindly, then not."""
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         try:
@@ -201,47 +192,19 @@ class Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        if self._process.stdout is not None:
-            with contextlib.suppress(OSError, ValueError):
-                self._process.stdout.close()
+        with contextlib.suppress(OSError, ValueError):
+            self._process.stdout.close()
         self._errors.close()
 
 
 @contextlib.contextmanager
-def loaded(
-    systems: Sequence[System],
-    *,
-    observe: Observer,
-    faults: list[str],
-    threads: int | None = None,
-    deadline: float | None = None,
-) -> Iterator[list[Worker]]:
-    """Workers of the systems that load, one after the other; the rest is added to `faults`.
-
-    Others' systems that have not loaded by the `deadline` (`time.monotonic`) are of the rest.
-    """
-    with contextlib.ExitStack() as stack:
-        workers = []
-        for system in systems:
-            patience = PATIENCE_SECONDS
-            if deadline is not None and not system.ours:
-                patience = deadline - time.monotonic()
-                if patience <= 0:
-                    faults.append(f"{system.title} is left out: the time for loading is over")
-                    continue
-            observe(f"loading {system.title}")
-            worker = Worker(system, threads=threads)
-            stack.callback(worker.close)
-            try:
-                worker.load(patience=patience)
-            except WorkerFault as fault:
-                faults.append(f"{system.title} is left out: {fault}")
-                continue
-            worker.settle()
-            workers.append(worker)
-        try:
-            yield workers
-        except KeyboardInterrupt:  # nobody waits for what they are doing
-            for worker in workers:
-                worker.end()
-            raise
+def started(system: System, *, threads: int | None = None) -> Iterator[Worker]:
+    """A worker that is ended afterwards; at once if we are interrupted."""
+    worker = Worker(system, threads=threads)
+    try:
+        yield worker
+    except KeyboardInterrupt:  # nobody waits for what it is doing
+        worker.kill()
+        raise
+    finally:
+        worker.close()

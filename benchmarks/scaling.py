@@ -1,8 +1,10 @@
-"""How the cost of a step grows: with the sequence, with the batch, with the model.
+"""How the cost of a training step grows: with the sequence, with the batch, with the model.
 
-The same jobs as `regpt bench train`, along three axes, drawn as tokens per second. The limit in the
-picture is what the step would reach if it were matrix products alone, at the rate measured on this
-machine: it falls with T because attention's products grow, and as 1/N with the model.
+    python benchmarks/scaling.py --out scaling.md
+
+The jobs of `regpt bench train` along three axes; beside --out a picture, tokens per second. The
+limit in it is what the step would reach if it were matrix products alone, at the rate measured on
+this machine: it falls with T because attention's products grow, and as 1/N with the model.
 """
 
 import math
@@ -11,8 +13,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from regpt.bench.hardware_limits import Machine
-from regpt.bench.rows import Row
-from regpt.bench.train import Step, flops_per_token, parse_job
+from regpt.bench.interleaved import Budget
+from regpt.bench.results import Row
+from regpt.bench.session import benchmark, script_options
+from regpt.bench.train import (
+    FORMULA,
+    Step,
+    choose_systems,
+    flops_per_token,
+    judge,
+    parse_job,
+    run_step,
+)
 from regpt.system import plot
 
 if TYPE_CHECKING:
@@ -75,6 +87,7 @@ def draw(rows: Sequence[Row], axes: Sequence[Axis], machine: Machine) -> bytes:
 
     figure = Figure(figsize=(5 * len(axes), 5), layout="constrained")
     panels = figure.subplots(1, len(axes), squeeze=False)[0]
+    machine, _ = judge(machine, rows)
     limit = machine.bf16_flops_per_second or machine.fp32_flops_per_second
     for axis, panel in zip(axes, panels, strict=True):
         draw_panel(panel, axis, rows, limit)
@@ -129,3 +142,32 @@ def round_numbers(low: float, high: float) -> tuple[list[float], list[str]]:
 def label(place: float) -> str:
     """A number of an axis, millions as M."""
     return f"{place / 1e6:.0f}M" if place >= 1e6 else f"{place:.0f}"
+
+
+def main() -> None:
+    """Measure, draw, print."""
+    parser = script_options(__doc__, rounds=8)
+    parser.add_argument("--seconds", type=float, default=15.0, help="for the steps of one job")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--peers", action="store_true", help="the lecture's loop too")
+    parser.add_argument("--data", nargs="+", default=["pydocs"])
+    given = parser.parse_args()
+    budget = Budget(seconds=given.seconds, rounds=given.rounds)
+    with benchmark(
+        "scaling",
+        judge=judge,
+        definitions=[f"shares: {FORMULA}"],
+        device=given.device,
+        threads=given.threads,
+        out=given.out,
+        json=True,
+    ) as session:
+        axes = axes_for(session.machine)
+        systems = choose_systems(session.machine, peers=given.peers, few=True)
+        for name in jobs_of(axes):
+            run_step(session, parse_job(name), systems, budget, data=given.data)
+        session.picture = draw(session.rows, axes, session.machine)
+
+
+if __name__ == "__main__":
+    main()
