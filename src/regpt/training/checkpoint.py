@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from safetensors import SafetensorError
@@ -99,7 +99,7 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, *, keep: int) -> Path:
     remove(path)  # one that was passed over when the run was resumed
     with new_directory(path) as hidden, writing_to(path):
         weights.write_model_files(hidden, snapshot.model, snapshot.config)
-        optimizer = partial(write_tensors, tensors=snapshot.optimizer)
+        optimizer = partial(weights.write_safetensors, tensors=snapshot.optimizer)
         state = _json(snapshot.progress)
         replace_files(hidden, {"optimizer.safetensors": optimizer, "state.json": state})
         files = {file.name: digest(file) for file in sorted(hidden.iterdir())}
@@ -115,28 +115,6 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, *, keep: int) -> Path:
 
 def _json(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=2) + "\n").encode()
-
-
-def write_tensors(file: BinaryIO, *, tensors: Mapping[str, Tensor]) -> None:
-    """Write float32 tensors as a safetensors file, one by one.
-
-    The format is a length, a JSON header and the bytes. Its own library would first copy all of
-    them, holding the interpreter's lock, and the training steps meanwhile would wait.
-    """
-    header, end = {}, 0
-    for name, tensor in tensors.items():
-        assert tensor.dtype == torch.float32, name
-        start, end = end, end + 4 * tensor.numel()
-        header[name] = {
-            "dtype": "F32",
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    file.write(len(text).to_bytes(8, "little") + text)
-    for tensor in tensors.values():
-        file.write(tensor.contiguous().flatten().numpy().data)
 
 
 def read_pointer(folder: Path, pointer: str) -> str | None:

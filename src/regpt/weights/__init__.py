@@ -22,7 +22,7 @@ from regpt.weights.config import read_config
 from regpt.weights.hub import locate
 from regpt.weights.names import tensor_shapes
 from regpt.weights.read import read_tensors
-from regpt.weights.write import write_model, write_model_files
+from regpt.weights.write import write_model, write_model_files, write_safetensors
 
 __all__ = [
     "locate",
@@ -31,4 +31,5 @@ __all__ = [
     "tensor_shapes",
     "write_model",
     "write_model_files",
+    "write_safetensors",
 ]

@@ -1,11 +1,10 @@
 """A model out: the whole directory that transformers, CTranslate2 and llama.cpp read.
 
-The safetensors file is written here, tensor by tensor, instead of by the format's library: the
-four transposed matrices of each block need a copy, and handing over all tensors at once would hold
-a second model in memory. The format is a length, a JSON header and the bytes; the library reads
-every file we write in the tests.
+`write_safetensors` writes tensor by tensor, instead of the format's library: the four transposed
+matrices of each block need a copy, and handing over all tensors at once would hold a second model
+in memory, and the interpreter's lock while they are copied, for which training steps would wait.
 
-Nothing is half-written (atomic.py): a new directory appears complete under its name; in a
+Nothing is half-written (files.py): a new directory appears complete under its name; in a
 directory that is there already, every file is written beside its place and then renamed,
 config.json last, so that a directory without config.json is no model.
 """
@@ -76,7 +75,7 @@ def _contents(
     end_of_text = end_of_text_id(config)
     generation = {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
     contents: dict[str, Content] = {
-        "model.safetensors": partial(_write_safetensors, tensors=tensors, config=config)
+        "model.safetensors": partial(_write_weights, tensors=tensors, config=config)
     }
     if config["vocab_size"] == VOCAB_SIZE:
         contents |= tokenizer_files(block_size=int(config["block_size"]))
@@ -122,15 +121,28 @@ def _stored(
         yield PREFIX + name, tensor.t() if is_transposed(name) else tensor
 
 
-def _write_safetensors(
+def _write_weights(
     file: BinaryIO, *, tensors: Mapping[str, torch.Tensor], config: Mapping[str, int | float]
 ) -> None:
-    """The format: eight bytes with the header's length, the header, the tensors one by one."""
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    write_safetensors(file, dict(_stored(tensors, config)), metadata={"format": "pt"})
+
+
+def write_safetensors(
+    file: BinaryIO,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write tensors as a safetensors file, one by one; at most one of them is copied at a time.
+
+    `tensors` are float32, float16 or bfloat16, on any device, in any layout. The format is eight
+    bytes with the header's length, a JSON header, and the bytes.
+    """
+    header: dict[str, object] = {} if metadata is None else {"__metadata__": metadata}
     end = 0
-    for key, tensor in _stored(tensors, config):
+    for name, tensor in tensors.items():
         start, end = end, end + tensor.numel() * tensor.element_size()
-        header[key] = {
+        header[name] = {
             "dtype": DTYPES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [start, end],
@@ -139,7 +151,7 @@ def _write_safetensors(
     # spaces up to a multiple of eight, so that the data is aligned in a mapped file
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)
-    for _, tensor in _stored(tensors, config):
+    for tensor in tensors.values():
         # numpy transposes in this one thread, without those that a training computes with
         numbers = tensor.cpu().view(INTEGERS[tensor.element_size()]).numpy()
         file.write(np.ascontiguousarray(numbers).data)
