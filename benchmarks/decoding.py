@@ -32,8 +32,8 @@ def load_steps(dtype: str) -> Callable[[int], Parts]:
     import torch
 
     from regpt import GPT, GPTConfig
-    from regpt.core.kv_cache import KeyValueCache
     from regpt.fast.decoding.decoders import KernelDecoder, choose_decoder
+    from regpt.fast.decoding.kernel_cache import KernelCache
 
     torch.manual_seed(0)
     model = GPT(GPTConfig()).eval()
@@ -44,11 +44,12 @@ def load_steps(dtype: str) -> Callable[[int], Parts]:
     kernel = decoder.kernel
 
     def call(rows: int) -> Parts:
-        cache = KeyValueCache(model.config, rows=rows, length=1024, dtype=kernel.cache_dtype)
+        cache = KernelCache(model.config, rows=rows, length=1024, dtype=kernel.cache_dtype)
+        cache.leaders = [0] * rows  # rows of one prompt
         idx = torch.zeros(rows, 1, dtype=torch.int64)
         seconds = {}
         for position in POSITIONS:
-            cache.lengths = [position] * rows
+            cache.lengths = cache.shared = [position] * rows
             clock = time.perf_counter()
             kernel.logits(idx, cache)
             seconds[f"at {position}"] = time.perf_counter() - clock

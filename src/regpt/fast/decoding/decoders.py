@@ -12,6 +12,7 @@ from torch import Tensor
 from regpt.core.kv_cache import KeyValueCache, PlainDecoder
 from regpt.core.model import GPT
 from regpt.fast.decoding.cuda_graphs import GraphDecoder
+from regpt.fast.decoding.kernel_cache import KernelCache
 from regpt.fast.decoding.kernel_model import KernelModel, misshapen, unavailable_format
 from regpt.fast.decoding.panels import WEIGHT_FORMATS, WeightFormat
 from regpt.fast.decoding.speeds import is_large, known_speed, speed_of
@@ -30,13 +31,7 @@ class KernelDecoder(PlainDecoder):
 
     def new_cache(self, length: int) -> KeyValueCache:
         """An empty cache of one row, as precise as the matrices need it."""
-        return KeyValueCache(
-            self.model.config,
-            rows=1,
-            length=length,
-            dtype=self.kernel.cache_dtype,
-            clean=False,  # the kernel looks at nothing beyond a row's end
-        )
+        return KernelCache(self.model.config, rows=1, length=length, dtype=self.kernel.cache_dtype)
 
     def read(self, idx: Tensor, cache: KeyValueCache) -> Tensor:
         """Append (B, T) tokens; logits (B, V) of the token after the last."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from regpt.core.kv_cache import KeyValueCache
 from regpt.core.model import GPT, Block, GPTConfig
+from regpt.fast.decoding.kernel_cache import KernelCache
 from regpt.fast.decoding.panels import FORMAT_NUMBERS, TOLERANCE, Panels, WeightFormat
 from regpt.fast.kernels.bindings import CBlock, CCall, CLinear, CModel
 from regpt.fast.kernels.build import load_library
@@ -201,6 +202,10 @@ class KernelModel:
             self.vocab_size,
             threads=self.threads,
         )
+        prefixes = cache.prefixes() if isinstance(cache, KernelCache) and at is None else None
+        if prefixes is not None:
+            leaders, shared = (part[:, None].expand(B, T).contiguous() for part in prefixes)
+            call.leaders, call.shared = leaders.data_ptr(), shared.data_ptr()
         with self._lock:
             self._make_room(tokens, cache.capacity)
             for name in ("x", "q", "y", "h", "packed", "ranges", "scores"):

@@ -61,4 +61,6 @@ class CCall(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("scores_stride", "threads", "top_k")),
         ("candidates", ctypes.c_void_p),
         ("counts", ctypes.c_void_p),
+        ("leaders", ctypes.c_void_p),
+        ("shared", ctypes.c_void_p),
     )

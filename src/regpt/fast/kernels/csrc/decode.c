@@ -56,7 +56,20 @@ typedef struct {
     int64_t top_k;          // float32: 0, or how many of the largest logits matter
     int32_t *candidates;    // (outputs, CANDIDATES)
     int64_t *counts;        // of each wanted token; -1: all its logits are there
+    const int64_t *leaders, *shared;  // of each token: the row whose first positions equal its own, and how many; or null
 } Call;
+
+// Where one token's keys of a head are: some of its row's first positions are read from another row, which has the
+// same there and is in the cache because others read it, too. Values are `value_stride` further on.
+typedef struct {
+    int64_t own, leader, shared;  // shared: a multiple of LANES
+    int64_t size;
+} Keys;
+
+static inline int64_t place_of(const Keys *keys, int64_t position)
+{
+    return (position < keys->shared ? keys->leader : keys->own) + position * keys->size;
+}
 
 typedef struct {
     const char *x;       // packed activations, one token after the other
@@ -152,22 +165,23 @@ static inline vfloat element(const Call *call, int64_t place)
 }
 
 // Sums over a row's values, weighted: a few registers of a head at once, in two chains: one would wait for itself.
-static inline __attribute__((always_inline)) void weigh(const Call *call, int64_t values, int64_t size, int64_t count,
+static inline __attribute__((always_inline)) void weigh(const Call *call, const Keys *keys, int64_t offset, int64_t count,
                                                         const float *weights, int registers, float inverse, float *y)
 {
     vfloat sum[AT_ONCE], odd[AT_ONCE];
     for (int i = 0; i < registers; i++) sum[i] = odd[i] = all(0.0f);
     for (int64_t p = 0; p + 1 < count; p += 2) {
         vfloat weight = all(weights[p]), next = all(weights[p + 1]);
+        int64_t place = place_of(keys, p) + offset;  // the next one is in the same row
         for (int i = 0; i < registers; i++) {
-            sum[i] = muladd(weight, element(call, values + p * size + i * LANES), sum[i]);
-            odd[i] = muladd(next, element(call, values + (p + 1) * size + i * LANES), odd[i]);
+            sum[i] = muladd(weight, element(call, place + i * LANES), sum[i]);
+            odd[i] = muladd(next, element(call, place + keys->size + i * LANES), odd[i]);
         }
     }
     if (count % 2) {
         vfloat weight = all(weights[count - 1]);
         for (int i = 0; i < registers; i++)
-            sum[i] = muladd(weight, element(call, values + (count - 1) * size + i * LANES), sum[i]);
+            sum[i] = muladd(weight, element(call, place_of(keys, count - 1) + offset + i * LANES), sum[i]);
     }
     for (int i = 0; i < registers; i++) store(y + i * LANES, (sum[i] + odd[i]) * inverse);
 }
@@ -178,17 +192,23 @@ static inline __attribute__((always_inline)) void attend_head(const Model *model
 {
     const int registers = (int)size / LANES, some = registers < AT_ONCE ? registers : AT_ONCE;
     int64_t count = call->positions[token] + 1;
-    int64_t keys = layer * call->layer_stride + call->rows[token] * call->row_stride + head * call->head_stride;
+    int64_t base = layer * call->layer_stride + head * call->head_stride;
+    Keys keys = {.own = base + call->rows[token] * call->row_stride, .size = size};
+    if (call->shared) {
+        keys.leader = base + call->leaders[token] * call->row_stride;
+        keys.shared = call->shared[token] / LANES * LANES;
+    }
     const float *q = call->q + token * model->width + head * size;
     vfloat query[LARGEST_HEAD / LANES], most = all(-INFINITY), total = {0};
     for (int i = 0; i < registers; i++) query[i] = load(q + i * LANES) * (1.0f / sqrtf((float)size));
     for (int64_t p = 0; p < count; p += LANES) {
         vfloat dots[LANES];
+        int64_t place = place_of(&keys, p);  // the others of the register are in the same row
         for (int j = 0; j < LANES; j++) {
             dots[j] = all(0.0f);
             if (p + j >= count) continue;
             for (int i = 0; i < registers; i++)
-                dots[j] = muladd(query[i], element(call, keys + (p + j) * size + i * LANES), dots[j]);
+                dots[j] = muladd(query[i], element(call, place + j * size + i * LANES), dots[j]);
         }
         store_part(scores + p, count - p, sums_of(dots));
         most = larger(most, load_part(scores + p, count - p, -INFINITY));
@@ -200,11 +220,11 @@ static inline __attribute__((always_inline)) void attend_head(const Model *model
     }
     float inverse = 1.0f / sum_of(total), *y = call->y + token * model->width + head * size;
     for (int i = 0; i < registers; i += some) {
-        int64_t values = keys + call->value_stride + i * LANES;
+        int64_t values = call->value_stride + i * LANES;
         if (i + some <= registers)
-            weigh(call, values, size, count, scores, some, inverse, y + i * LANES);
+            weigh(call, &keys, values, count, scores, some, inverse, y + i * LANES);
         else
-            weigh(call, values, size, count, scores, registers - i, inverse, y + i * LANES);
+            weigh(call, &keys, values, count, scores, registers - i, inverse, y + i * LANES);
     }
 }
 
@@ -213,7 +233,7 @@ static void attend(const Model *model, const Call *call, int64_t layer, int thre
     int64_t pairs = call->tokens * model->heads, last = pairs * (thread + 1) / call->threads;
     int64_t size = model->width / model->heads;
     for (int64_t pair = pairs * thread / call->threads; pair < last; pair++) {
-        int64_t token = pair / model->heads, head = pair % model->heads;
+        int64_t head = pair / call->tokens, token = pair % call->tokens;  // what tokens share is read once
         if (size == 64)
             attend_head(model, call, layer, token, head, scores, 64);
         else
