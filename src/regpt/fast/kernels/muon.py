@@ -49,9 +49,9 @@ class Step:
     """The same, bfloat16: takes the new weight too."""
 
 
-def can_step() -> bool:
-    """Whether the kernel is there."""
-    return unavailable_reason() is None
+def pays() -> bool:
+    """Whether the kernel is there, and faster than torch's operators: those use a matrix unit."""
+    return unavailable_reason() is None and not load_library().regpt_start().startswith(b"AMX")
 
 
 def fits(weight: Tensor, gradient: Tensor) -> bool:

@@ -5,8 +5,8 @@ matrices of one shape go through Newton-Schulz in one batch of products (`baddbm
 small models a seventh of the time on two CPU cores, and a GPU most of its launches. On a CPU whose
 matrices keep bfloat16 copies (`regpt.fast.training.bf16_weights`) a C kernel takes those small
 enough for a core's cache, whole, one on each core: it computes half of each symmetric product, and
-nothing leaves the cache (`muon.c`). Rule, state and hyperparameters are torch's, so a checkpoint of
-one continues with the other.
+nothing leaves the cache (`muon.c`). Where there is a matrix unit (AMX), the batches are faster.
+Rule, state and hyperparameters are torch's, so a checkpoint of one continues with the other.
 
     momentum      M <- m M + (1 - m) G          N = (1 - m) G + m M  (Nesterov)
     iterate       X <- N / |N|                  X <- a X + (b A + c A A) X  with  A = X X'
@@ -75,7 +75,7 @@ class StackedMuon(torch.optim.Muon):
         taken = [
             m for m in matrices if shadow_rows_of(m) is not None and native.fits(m, gradient_of(m))
         ]
-        if sum(m.numel() for m in taken) < WORTH_COMPILING or not native.can_step():
+        if sum(m.numel() for m in taken) < WORTH_COMPILING or not native.pays():
             return matrices
         steps = []
         for matrix in taken:
