@@ -30,6 +30,7 @@ COMMANDS = {
     "data": "the texts of a step: regpt data show RUN --step N; shards: regpt data verify DIR",
     "sample": "let a model continue a prompt",
     "serve": "a completion server with exact answers: OpenAI's API for base models",
+    "watch": "a run in a browser, as it grows: curves, samples, time left",
     "evaluate": "loss of a text, HellaSwag, LAMBADA: figures that compare",
     "explain": "look inside a text: probabilities, alternatives, attention",
     "report": "a page of curves, samples and settings of one run or several",

@@ -3,13 +3,13 @@
 import os
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from regpt.system.errors import UserError
 
 if TYPE_CHECKING:
     import socket
-    from pathlib import Path
 
     from regpt.serve.backend import GPT, WeightFormat
     from regpt.serve.engine import Engine
@@ -65,7 +65,8 @@ def run(
     """Load and serve, until interrupted."""
     from regpt.serve.backend import prepare
     from regpt.serve.engine import Engine
-    from regpt.serve.server import make_server
+    from regpt.serve.runs import Runs
+    from regpt.serve.server import address, make_server
 
     name = os.path.basename(os.path.normpath(model)) if os.path.isdir(model) else model
     weights, checkpoint = find(model, follow=follow)
@@ -77,15 +78,16 @@ def run(
     if follow:
         arguments = (engine, model, checkpoint, dtype)
         threading.Thread(target=follow_run, args=arguments, daemon=True).start()
-    shown = f"[{host}]" if ":" in host else host
+    runs = Runs(Path(model)) if (Path(model) / "run.json").is_file() else Runs()
 
     def ready() -> None:
-        url = f"http://{shown}:{listener.getsockname()[1]}"
+        url = address(host, listener)
         sys.stdout.write(f"serving {name} ({dtype}, {loaded.rows} rows) at {url}\n")
         sys.stdout.flush()
 
     try:
-        make_server(engine, host=host, api_key=api_key, ready=ready).run(sockets=[listener])
+        server = make_server(engine, runs=runs, host=host, api_key=api_key, ready=ready)
+        server.run(sockets=[listener])
     except KeyboardInterrupt:
         pass
     finally:

@@ -13,10 +13,12 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from regpt.serve import pages
 from regpt.serve.answers import HANDLERS, check_model, read_json
 from regpt.serve.completions import Completion, Failure, Format, Piece, event
 from regpt.serve.engine import Closed, Engine, Full
 from regpt.serve.request import ApiError, parse
+from regpt.serve.runs import Runs
 from regpt.serve.security import Security
 from regpt.serve.tokenizer_routes import tokenizer_routes
 
@@ -56,8 +58,8 @@ class EventStream(StreamingResponse):
 class Server:
     """The handlers, over one engine."""
 
-    def __init__(self, engine: Engine, *, wait_seconds: float = WAIT_SECONDS) -> None:
-        self.engine = engine
+    def __init__(self, engine: Engine, runs: Runs, *, wait_seconds: float = WAIT_SECONDS) -> None:
+        self.engine, self.runs = engine, runs
         self.wait_seconds = wait_seconds
         self.created = int(time.time())
 
@@ -72,6 +74,7 @@ class Server:
             Route("/v1/completions", self.completions, methods=["POST"]),
             Route("/v1/models", self.models),
             Route("/v1/models/{name:path}", self.model),
+            Route("/about", self.about),
             Route("/health", self.health),
             Route("/metrics", self.metrics),
         ]
@@ -210,6 +213,10 @@ class Server:
         check_model(request.path_params["name"], self.name)
         return JSONResponse(self.card())
 
+    async def about(self, request: Request) -> Response:
+        """GET /about: what the pages show."""
+        return JSONResponse({"model": self.card(), "runs": list(self.runs.folders)})
+
     async def health(self, request: Request) -> Response:
         """GET /health."""
         return JSONResponse({"status": "ok"})
@@ -222,6 +229,7 @@ class Server:
 
 def make_app(
     engine: Engine,
+    runs: Runs,
     *,
     host: str = "127.0.0.1",
     api_key: str | None = None,
@@ -229,10 +237,16 @@ def make_app(
     **limits: Any,
 ) -> ASGIApp:
     """The application, behind its checks, whose `limits` are `Security`'s."""
-    server = Server(engine, wait_seconds=wait_seconds)
+    server = Server(engine, runs, wait_seconds=wait_seconds)
     app = Starlette(
-        routes=[*server.routes(), *tokenizer_routes(engine)],
+        routes=[
+            *server.routes(),
+            *tokenizer_routes(engine),
+            *runs.routes(),
+            pages.STATIC,
+        ],
         exception_handlers=HANDLERS,
     )
     app.router.redirect_slashes = False
-    return Security(app, host=host, api_key=api_key, **limits)
+    opened = pages.open_paths(runs.paths())
+    return Security(app, host=host, api_key=api_key, open_paths=opened, **limits)

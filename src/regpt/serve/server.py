@@ -13,6 +13,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from regpt.serve.app import SHUTTING_DOWN, make_app
 from regpt.serve.engine import Engine
+from regpt.serve.runs import Runs
 from regpt.system.errors import UserError
 
 HEAD_SECONDS = 10.0
@@ -87,11 +88,13 @@ def bounded(head_seconds: float, most_connections: int) -> type[BoundedProtocol]
 
 
 class HttpServer(uvicorn.Server):
-    """Ends the engine's requests first: uvicorn waits for its connections."""
+    """Ends what is under way first, with `close`: uvicorn waits for its connections."""
 
-    def __init__(self, config: uvicorn.Config, engine: Engine, ready: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, close: Callable[[], None], ready: Callable[[], None]
+    ) -> None:
         super().__init__(config)
-        self.engine, self.ready = engine, ready
+        self.close, self.ready = close, ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, then say so."""
@@ -100,23 +103,19 @@ class HttpServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Every stream ends with an error, then the connections close."""
-        self.engine.close(SHUTTING_DOWN)
+        self.close()
         await super().shutdown(sockets=sockets)
 
 
-def make_server(
-    engine: Engine,
+def http_server(
+    app: ASGIApp,
     *,
-    host: str,
-    api_key: str | None = None,
+    close: Callable[[], None],
     ready: Callable[[], None] = lambda: None,
     head_seconds: float = HEAD_SECONDS,
     most_connections: int = MOST_CONNECTIONS,
-    app: ASGIApp | None = None,
-    **options: Any,
 ) -> HttpServer:
-    """A server over an engine; `options` go to `make_app`."""
-    app = app or make_app(engine, host=host, api_key=api_key, **options)
+    """A server of an application."""
     config = uvicorn.Config(
         app,
         http=bounded(head_seconds, most_connections),
@@ -132,7 +131,42 @@ def make_server(
         timeout_graceful_shutdown=GRACE_SECONDS,
         h11_max_incomplete_event_size=1 << 15,
     )
-    return HttpServer(config, engine, ready)
+    return HttpServer(config, close, ready)
+
+
+def make_server(
+    engine: Engine,
+    *,
+    host: str,
+    api_key: str | None = None,
+    runs: Runs | None = None,
+    app: ASGIApp | None = None,
+    ready: Callable[[], None] = lambda: None,
+    head_seconds: float = HEAD_SECONDS,
+    most_connections: int = MOST_CONNECTIONS,
+    **options: Any,
+) -> HttpServer:
+    """A server over an engine; `options` go to `make_app`."""
+    runs = runs or Runs()
+    app = app or make_app(engine, runs, host=host, api_key=api_key, **options)
+
+    def close() -> None:
+        engine.close(SHUTTING_DOWN)
+        runs.close()
+
+    return http_server(
+        app,
+        close=close,
+        ready=ready,
+        head_seconds=head_seconds,
+        most_connections=most_connections,
+    )
+
+
+def address(host: str, listener: socket.socket) -> str:
+    """Where a browser finds what listens."""
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{listener.getsockname()[1]}"
 
 
 def listen(host: str, port: int) -> socket.socket:
