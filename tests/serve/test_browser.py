@@ -3,8 +3,10 @@
 `axe` is the accessibility checker of axe-core-python, from the test extra.
 """
 
+import json
+import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,8 +14,10 @@ import pytest
 from chromium import FOUND, Page, chromium
 from serving import Running, load, serving
 from test_pages import append, line, write_run
+from torch import Tensor
 
 from regpt.serve.runs import Runs
+from regpt.serve.scheduler import Part
 
 pytestmark = pytest.mark.skipif(FOUND is None, reason="no Chromium is installed")
 
@@ -26,8 +30,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def paged(folder: Path) -> Iterator[Running]:
-    """A server with a run."""
-    with serving(load(), runs=Runs(folder, poll_seconds=0.05)) as running:
+    """A server with a run, of a model that takes its time."""
+    loaded = load()
+    step = loaded.backend.step
+
+    def slower(parts: Sequence[Part], top_k: int | None) -> Tensor:
+        time.sleep(0.01)
+        return step(parts, top_k)
+
+    loaded.backend.step = slower
+    with serving(loaded, runs=Runs(folder, poll_seconds=0.05)) as running:
         yield running
 
 
@@ -107,3 +119,222 @@ def test_axe_finds_nothing_serious_on_the_run_page(page: Page, paged: Running, d
     page.wait("document.querySelectorAll('.chart path').length > 1")
     assert serious(page) == []
     assert page.run("document.documentElement.scrollWidth <= innerWidth")
+
+
+TEXT = "document.querySelector('#text').value"
+BUSY = "!document.querySelector('#stop').disabled"
+PROMPT = "Hello, I am"
+CONTROL, SHIFT, ALT = 2, 8, 1
+
+
+def scratchpad(page: Page, paged: Running, *, prompt: str = PROMPT, length: int = 12) -> None:
+    """Open an empty scratchpad and write into it."""
+    home = f"http://127.0.0.1:{paged.port}/"
+    page.open(home)
+    page.wait("'ready' in document.documentElement.dataset")
+    page.run("addEventListener('pagehide', () => localStorage.clear())")  # after its own
+    page.open(f"{home}?")
+    page.wait("'ready' in document.documentElement.dataset")
+    choose(page, "length", length)
+    page.run("document.querySelector('#text').focus()")
+    page.type(prompt)
+    page.wait("document.querySelectorAll('.back .token').length > 3")
+    page.wait("document.querySelectorAll('.alternative').length >= 12")
+
+
+def choose(page: Page, name: str, value: float) -> None:
+    """Move a slider."""
+    page.run(f"(() => {{ const one = document.querySelector('#{name}'); one.value = {value};"
+             "one.dispatchEvent(new Event('input')) })()")  # fmt: skip
+
+
+def click(page: Page, selector: str) -> None:
+    """Click."""
+    page.run(f"document.querySelector({selector!r}).click()")
+
+
+def written(page: Page) -> str:
+    """The text, when the model is done."""
+    page.wait(f"!({BUSY})")
+    return page.run(TEXT)
+
+
+def completion(paged: Running, **body: object) -> str:
+    """What the server writes."""
+    status, _, answer = paged.ask("/v1/completions", body)
+    assert status == 200, answer
+    return answer["choices"][-1]["text"]
+
+
+def test_a_text_is_continued_undone_and_kept(page: Page, paged: Running) -> None:
+    scratchpad(page, paged)
+    page.press("Enter", code=13, modifiers=CONTROL)
+    page.wait(BUSY)
+    first = written(page)
+    asked = {"prompt": PROMPT, "seed": 42, "top_k": 50}
+    assert first == PROMPT + completion(paged, **asked, max_tokens=12)
+    page.press("Enter", code=13, modifiers=ALT)  # one token more is one longer request's
+    page.wait(f"{TEXT} !== {json.dumps(first)}")
+    second = written(page)
+    assert second == PROMPT + completion(paged, **asked, max_tokens=13)
+    page.press("z", code=90, modifiers=CONTROL)
+    page.wait(f"{TEXT} === {json.dumps(first)}")
+    page.press("z", code=90, modifiers=CONTROL)
+    page.wait(f"{TEXT} === {json.dumps(PROMPT)}")
+    for _ in range(2):
+        page.press("Z", code=90, modifiers=CONTROL | SHIFT)
+    page.wait(f"{TEXT} === {json.dumps(second)}")
+    page.open(f"http://127.0.0.1:{paged.port}/")
+    page.wait("'ready' in document.documentElement.dataset")
+    assert page.run(TEXT) == second
+    page.wait("document.querySelectorAll('.alternative').length >= 12")
+    click(page, "#undo")
+    page.wait(f"{TEXT} === {json.dumps(first)}")
+
+
+def test_a_click_on_an_alternative_branches_there(page: Page, paged: Running) -> None:
+    scratchpad(page, paged)
+    click(page, "#continue")
+    page.wait(BUSY)
+    before = written(page)
+    page.wait("document.querySelectorAll('.back .token').length >= 12")
+    box = "document.querySelectorAll('.back .token')[5].getBoundingClientRect()"
+    page.move(page.run(f"{box}.x") + 3, page.run(f"{box}.y") + 12)
+    page.wait("document.querySelector('#place-name').textContent.startsWith('In place of')")
+    start = page.run("[...document.querySelectorAll('.back .token')].slice(0, 5)"
+                     ".map(one => one.textContent).join('')")  # fmt: skip
+    page.run("document.querySelectorAll('.alternative')[2].dispatchEvent("
+             "new MouseEvent('click', {shiftKey: true}))")  # fmt: skip
+    after = page.wait(f"{TEXT} !== {json.dumps(before)} && {TEXT}")
+    assert after.startswith(start)
+    assert len(after) < len(before)
+    page.wait("document.querySelector('#place-name').textContent === 'What comes next'")
+    page.wait("document.querySelectorAll('.alternative').length >= 12")
+    click(page, ".alternative")  # and on from the likeliest
+    page.wait(BUSY)
+    assert len(written(page)) > len(after)
+    click(page, "#undo")
+    assert page.run(TEXT) == after
+    click(page, "#undo")
+    assert page.run(TEXT) == before
+
+
+def test_stop_keeps_what_was_written_and_an_edit_stops_too(page: Page, paged: Running) -> None:
+    scratchpad(page, paged, length=200)
+    click(page, "#continue")
+    page.wait(f"{TEXT}.length > {len(PROMPT) + 10}")
+    click(page, "#stop")
+    stopped = written(page)
+    whole = PROMPT + completion(paged, prompt=PROMPT, seed=42, top_k=50, max_tokens=200)
+    assert len(stopped) < len(whole)
+    assert whole.startswith(stopped.rstrip("\ufffd"))
+    click(page, "#continue")
+    page.wait(f"{TEXT}.length > {len(stopped) + 10}")
+    page.run("document.querySelector('#text').focus()")
+    page.type(" and so on")
+    assert written(page).endswith(" and so on")
+    paged.settle()
+
+
+def test_the_command_shown_gives_the_text(page: Page, paged: Running) -> None:
+    scratchpad(page, paged, prompt='It\'s "here":\n$HOME')
+    choose(page, "top-p", 0.9)
+    choose(page, "temperature", 0.8)
+    click(page, "#continue")
+    page.wait(BUSY)
+    text = written(page)
+    click(page, "#copy")
+    page.wait("document.querySelectorAll('#command-list pre').length === 2")
+    sample, curl = page.run("[...document.querySelectorAll('#command-list pre')]"
+                            ".map(one => one.textContent)")  # fmt: skip
+    words = shlex.split(sample)
+    assert words[:3] == ["regpt", "sample", 'It\'s "here":\n$HOME']
+    flags = dict(zip(words[3::2], words[4::2], strict=True))
+    assert flags["--temperature"] == "0.8"
+    assert flags["--rng"] == "portable"
+    words = shlex.split(curl.replace("\\\n", " "))
+    body = json.loads(words[words.index("-d") + 1])
+    assert words[2 + words[1:].index("-H")].startswith("content-type")
+    assert text == 'It\'s "here":\n$HOME' + completion(paged, **body)
+    assert int(flags["--max-length"]) == len(body["prompt"]) + body["max_tokens"]
+
+
+def test_five_of_one_seed(page: Page, paged: Running) -> None:
+    scratchpad(page, paged)
+    click(page, "#five")
+    page.wait("document.querySelectorAll('#sample-list button:not(:disabled)').length === 5")
+    shown = page.run("[...document.querySelectorAll('#sample-list p')].map(one => one.textContent)")
+    status, _, answer = paged.ask("/v1/completions", {
+        "prompt": PROMPT, "seed": 42, "top_k": 50, "max_tokens": 12, "n": 5})  # fmt: skip
+    assert status == 200
+    assert shown == [choice["text"] for choice in answer["choices"]]
+    click(page, "#sample-list li:nth-child(3) button")
+    assert page.run(TEXT) == PROMPT + shown[2]
+
+
+def test_sliders_reshape_the_bars_without_asking(page: Page, paged: Running) -> None:
+    scratchpad(page, paged)
+    row = "document.querySelector('.alternative').getAttribute('aria-label')"
+    time.sleep(0.3)
+    asked, before = len(page.requests), page.run(row)
+    choose(page, "temperature", 0)
+    assert "100% after" in page.run(row)
+    choose(page, "temperature", 1)
+    assert page.run(row) == before
+    choose(page, "top-k", 3)
+    cut = "[...document.querySelectorAll('.alternative')].map(one => one.classList.contains('cut'))"
+    assert page.run(cut) == [False] * 3 + [True] * (len(page.run(cut)) - 3)
+    assert len(page.requests) == asked
+
+
+def test_bytes_of_parts_of_characters(page: Page, paged: Running) -> None:
+    scratchpad(page, paged, prompt="naïve 🙂 日本")
+    click(page, "#tokens summary")
+    page.wait("document.querySelectorAll('#token-list li').length > 5")
+    codes = page.run("[...document.querySelectorAll('#token-list code')].map(c => c.textContent)")
+    assert bytes.fromhex(" ".join(codes)).decode() == "naïve 🙂 日本"
+
+
+def test_nothing_is_lost_where_the_server_is_not_reached(page: Page, paged: Running) -> None:
+    scratchpad(page, paged)
+    offline = {"offline": True, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+    page.send("Network.emulateNetworkConditions", **offline)
+    click(page, "#continue")
+    page.wait("document.querySelector('#status').textContent.includes('The text is kept')")
+    assert page.run(TEXT) == PROMPT
+    page.send("Network.emulateNetworkConditions", **offline | {"offline": False, "latency": 200})
+    click(page, "#continue")
+    page.wait(f"{TEXT}.length > {len(PROMPT)}")  # at 200 ms too
+    assert written(page) == PROMPT + completion(
+        paged, prompt=PROMPT, seed=42, top_k=50, max_tokens=12
+    )
+    page.send("Network.emulateNetworkConditions", **offline | {"offline": False})
+    assert all("ERR_INTERNET_DISCONNECTED" in one for one in page.problems)
+    page.problems.clear()
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_axe_finds_nothing_serious_on_the_scratchpad(
+    page: Page, paged: Running, dark: bool
+) -> None:
+    scratchpad(page, paged)
+    for width in (1280, 390):
+        page.size(width, 844, dark=dark)
+        click(page, "#five")
+        page.wait("document.querySelectorAll('#sample-list button:not(:disabled)').length === 5")
+        assert serious(page) == []
+        assert page.run("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_a_page_asks_for_the_key(browser: Page) -> None:
+    browser.problems.clear()
+    with serving(load(), api_key="a key of some length") as running:
+        browser.open(f"http://127.0.0.1:{running.port}/")
+        browser.wait("document.querySelector('input[type=password]') !== null")
+        browser.type("a key of some length")
+        browser.press("Enter", code=13)
+        browser.wait("'ready' in document.documentElement.dataset")
+        assert browser.run("document.querySelector('#served').textContent") == "tiny"
+        assert all("401" in one for one in browser.problems)
+        browser.problems.clear()
+        browser.open("about:blank#done")

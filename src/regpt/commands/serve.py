@@ -86,13 +86,16 @@ def run(
         sys.stdout.flush()
 
     try:
-        server = make_server(engine, runs=runs, host=host, api_key=api_key, ready=ready)
+        facts = {"argument": model, "dtype": dtype}
+        server = make_server(
+            engine, runs=runs, host=host, api_key=api_key, ready=ready, facts=facts
+        )
         server.run(sockets=[listener])
     except KeyboardInterrupt:
         pass
     finally:
         sys.stderr.write("regpt: stopped\n")
-        if not engine.join(0.5):
+        if sys.exc_info()[0] is None and not engine.join(0.5):
             sys.stderr.flush()
             os._exit(0)  # a long step still computes; nobody waits for it
 

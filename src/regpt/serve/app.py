@@ -58,8 +58,15 @@ class EventStream(StreamingResponse):
 class Server:
     """The handlers, over one engine."""
 
-    def __init__(self, engine: Engine, runs: Runs, *, wait_seconds: float = WAIT_SECONDS) -> None:
-        self.engine, self.runs = engine, runs
+    def __init__(
+        self,
+        engine: Engine,
+        runs: Runs,
+        *,
+        facts: dict[str, Any],
+        wait_seconds: float = WAIT_SECONDS,
+    ) -> None:
+        self.engine, self.runs, self.facts = engine, runs, facts
         self.wait_seconds = wait_seconds
         self.created = int(time.time())
 
@@ -74,6 +81,7 @@ class Server:
             Route("/v1/completions", self.completions, methods=["POST"]),
             Route("/v1/models", self.models),
             Route("/v1/models/{name:path}", self.model),
+            pages.page("/", "scratchpad.html"),
             Route("/about", self.about),
             Route("/health", self.health),
             Route("/metrics", self.metrics),
@@ -215,7 +223,9 @@ class Server:
 
     async def about(self, request: Request) -> Response:
         """GET /about: what the pages show."""
-        return JSONResponse({"model": self.card(), "runs": list(self.runs.folders)})
+        vocab_size = self.engine.loaded.config.vocab_size
+        model = self.card() | self.facts | {"vocab_size": vocab_size}
+        return JSONResponse({"model": model, "runs": list(self.runs.folders)})
 
     async def health(self, request: Request) -> Response:
         """GET /health."""
@@ -233,11 +243,17 @@ def make_app(
     *,
     host: str = "127.0.0.1",
     api_key: str | None = None,
+    facts: dict[str, Any] | None = None,
     wait_seconds: float = WAIT_SECONDS,
     **limits: Any,
 ) -> ASGIApp:
-    """The application, behind its checks, whose `limits` are `Security`'s."""
-    server = Server(engine, runs, wait_seconds=wait_seconds)
+    """The application, behind its checks, whose `limits` are `Security`'s.
+
+    `facts` are told to the pages: the `argument` that named the model, and its `dtype`.
+    """
+    facts = {"argument": engine.loaded.name, "dtype": "fp32"} | (facts or {})
+    facts["key"] = api_key is not None
+    server = Server(engine, runs, facts=facts, wait_seconds=wait_seconds)
     app = Starlette(
         routes=[
             *server.routes(),
@@ -248,5 +264,5 @@ def make_app(
         exception_handlers=HANDLERS,
     )
     app.router.redirect_slashes = False
-    opened = pages.open_paths(runs.paths())
+    opened = pages.open_paths(["/", *runs.paths()])
     return Security(app, host=host, api_key=api_key, open_paths=opened, **limits)

@@ -24,6 +24,11 @@ def decode(tokens: Sequence[int]) -> str:
     return get_tokenizer().decode(tokens)
 
 
+def token_bytes(token: int) -> bytes:
+    """What a token stands for."""
+    return get_tokenizer().decode_bytes([token])
+
+
 def stream(stop: Sequence[str] = ()) -> TextStream:
     """Tokens to text as they come, held back where a stop string may begin."""
     return TextStream(get_tokenizer(), stop)

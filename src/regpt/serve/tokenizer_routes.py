@@ -1,6 +1,8 @@
-"""What lm-eval asks a server about its tokenizer, so that the harness works offline."""
+"""What lm-eval asks about the tokenizer, so that it works offline; and what our pages ask."""
 
 import asyncio
+import json
+from functools import cache
 from typing import Any
 
 from starlette.requests import Request
@@ -40,8 +42,15 @@ async def read(request: Request, fields: dict[str, Any], served: str) -> dict[st
     return found
 
 
+@cache
+def vocabulary_json() -> bytes:
+    """Every token's bytes, for the pages: a list of strings, a character for each byte."""
+    pieces = [text.token_bytes(token).decode("latin-1") for token in range(text.END_OF_TEXT_ID + 1)]
+    return json.dumps(pieces, ensure_ascii=False, separators=(",", ":")).encode()
+
+
 def tokenizer_routes(engine: Engine) -> list[Route]:
-    """Three routes."""
+    """All of them."""
 
     async def tokenizer_info(request: Request) -> Response:
         config = engine.loaded.config
@@ -65,6 +74,11 @@ def tokenizer_routes(engine: Engine) -> list[Route]:
         longest = engine.loaded.config.block_size
         return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": longest})
 
+    async def vocabulary(request: Request) -> Response:
+        body = await asyncio.to_thread(vocabulary_json)
+        headers = {"cache-control": "private, max-age=86400"}
+        return Response(body, headers=headers, media_type="application/json")
+
     async def detokenize(request: Request) -> Response:
         fields = await read(request, TOKEN_FIELDS, engine.loaded.name)
         if fields["tokens"] is None:
@@ -75,5 +89,6 @@ def tokenizer_routes(engine: Engine) -> list[Route]:
     return [
         Route("/tokenizer_info", tokenizer_info),
         Route("/tokenize", tokenize, methods=["POST"]),
+        Route("/vocabulary", vocabulary),
         Route("/detokenize", detokenize, methods=["POST"]),
     ]

@@ -28,7 +28,7 @@ export async function ask(path, { body, signal, headers = {} } = {}) {
   const response = await fetch(new URL(path, root), options);
   if (response.ok) return response;
   if (response.status === 401) {
-    await keyFromPerson(key !== null);
+    if (sessionStorage.getItem(KEY) === key) await keyFromPerson(key !== null);
     return ask(path, { body, signal, headers });
   }
   let message = `the server answered ${response.status}`;
