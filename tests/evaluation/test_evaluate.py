@@ -116,7 +116,7 @@ def test_one_and_two_processes(
         )
         assert len(one) == len(two) == 15
         for a, b in zip(one, two, strict=True):
-            assert b["nats"] == pytest.approx(a["nats"], rel=1e-6)
+            assert b["nll"] == pytest.approx(a["nll"], rel=1e-6)
             assert (a["choice"], a["choice_norm"]) == (b["choice"], b["choice_norm"])
 
 

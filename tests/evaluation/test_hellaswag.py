@@ -57,7 +57,7 @@ def test_the_same_choice_as_the_slow_scorer(model: GPT, slow: Slow) -> None:
         choice, choice_norm, nats = expected
         assert (answer.ind, answer.label) == (line["ind"], line["label"])
         assert (answer.choice, answer.choice_norm) == (choice, choice_norm)
-        assert answer.nats == pytest.approx(nats, rel=1e-5)
+        assert answer.nll == pytest.approx(nats, rel=1e-5)
         differ += choice != choice_norm
     assert differ > 20, "or the two rules would not be told apart"
     assert len(Counter(answer.choice for answer in answers)) == 4
@@ -101,7 +101,7 @@ def test_what_is_too_long_loses_its_beginning(model: GPT, peer: Any, tmp_path: P
         model, examples, CPU, scoring="lecture", batch_tokens=100, world=ALONE
     )[0]
     encode = get_tokenizer().encode
-    for ending, nats in zip(raw["endings"], answer.nats, strict=True):
+    for ending, nats in zip(raw["endings"], answer.nll, strict=True):
         tokens = encode(" " + ending)
         context = encode(raw["ctx"])[-(129 - len(tokens)) :]
         ids = torch.tensor([context + tokens])
@@ -123,7 +123,7 @@ def test_lambada_equals_the_slow_scorer(model: GPT, peer: Any, tmp_path: Path) -
     for text, score in zip(texts, scores, strict=True):
         head, word = text.rsplit(" ", 1)
         nats, greedy = ending_nats(peer, encode(head), encode(" " + word))
-        assert score.nats == pytest.approx(nats, rel=1e-5)
+        assert score.nll == pytest.approx(nats, rel=1e-5)
         assert score.greedy == greedy
         total += nats
     result = lambada.summarize(scores)

@@ -12,7 +12,7 @@ from regpt import GPT, GPTConfig, UserError, find_runtime, get_tokenizer
 from regpt.core.data import ArrayDataset
 from regpt.core.optimizer import Optimizer, OptimizerConfig
 from regpt.core.tokenizer import END_OF_TEXT_ID
-from regpt.evaluation.scoring import target_nats_and_hits
+from regpt.evaluation.scoring import score_targets
 from regpt.evaluation.validation import token_sizes, validate
 
 CPU = find_runtime("cpu", dtype="fp32")
@@ -93,7 +93,7 @@ def test_counts_bytes_and_characters(model: GPT) -> None:
     rest = get_tokenizer().decode_bytes(ids[1:].tolist())
     assert result.tokens == len(ids) - 1
     assert result.bytes == len(rest)
-    assert result.bits_per_byte == pytest.approx(result.nats / math.log(2) / len(rest))
+    assert result.bits_per_byte == pytest.approx(result.nll / math.log(2) / len(rest))
     assert result.characters == len(TEXT) - 1  # the first token is the one character Ü
 
 
@@ -119,12 +119,12 @@ def test_documents_are_scored_as_if_alone(trained: GPT) -> None:
     nats = 0.0
     for ids in texts:
         alone = ArrayDataset(np.array([END_OF_TEXT_ID, *ids, END_OF_TEXT_ID], dtype=np.uint16))
-        nats += validate(trained, alone, CPU, block_size=16, stride=8).nats
+        nats += validate(trained, alone, CPU, block_size=16, stride=8).nll
     result = validate(trained, whole, CPU, block_size=16, stride=8, documents=True)
-    assert result.nats == pytest.approx(nats, rel=1e-6)
+    assert result.nll == pytest.approx(nats, rel=1e-6)
     across = validate(trained, whole, CPU, block_size=16, stride=8)
     assert across.tokens == result.tokens
-    assert abs(across.nats - nats) > 1e-3
+    assert abs(across.nll - nats) > 1e-3
 
 
 def test_bf16_is_near(trained: GPT) -> None:
@@ -139,7 +139,7 @@ def test_hits_are_the_likeliest_tokens(trained: GPT) -> None:
     targets = ids[:, 1:].clone()
     targets[0, 3:6] = -100
     with torch.no_grad():
-        _, hits = target_nats_and_hits(trained, ids[:, :-1], targets)
+        _, hits = score_targets(trained, ids[:, :-1], targets, hits=True)
     expected = (logits.argmax(-1) == ids[:, 1:])[targets != -100]
     assert hits.tolist() == expected.tolist()
     assert 0 < sum(expected.tolist()) < len(expected)

@@ -222,7 +222,7 @@ def test_scores_are_evaluations(served: Running) -> None:
         found, start = choice["logprobs"], len(row.context)
         values = found["token_logprobs"][start:-1]
         tops = found["top_logprobs"][start:-1]
-        assert sum(values) == pytest.approx(-score.nats, abs=1e-4)
+        assert sum(values) == pytest.approx(-score.nll, abs=1e-4)
         best = [value == max(top.values()) for value, top in zip(values, tops, strict=True)]
         assert all(best) == score.greedy
     assert scores[-1].greedy

@@ -68,20 +68,20 @@ class Answer:
 
     ind: int
     label: int
-    nats: tuple[float, ...]
-    """Summed loss of each ending."""
+    nll: tuple[float, ...]
+    """Summed cross-entropy of each ending, in nats."""
     lengths: tuple[int, ...]
     """What acc_norm divides by."""
 
     @property
     def choice(self) -> int:
         """The ending of the smallest loss."""
-        return min(range(4), key=lambda i: self.nats[i])
+        return min(range(4), key=lambda i: self.nll[i])
 
     @property
     def choice_norm(self) -> int:
         """The ending of the smallest loss per unit of length."""
-        return min(range(4), key=lambda i: self.nats[i] / self.lengths[i])
+        return min(range(4), key=lambda i: self.nll[i] / self.lengths[i])
 
     def to_json(self) -> dict[str, Any]:
         """A line of the per-example results."""
@@ -90,7 +90,7 @@ class Answer:
             "label": self.label,
             "choice": self.choice,
             "choice_norm": self.choice_norm,
-            "nats": self.nats,
+            "nll": self.nll,
             "lengths": self.lengths,
         }
 
@@ -206,8 +206,8 @@ def answer_all(
             lengths = tuple(score.tokens for score in four)
         else:
             lengths = tuple(max(len(clean(end)), 1) for end in example.endings)
-        nats = tuple(score.nats for score in four)
-        answers.append(Answer(ind=example.ind, label=example.label, nats=nats, lengths=lengths))
+        nll = tuple(score.nll for score in four)
+        answers.append(Answer(ind=example.ind, label=example.label, nll=nll, lengths=lengths))
     return answers
 
 

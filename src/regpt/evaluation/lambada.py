@@ -67,6 +67,6 @@ def summarize(scores: Sequence[Score]) -> Lambada:
     """Accuracy and loss."""
     return Lambada(
         accuracy=Accuracy.of([score.greedy for score in scores]),
-        loss=sum(score.nats for score in scores) / len(scores),
+        loss=sum(score.nll for score in scores) / len(scores),
         examples=len(scores),
     )

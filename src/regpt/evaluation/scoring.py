@@ -11,13 +11,17 @@ order of the rows, the batch size and the number of processes change nothing but
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from regpt.core.data import IGNORE_INDEX
+from regpt.core.data import IGNORE_INDEX, Dataset
 from regpt.core.model import GPT
+from regpt.evaluation.windows import Windows
 from regpt.fast.training.fused_loss import token_nll
+from regpt.system.distributed import World
 from regpt.system.errors import UserError
+from regpt.system.runtime import Runtime
 
 HEAD_ROWS = {"cpu": 256}
 """Rows of logits at once: 256 x 50257 float32 are 51 MB."""
@@ -51,24 +55,16 @@ def check_ids(model: GPT, idx: Tensor) -> None:
         )
 
 
-def target_nats(model: GPT, idx: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of each scored target in nats, float32 (n,), row by row in reading order.
+def score_targets(model: GPT, idx: Tensor, targets: Tensor, *, hits: bool) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of each scored target in nats, float32 (n,), row by row in reading order; and
+    whether it is the model's most likely token, bool (n,), or (0,) where `hits` is not asked for.
 
     Args:
         model: the model, in eval mode; the caller holds autocast and no_grad.
         idx: (B, T) int64 token ids.
         targets: (B, T) int64, the token after each position, or -100 where none is scored.
+        hits: look for the most likely token too, which takes a pass over the logits.
     """
-    return score(model, idx, targets, best=False)[0]
-
-
-def target_nats_and_hits(model: GPT, idx: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """`target_nats`, and whether each target is the model's most likely token, bool (n,)."""
-    return score(model, idx, targets, best=True)
-
-
-def score(model: GPT, idx: Tensor, targets: Tensor, *, best: bool) -> tuple[Tensor, Tensor]:
-    """The work of both: nats (n,), and hits (n,) if asked for, else empty."""
     scored = targets != IGNORE_INDEX
     hidden = model.hidden(idx)
     if bool(scored.all()):
@@ -76,11 +72,61 @@ def score(model: GPT, idx: Tensor, targets: Tensor, *, best: bool) -> tuple[Tens
     else:
         rows, wanted = hidden[scored], targets[scored]  # (n, C), (n,)
     count = HEAD_ROWS.get(idx.device.type, HEAD_ROWS_ELSEWHERE)
-    nats, hits = [rows.new_empty(0, dtype=torch.float32)], [scored.new_empty(0)]
+    nll, hit = [rows.new_empty(0, dtype=torch.float32)], [scored.new_empty(0)]
     for start in range(0, len(wanted), count):
         target = wanted[start : start + count]
         logits = model.unembed(rows[start : start + count])  # (count, V)
-        if best:
-            hits.append(logits.argmax(dim=-1) == target)
-        nats.append(token_nll(logits, target))
-    return torch.cat(nats), torch.cat(hits)
+        if hits:
+            hit.append(logits.argmax(dim=-1) == target)
+        nll.append(token_nll(logits, target))
+    return torch.cat(nll), torch.cat(hit)
+
+
+def score_windows(
+    model: GPT,
+    dataset: Dataset,
+    windows: Windows,
+    runtime: Runtime,
+    *,
+    batch_tokens: int,
+    world: World | None = None,
+    misses: bool = False,
+) -> np.ndarray:
+    """For each window the summed cross-entropy of its targets in nats and, if `misses` are asked
+    for, how many of them are not the model's most likely token: float64 (2, n), on every process.
+
+    Args:
+        model: the model, whole on every process (a sharded one must be asked without `world`).
+        dataset: the tokens.
+        windows: what is read and scored; shared out over the processes.
+        runtime: where, and in which compute dtype.
+        batch_tokens: tokens read at once; changes the figures by rounding.
+        world: the processes; default: this one alone.
+        misses: count them.
+
+    Raises:
+        UserError: a token outside the vocabulary.
+    """
+    world = world or World(device=runtime.device)
+    scores = np.zeros((2, len(windows)))
+    error = None
+    try:
+        with evaluating(model), runtime.autocast():
+            for rows in windows.batches(batch_tokens, world):
+                batch = windows.take(rows)
+                x, y = batch.read(dataset)
+                check_ids(model, x)
+                check_ids(model, y)
+                nll, hits = score_targets(
+                    model, x.to(runtime.device), y.to(runtime.device), hits=misses
+                )
+                owners = np.repeat(rows, batch.stops - batch.scored + 1)
+                np.add.at(scores[0], owners, nll.cpu().double().numpy())
+                if misses:
+                    np.add.at(scores[1], owners, (~hits).cpu().double().numpy())
+    except UserError as refused:  # a token that only one process reads: all must hear of it
+        error = refused
+    world.raise_if_any_failed(error)
+    if world.size == 1:
+        return scores
+    return world.sum(torch.from_numpy(scores).to(world.device)).cpu().numpy()

@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-import torch
 
 from regpt.core.data import CHUNK, Dataset
 from regpt.core.model import GPT
 from regpt.core.tokenizer import VOCAB_SIZE, get_tokenizer
-from regpt.evaluation.scoring import check_ids, evaluating, target_nats
-from regpt.evaluation.windows import Windows, cut_windows
+from regpt.evaluation.scoring import score_windows
+from regpt.evaluation.windows import cut_windows
 from regpt.system.distributed import World
-from regpt.system.errors import UserError
 from regpt.system.runtime import Runtime
 
 BATCH_TOKENS = 2048
@@ -30,8 +28,8 @@ BATCH_TOKENS = 2048
 class Validation:
     """The score of a text."""
 
-    nats: float
-    """Summed cross-entropy."""
+    nll: float
+    """Summed cross-entropy, in nats."""
     tokens: int
     """Targets scored: one fewer than the text has."""
     bytes: int
@@ -44,7 +42,7 @@ class Validation:
     @property
     def loss(self) -> float:
         """Mean cross-entropy in nats per token."""
-        return self.nats / self.tokens
+        return self.nll / self.tokens
 
     @property
     def perplexity(self) -> float:
@@ -54,12 +52,12 @@ class Validation:
     @property
     def bits_per_byte(self) -> float:
         """Compression of the text: 8 is none."""
-        return self.nats / math.log(2) / max(self.bytes, 1)
+        return self.nll / math.log(2) / max(self.bytes, 1)
 
     @property
     def nats_per_character(self) -> float:
         """The unit of character-level models."""
-        return self.nats / max(self.characters, 1)
+        return self.nll / max(self.characters, 1)
 
 
 @lru_cache(maxsize=1)
@@ -115,49 +113,14 @@ def validate(
         UserError: fewer than two tokens, an impossible stride, a token outside the vocabulary.
     """
     windows = cut_windows(dataset, block_size=block_size, stride=stride, documents=documents)
-    nats = score_windows(
+    nll, _ = score_windows(
         model, dataset, windows, runtime, batch_tokens=batch_tokens or BATCH_TOKENS, world=world
     )
     num_bytes, num_characters = count_text(dataset, 1)
     return Validation(
-        nats=nats,
+        nll=nll.sum().item(),
         tokens=len(dataset) - 1,
         bytes=num_bytes,
         characters=num_characters,
         stride=stride or block_size,
     )
-
-
-def score_windows(
-    model: GPT,
-    dataset: Dataset,
-    windows: Windows,
-    runtime: Runtime,
-    *,
-    batch_tokens: int,
-    world: World | None = None,
-) -> float:
-    """Summed cross-entropy of the windows' targets, in nats; the arguments are `validate`'s."""
-    world = world or World(device=runtime.device)
-    ours = windows.longest_first().take(slice(world.rank, None, world.size))
-    total, error = 0.0, None
-    try:
-        with evaluating(model), runtime.autocast():
-            for batch in ours.batches(batch_tokens):
-                x, y = batch.read(dataset)
-                check_ids(model, x)
-                check_ids(model, y)
-                nats = target_nats(model, x.to(runtime.device), y.to(runtime.device))
-                total += nats.cpu().double().sum().item()
-    except UserError as refused:  # a token that only one process reads: all must hear of it
-        error = refused
-    world.raise_if_any_failed(error)
-    return sum_over(world, total)
-
-
-def sum_over(world: World, number: float) -> float:
-    """The sum of a float64 number over all processes."""
-    if world.size == 1:
-        return number
-    ours = torch.tensor(number, dtype=torch.float64, device=world.device)
-    return world.sum(ours).item()

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from regpt.core.data import CHUNK, IGNORE_INDEX, PADDING_ID, Dataset
 from regpt.core.tokenizer import END_OF_TEXT_ID
+from regpt.system.distributed import World
 from regpt.system.errors import UserError
 
 
@@ -44,10 +45,6 @@ class Windows:
         """Some of them."""
         return Windows(self.starts[rows], self.scored[rows], self.stops[rows])
 
-    def longest_first(self) -> "Windows":
-        """Sorted by length, so that a batch has little padding; equals keep their order."""
-        return self.take(np.argsort(self.starts - self.stops, kind="stable"))
-
     @property
     def targets(self) -> int:
         """Tokens scored."""
@@ -58,13 +55,17 @@ class Windows:
         count = min(count, len(self))
         return self.take((2 * np.arange(count) + 1) * len(self) // (2 * count))
 
-    def batches(self, tokens: int) -> Iterator["Windows"]:
-        """Groups of about so many tokens read; of windows sorted longest first."""
-        first = 0
-        while first < len(self):
-            rows = max(1, tokens // int(self.stops[first] - self.starts[first]))
-            yield self.take(slice(first, first + rows))
-            first += rows
+    def batches(self, tokens: int, world: World) -> Iterator[np.ndarray]:
+        """The windows of this process by number, grouped so that about `tokens` are read at once.
+
+        Longest first, so that a batch has little padding; equals keep their order.
+        """
+        lengths = self.stops - self.starts
+        left = np.argsort(-lengths, kind="stable")[world.rank :: world.size]
+        while len(left):
+            rows = max(1, tokens // int(lengths[left[0]]))
+            yield left[:rows]
+            left = left[rows:]
 
     def read(self, dataset: Dataset) -> tuple[Tensor, Tensor]:
         """x and y, int64 (n, T): y is -100 where a target is not scored or not there."""

@@ -17,7 +17,8 @@ from regpt.core.generate import complete, generate_steps
 from regpt.core.sampling import SamplingParams
 from regpt.core.tokenizer import get_tokenizer
 from regpt.evaluation import hellaswag
-from regpt.evaluation.validation import BATCH_TOKENS, score_windows, validate
+from regpt.evaluation.scoring import score_windows
+from regpt.evaluation.validation import BATCH_TOKENS, validate
 from regpt.evaluation.windows import cut_windows
 from regpt.fast.decoding.topk_sampling import sample
 from regpt.system.distributed import World
@@ -125,7 +126,7 @@ def score_quick_validation(state: TrainState) -> Iterator[Event]:
     block_size = state.config.block_size
     windows = cut_windows(state.data.validation, block_size=block_size)
     windows = windows.spread(max(QUICK_TOKENS // block_size, 1))
-    nats = score_windows(
+    nll, _ = score_windows(
         state.whole_model(),
         state.data.validation,
         windows,
@@ -133,7 +134,7 @@ def score_quick_validation(state: TrainState) -> Iterator[Event]:
         batch_tokens=batch_tokens(state.config),
         world=evaluation_world(state),
     )
-    loss = nats / windows.targets
+    loss = nll.sum().item() / windows.targets
     yield ValidatedQuickly(step=state.step, loss=loss, tokens=windows.targets)
 
 
