@@ -14,11 +14,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from regpt.bench.hardware_limits import Machine
 from regpt.bench.interleaved import Budget, Job, alternate, loaded, measure
-from regpt.bench.session import Session, benchmark, script_options
+from regpt.bench.results import Column, Row, usual_columns
+from regpt.bench.session import Session, benchmark, plain, script_options
 from regpt.bench.workers import System
 
 KINDS = ("fp32", "bf16", "int8")
@@ -122,6 +124,11 @@ def load_command(model: str) -> Callable[[], Parts]:
     return call
 
 
+def judge_start(machine: Machine, rows: Sequence[Row]) -> tuple[Machine, list[Column]]:
+    """The usual columns, but for the memory of workers that only start programs."""
+    return machine, usual_columns(memory=False)
+
+
 def start(session: Session, rounds: int) -> None:
     """Seconds from the command to the first token, files in the cache; and its stages."""
     import torch
@@ -190,10 +197,11 @@ def main() -> None:
             parser.error("quality needs RUN and --data FILE")
         print(json.dumps(quality(given.run, given.data, given.windows)))
         return
+    run, judge = {"growth": (growth, plain), "start": (start, judge_start)}[given.what]
     with benchmark(
-        f"decoding-{given.what}", threads=given.threads, out=given.out, json=True
+        f"decoding-{given.what}", judge=judge, threads=given.threads, out=given.out, json=True
     ) as session:
-        {"growth": growth, "start": start}[given.what](session, given.rounds)
+        run(session, given.rounds)
 
 
 if __name__ == "__main__":

@@ -149,7 +149,7 @@ def judge_for(size: int) -> Judge:
     """MB/s of the input, processor seconds, and how many times as fast."""
 
     def judge(machine: Machine, rows: Sequence[Row]) -> tuple[Machine, list[Column]]:
-        usual = [column for column in usual_columns() if column.heading != "peak memory"]
+        usual = usual_columns(memory=False)
         speed = Column(heading="MB/s", cell=lambda row: f"{size / row.seconds / 1e6:.2f}")
         work = Column(
             heading="processor seconds",

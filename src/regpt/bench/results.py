@@ -97,9 +97,14 @@ def against(
     return Column(heading=f"against {system} {dtype}".rstrip(), cell=cell)
 
 
-def usual_columns(*, per: str = "seconds") -> list[Column]:
-    """What every benchmark has: job, system, time, spread, rate, memory; `per` heads the time."""
-    return [
+def usual_columns(*, per: str = "seconds", memory: bool = True) -> list[Column]:
+    """What every benchmark has: job, system, time, spread, rate, memory.
+
+    Args:
+        per: heads the time.
+        memory: False where the work is done by programs that the worker starts.
+    """
+    columns = [
         Column(heading="job", cell=lambda row: row.job, right=False),
         Column(heading="system", cell=lambda row: row.system, right=False),
         Column(heading="dtype", cell=lambda row: row.dtype, right=False),
@@ -107,8 +112,11 @@ def usual_columns(*, per: str = "seconds") -> list[Column]:
         Column(heading=per, cell=lambda row: duration(row.seconds)),
         Column(heading="spread of n", cell=spread),
         Column(heading="tokens/s", cell=lambda row: rate(row.tokens_per_second)),
-        Column(heading="peak memory", cell=lambda row: gigabytes(row.peak_memory_bytes)),
     ]
+    if memory:
+        peak = Column(heading="peak memory", cell=lambda row: gigabytes(row.peak_memory_bytes))
+        columns.append(peak)
+    return columns
 
 
 def spread(row: Row) -> str:
