@@ -15,9 +15,7 @@ from hypothesis import strategies as st
 
 from regpt import GPTConfig, SamplingParams, UserError, complete, get_tokenizer
 from regpt.cli import main
-from regpt.parity import Bench, Check, run, tensors, text
-from regpt.parity import diagnose as causes
-from regpt.parity import published as facts
+from regpt.parity import Check, Comparison, diagnose, published, run, tensors, text
 from regpt.parity.compare import Tally
 from regpt.parity.model_pair import Pair, draw_peaked, load_tokenizer, random_pair
 from regpt.parity.references import generated
@@ -33,9 +31,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 
 @pytest.fixture(scope="module")
-def bench(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+def comparison(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     tokenizer = load_tokenizer(pair.directory, tmp_path_factory.mktemp("spare"))
-    return Bench("random", [pair], tokenizer)
+    return Comparison("random", [pair], tokenizer)
 
 
 @pytest.fixture
@@ -61,11 +59,11 @@ def failing(check: Check) -> str:
 # What must agree
 
 
-def test_everything_agrees_and_every_kind_is_checked(bench: Bench) -> None:
+def test_everything_agrees_and_every_kind_is_checked(comparison: Comparison) -> None:
     from transformers.utils import logging
 
     verbosity, state = logging.get_verbosity(), torch.get_rng_state()
-    checks = {check.name: check for check in run(bench, seeds=2)}
+    checks = {check.name: check for check in run(comparison, seeds=2)}
     expected = {
         "tokens", "weights there and back", "logits, float32", "logits, bfloat16", "loss",
         "gradients", "ten AdamW steps", "greedy text, generate", "sampled text, generate",
@@ -81,10 +79,10 @@ def test_everything_agrees_and_every_kind_is_checked(bench: Bench) -> None:
     assert torch.equal(torch.get_rng_state(), state), "the caller's random state must not move"
 
 
-def test_logits_have_the_scale_of_a_trained_models(bench: Bench) -> None:
-    values = tensors.check_logits(bench.pairs, torch.float32).values
+def test_logits_have_the_scale_of_a_trained_models(comparison: Comparison) -> None:
+    values = tensors.check_logits(comparison.pairs, torch.float32).values
     assert 3 < values["smallest_std"] < 5
-    logits = bench.pairs[0].ours(tensors.windows(bench.pairs[0], 2, length=32))[0]
+    logits = comparison.pairs[0].ours(tensors.windows(comparison.pairs[0], 2, length=32))[0]
     assert logits.softmax(-1).max(-1).values.mean() > 0.1, "the distributions must be peaked"
 
 
@@ -134,10 +132,12 @@ def test_rows_that_end_do_not_disturb_those_that_go_on(pair: Pair) -> None:
     assert max(lengths) == 30
 
 
-def test_a_vocabulary_without_a_text_is_compared_as_tokens(tmp_path: Path, bench: Bench) -> None:
+def test_a_vocabulary_without_a_text_is_compared_as_tokens(
+    tmp_path: Path, comparison: Comparison
+) -> None:
     shape = GPTConfig(block_size=24, vocab_size=77, n_layer=1, n_head=1, n_embd=16)
     small = random_pair(shape, tmp_path / "model", seed=2, device=CPU)
-    generate, pipeline = text.check_sampled([small], bench.tokenizer, seeds=1)
+    generate, pipeline = text.check_sampled([small], comparison.tokenizer, seeds=1)
     assert generate.status == "agrees"
     assert pipeline.status == "not checked"
     assert tensors.check_loss([small]).status == "agrees"
@@ -163,8 +163,12 @@ def test_peaked_weights_are_a_function_of_the_seed_and_leave_the_random_state() 
         ("end-of-text", "end-of-text", "generate drew without stopping at end-of-text"),
     ],
 )
-def test_a_mistake_is_found_and_named(bench: Bench, provoke: str, cause: str, says: str) -> None:
-    generate, pipeline = text.check_sampled(bench.pairs, bench.tokenizer, seeds=3, provoke=provoke)
+def test_a_mistake_is_found_and_named(
+    comparison: Comparison, provoke: str, cause: str, says: str
+) -> None:
+    generate, pipeline = text.check_sampled(
+        comparison.pairs, comparison.tokenizer, seeds=3, provoke=provoke
+    )
     found = pipeline if provoke == "temperature" else generate
     assert says in failing(found)
     assert found.values["cause"] == cause
@@ -176,9 +180,11 @@ def test_a_mistake_is_found_and_named(bench: Bench, provoke: str, cause: str, sa
 
 
 @pytest.mark.usefixtures("lecture_only")
-def test_the_first_difference_is_where_it_says(bench: Bench) -> None:
-    generate, _ = text.check_sampled(bench.pairs, bench.tokenizer, seeds=1, provoke="order")
-    (pair,) = bench.pairs
+def test_the_first_difference_is_where_it_says(comparison: Comparison) -> None:
+    generate, _ = text.check_sampled(
+        comparison.pairs, comparison.tokenizer, seeds=1, provoke="order"
+    )
+    (pair,) = comparison.pairs
     prompt = text.prompt_tokens(pair, text.PROMPT)
     params = SamplingParams(seed=0)
     ours = complete(pair.ours, prompt, replace(params, rng="lecture"))
@@ -193,7 +199,7 @@ def test_the_first_difference_is_where_it_says(bench: Bench) -> None:
     assert repr(name) in generate.detail
 
 
-def difference(pair: Pair, theirs: list[list[int]], params: SamplingParams) -> causes.Difference:
+def difference(pair: Pair, theirs: list[list[int]], params: SamplingParams) -> diagnose.Difference:
     """What a tally makes of our text and another."""
     prompt = text.prompt_tokens(pair, text.PROMPT)
     tally = Tally()
@@ -210,7 +216,7 @@ def difference(pair: Pair, theirs: list[list[int]], params: SamplingParams) -> c
 def test_other_settings_of_the_other_side(pair: Pair, change: dict, cause: str) -> None:
     prompt = text.prompt_tokens(pair, text.PROMPT)
     theirs = complete(pair.ours, prompt, SamplingParams(**change))
-    found = causes.explain(difference(pair, theirs, SamplingParams()))
+    found = diagnose.explain(difference(pair, theirs, SamplingParams()))
     assert found.name == cause
     assert f"Likely cause: {cause}" in found.text
 
@@ -219,7 +225,7 @@ def test_another_device_is_named_where_one_was_used(pair: Pair) -> None:
     prompt = text.prompt_tokens(pair, text.PROMPT)
     elsewhere = replace(pair, theirs=SimpleNamespace(device=torch.device("cuda")))
     theirs = complete(pair.ours, prompt, SamplingParams(seed=99))  # as good as another generator
-    found = causes.explain(difference(elsewhere, theirs, SamplingParams()))
+    found = diagnose.explain(difference(elsewhere, theirs, SamplingParams()))
     assert found.name == "device"
     assert "generate ran on cuda, regpt on cpu" in found.text
 
@@ -231,9 +237,9 @@ def test_another_device_is_tried_where_there_is_one(
     # stands for a second device: its generator starts from another state for the same seed
     other = complete(pair.ours, prompt, SamplingParams(seed=99))
     unlike = difference(pair, other, SamplingParams())
-    monkeypatch.setattr(causes, "other_devices", lambda device: [device])
-    monkeypatch.setattr(causes, "complete", lambda model, prompt, params: other)
-    found = causes.find_device(unlike)
+    monkeypatch.setattr(diagnose, "other_devices", lambda device: [device])
+    monkeypatch.setattr(diagnose, "complete", lambda model, prompt, params: other)
+    found = diagnose.find_device(unlike)
     assert found is not None
     assert "with the generator of cpu" in found[1]
 
@@ -241,18 +247,20 @@ def test_another_device_is_tried_where_there_is_one(
 @pytest.mark.gpu
 @pytest.mark.usefixtures("lecture_only")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_another_device_is_found_out(bench: Bench) -> None:
-    generate, _ = text.check_sampled(bench.pairs, bench.tokenizer, seeds=1, provoke="device")
+def test_another_device_is_found_out(comparison: Comparison) -> None:
+    generate, _ = text.check_sampled(
+        comparison.pairs, comparison.tokenizer, seeds=1, provoke="device"
+    )
     failing(generate)
     assert generate.values["cause"] == "device"
 
 
 def test_provoking_a_device_that_is_not_there(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    comparison: Comparison, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(text, "other_devices", lambda device: [])
     with pytest.raises(UserError, match="one device only"):
-        text.check_sampled(bench.pairs, bench.tokenizer, seeds=1, provoke="device")
+        text.check_sampled(comparison.pairs, comparison.tokenizer, seeds=1, provoke="device")
 
 
 def test_wrong_logits_are_the_cause_of_another_text(damaged: Pair) -> None:
@@ -261,7 +269,7 @@ def test_wrong_logits_are_the_cause_of_another_text(damaged: Pair) -> None:
         params = SamplingParams(seed=seed)
         theirs = generated(damaged, prompt, params)
         if theirs != complete(damaged.ours, prompt, params):
-            found = causes.explain(difference(damaged, theirs, params))
+            found = diagnose.explain(difference(damaged, theirs, params))
             assert found.name == "logits"
             assert "look at the numbers first" in found.text
             return
@@ -275,13 +283,13 @@ def test_a_step_can_be_drawn_again(pair: Pair, rng: str, step: int) -> None:
     params = SamplingParams(rng=rng, num_samples=3, stop_at_eot=False, repetition_penalty=1.2)
     rows = complete(pair.ours, prompt, params)
     place = len(prompt) + step
-    unlike = causes.Difference(
+    unlike = diagnose.Difference(
         pair=pair, params=params, prompt=prompt, ours=rows, theirs=rows,
         against="generate", step=step, row=0,
     )  # fmt: skip
-    idx = causes.context(unlike)
+    idx = diagnose.context(unlike)
     assert idx.shape == (3, place)
-    token = causes.redraw(unlike, idx, pair.ours(idx)[0][:, -1])
+    token = diagnose.redraw(unlike, idx, pair.ours(idx)[0][:, -1])
     assert token.tolist() == [row[place] for row in rows]
 
 
@@ -302,7 +310,7 @@ def test_a_tie_is_told_from_a_mistake(pair: Pair) -> None:
     tally.add(tied, params, prompt, ours=complete(ours, prompt, params), theirs=rows,
               against="generate")  # fmt: skip
     assert tally.first is not None
-    found = causes.explain(tally.first)
+    found = diagnose.explain(tally.first)
     assert found.name == "rounding"
     assert "not a mistake" in found.text
 
@@ -344,7 +352,7 @@ def test_other_tokens_are_found() -> None:
 
 @pytest.mark.usefixtures("lecture_only")
 def test_equal_tokens_with_another_text_are_found(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    comparison: Comparison, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     honest = text.piped_texts
     monkeypatch.setattr(
@@ -352,7 +360,7 @@ def test_equal_tokens_with_another_text_are_found(
         "piped_texts",
         lambda *arguments, **named: [row.rstrip() + "!" for row in honest(*arguments, **named)],
     )
-    _, pipeline = text.check_sampled(bench.pairs, bench.tokenizer, seeds=1)
+    _, pipeline = text.check_sampled(comparison.pairs, comparison.tokenizer, seeds=1)
     assert "equal tokens became" in failing(pipeline)
     assert pipeline.values["cause"] == "decoding"
 
@@ -376,42 +384,44 @@ def test_every_parameter_is_stated_to_generate(pair: Pair) -> None:
 def test_the_speeches_are_tiny_shakespeares_first_257_tokens(shakespeare: Path) -> None:
     whole = "<|endoftext|>" + shakespeare.read_text(encoding="utf-8")[:2000]
     ids = get_tokenizer().encode(whole.replace("\n\n", "\n\n<|endoftext|>"), allow_special=True)
-    assert facts.speeches().tolist() == ids[:257]
+    assert published.speeches().tolist() == ids[:257]
 
 
 def test_the_dog_is_english() -> None:
-    assert get_tokenizer().decode(facts.DOG[:2]) == "The dog"
-    assert get_tokenizer().decode(facts.DOG).startswith("The dog was found in a field")
+    assert get_tokenizer().decode(published.DOG[:2]) == "The dog"
+    assert get_tokenizer().decode(published.DOG).startswith("The dog was found in a field")
 
 
 def test_other_weights_have_no_published_facts(pair: Pair, tmp_path: Path) -> None:
-    for check in facts.check_published(str(pair.directory), pair):
+    for check in published.check_published(str(pair.directory), pair):
         assert check.status == "not checked"
-    assert not facts.are_released("gpt2-medium", tmp_path)
+    assert not published.are_released("gpt2-medium", tmp_path)
 
 
 def test_released_weights_are_known_by_name_or_digest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert facts.are_released("gpt2", tmp_path)
+    assert published.are_released("gpt2", tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"abc")
-    monkeypatch.setattr(facts, "FILE_BYTES", 3)
-    assert not facts.are_released("mine", tmp_path)
+    monkeypatch.setattr(published, "FILE_BYTES", 3)
+    assert not published.are_released("mine", tmp_path)
     monkeypatch.setattr(
-        facts,
+        published,
         "FILE_DIGEST",
         "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
     )
-    assert facts.are_released("mine", tmp_path)
+    assert published.are_released("mine", tmp_path)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "gpt2").mkdir()
-    assert not facts.are_released("gpt2", tmp_path / "gpt2"), "a directory of that name is nobody's"
+    assert not published.are_released("gpt2", tmp_path / "gpt2"), (
+        "a directory of that name is nobody's"
+    )
 
 
 def test_random_weights_under_the_name_gpt2_do_not_pass(tmp_path: Path) -> None:
     shape = GPTConfig(block_size=64, n_layer=1, n_head=1, n_embd=16)
     pair = random_pair(shape, tmp_path / "model", seed=3, device=CPU)
-    dog, loss = facts.check_published("gpt2", pair)
+    dog, loss = published.check_published("gpt2", pair)
     assert dog.status == "differs"
     assert loss.status == "agrees", "both sides compute the same"
     assert "llm.c publishes 5.2700" in loss.detail
@@ -433,7 +443,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         Check(name="loss", status="agrees", figure="1e-7", bound="1e-5", detail="[model] x"),
         Check(name="published greedy text", status="not checked", detail="random weights"),
     ]
-    monkeypatch.setattr("regpt.commands.parity.run", lambda bench, **options: iter(found))
+    monkeypatch.setattr("regpt.commands.parity.run", lambda comparison, **options: iter(found))
     return iter(())
 
 

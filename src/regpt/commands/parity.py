@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.table import Table
 
 from regpt import __version__
-from regpt.parity import Bench, Check, Provocation, open_pairs, run
+from regpt.parity import Check, Comparison, Provocation, open_pairs, run
 from regpt.parity.model_pair import need_transformers
 from regpt.system.console import Console
 from regpt.system.runtime import find_runtime
@@ -47,12 +47,12 @@ def show(checks: Iterator[Check], console: Console) -> list[Check]:
     return done
 
 
-def as_json(bench: Bench, checks: list[Check], place: str) -> str:
+def as_json(comparison: Comparison, checks: list[Check], place: str) -> str:
     """One object: what ran, and every check."""
     report = {
         "ok": not any(check.status == "differs" for check in checks),
-        "model": bench.model,
-        "models": [pair.name for pair in bench.pairs],
+        "model": comparison.model,
+        "models": [pair.name for pair in comparison.pairs],
         "regpt": __version__,
         "transformers": need_transformers(),
         "torch": torch.__version__,
@@ -86,16 +86,16 @@ def parity(
     """
     runtime = find_runtime(device, dtype="fp32")
     console = Console()
-    with open_pairs(model, device=runtime.device, small=quick) as bench:
-        checks = run(bench, seeds=2 if quick else seeds, provoke=provoke)
+    with open_pairs(model, device=runtime.device, small=quick) as comparison:
+        checks = run(comparison, seeds=2 if quick else seeds, provoke=provoke)
         if json:
             done = list(checks)
-            sys.stdout.write(as_json(bench, done, runtime.describe()) + "\n")
+            sys.stdout.write(as_json(comparison, done, runtime.describe()) + "\n")
         else:
             console.print(
                 f"regpt {__version__} against transformers {need_transformers()}, torch "
                 f"{torch.__version__}, {runtime.describe()}\nmodels: "
-                f"{'; '.join(pair.name for pair in bench.pairs)}\n",
+                f"{'; '.join(pair.name for pair in comparison.pairs)}\n",
                 highlight=False,
             )
             done = show(checks, console)

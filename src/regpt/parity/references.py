@@ -3,7 +3,7 @@
 - `generated` and `piped`: transformers' `generate` and `pipeline("text-generation")`, told every
   parameter and left no default, because their defaults have changed since the lecture;
 - `lecture_loop`: the loop as the lecture teaches it, written out on transformers' model;
-- `alone`: one row of a `portable` sample, drawn with no other row beside it.
+- `rows_alone`: the rows of a `portable` sample, each drawn with no other row beside it.
 """
 
 import contextlib
@@ -131,14 +131,16 @@ def lecture_loop(pair: Pair, prompt: list[int], params: SamplingParams) -> Rows:
 
 
 @torch.no_grad()
-def alone(pair: Pair, prompt: list[int], params: SamplingParams, row: int) -> list[int]:
-    """Row `row` of a `portable` sample, in a batch of its own."""
-    text = list(prompt)
-    rows = torch.tensor([row], device=pair.ours.device)
-    while len(text) < params.max_length:
-        logits, _ = pair.ours(torch.tensor([text], device=pair.ours.device))
-        position = torch.tensor([len(text)], device=pair.ours.device)
-        text.append(int(sample(logits[:, -1], params, rows=rows, positions=position)))
-        if params.stop_at_eot and text[-1] == END_OF_TEXT_ID:
-            break
-    return text
+def rows_alone(pair: Pair, prompt: list[int], params: SamplingParams) -> Rows:
+    """The rows of a `portable` sample, each in a batch of its own."""
+    device, texts = pair.ours.device, []
+    for row in range(params.num_samples):
+        text, number = list(prompt), torch.tensor([row], device=device)
+        while len(text) < params.max_length:
+            logits, _ = pair.ours(torch.tensor([text], device=device))
+            position = torch.tensor([len(text)], device=device)
+            text.append(int(sample(logits[:, -1], params, rows=number, positions=position)))
+            if params.stop_at_eot and text[-1] == END_OF_TEXT_ID:
+                break
+        texts.append(text)
+    return texts

@@ -7,6 +7,7 @@ sides, fed by each side's gradients.
 
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -159,6 +160,12 @@ def check_logits(pairs: Sequence[Pair], dtype: torch.dtype) -> Check:
     return Check(**{**vars(check), "detail": f"{check.detail}; {scale}", "values": values})
 
 
+def loss_of_ours(ours: GPT, idx: Tensor) -> Tensor:
+    """Our loss of a batch (B, T)."""
+    _, loss = ours(idx[:, :-1], idx[:, 1:])
+    return loss
+
+
 def loss_of_theirs(theirs: torch.nn.Module, idx: Tensor) -> Tensor:
     """transformers' own loss of a batch (B, T); it shifts the labels itself."""
     with quiet():
@@ -171,9 +178,9 @@ def check_loss(pairs: Sequence[Pair]) -> Check:
 
     def measure(pair: Pair) -> tuple[float, str]:
         idx = windows(pair, 4, length=64)
-        _, loss = pair.ours(idx[:, :-1], idx[:, 1:])
+        loss = loss_of_ours(pair.ours, idx).item()
         expected = loss_of_theirs(pair.theirs, idx).item()
-        return abs(loss.item() / expected - 1), f"loss {expected:.4f}"
+        return abs(loss / expected - 1), f"loss {expected:.4f}"
 
     return worst("loss", pairs, measure, LOSS_BOUND, "relative")
 
@@ -181,8 +188,7 @@ def check_loss(pairs: Sequence[Pair]) -> Check:
 def gradients(pair: Pair) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Every gradient of one batch, ours and theirs, by our names and in our orientation."""
     idx = windows(pair, 2, length=64)
-    _, loss = pair.ours(idx[:, :-1], idx[:, 1:])
-    loss.backward()
+    loss_of_ours(pair.ours, idx).backward()
     loss_of_theirs(pair.theirs, idx).backward()
     ours, theirs = {}, {}
     for name, parameter in pair.ours.named_parameters():
@@ -231,24 +237,15 @@ def train(model: torch.nn.Module, loss_of: Callable[[Tensor], Tensor], idx: Tens
     return losses
 
 
-def train_ours(pair: Pair, idx: Tensor) -> list[float]:
-    """The losses of our model, from the weights on disk."""
-    model = GPT.from_pretrained(pair.directory).to(idx.device)
-    return train(model, lambda batch: model(batch[:, :-1], batch[:, 1:])[1], idx)
-
-
-def train_theirs(pair: Pair, idx: Tensor) -> list[float]:
-    """The losses of transformers' model, from the weights on disk."""
-    model = load_theirs(pair.directory, device=idx.device)
-    return train(model, lambda batch: loss_of_theirs(model, batch), idx)
-
-
 def check_training(pairs: Sequence[Pair]) -> Check:
-    """Ten AdamW steps on the same batches, one side after the other."""
+    """Ten AdamW steps on the same batches, one side after the other, from the weights on disk."""
 
     def measure(pair: Pair) -> tuple[float, str]:
         idx = torch.stack([windows(pair, 2, length=32, seed=step) for step in range(STEPS)])
-        ours, theirs = train_ours(pair, idx), train_theirs(pair, idx)
+        model = GPT.from_pretrained(pair.directory).to(idx.device)
+        ours = train(model, partial(loss_of_ours, model), idx)
+        model = load_theirs(pair.directory, device=idx.device)
+        theirs = train(model, partial(loss_of_theirs, model), idx)
         errors = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
         step = max(range(STEPS), key=lambda i: (errors[i] != errors[i], errors[i]))
         return errors[step], f"losses {theirs[0]:.4f} to {theirs[-1]:.4f}, worst in step {step}"
