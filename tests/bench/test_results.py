@@ -109,6 +109,12 @@ def test_columns_with_nothing_to_say_are_left_out() -> None:
     assert "engine" in markdown([row("regpt", 1, engine="fast")], columns)
 
 
+def test_a_difference_of_times_may_be_negative() -> None:
+    lost = row("regpt", -10.6, fastest_seconds=-10.6, slowest_seconds=-9.54)
+    cells = {column.heading: column.cell(lost) for column in usual_columns()}
+    assert (cells["seconds"], cells["spread of n"]) == ("-10.6 s", "10% of 3")
+
+
 def test_durations() -> None:
     cases = {0.0123: "12.3 ms", 0.5: "500 ms", 1.0: "1 s", 22.345: "22.3 s"}
     assert {seconds: duration(seconds) for seconds in cases} == cases

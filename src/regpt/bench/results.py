@@ -68,7 +68,7 @@ class Column:
 
 def duration(seconds: float) -> str:
     """Three digits, in ms below a second."""
-    return f"{seconds * 1e3:.3g} ms" if seconds < 0.9995 else f"{seconds:.3g} s"
+    return f"{seconds * 1e3:.3g} ms" if abs(seconds) < 0.9995 else f"{seconds:.3g} s"
 
 
 def gigabytes(size: int | None) -> str:
@@ -121,7 +121,7 @@ def usual_columns(*, per: str = "seconds", memory: bool = True) -> list[Column]:
 
 def spread(row: Row) -> str:
     """(slowest - fastest) / median, and of how many."""
-    return f"{(row.slowest_seconds - row.fastest_seconds) / row.seconds:.0%} of {row.timed}"
+    return f"{(row.slowest_seconds - row.fastest_seconds) / abs(row.seconds):.0%} of {row.timed}"
 
 
 def filled(rows: Sequence[Row], columns: Sequence[Column]) -> list[Column]:
