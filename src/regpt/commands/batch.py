@@ -31,7 +31,7 @@ from regpt.fast.decoding.topk_sampling import sample
 from regpt.system.console import Console
 from regpt.system.errors import UserError
 from regpt.system.files import replace_files
-from regpt.system.json_text import parse_json
+from regpt.system.jsonl import read_lines
 
 BATCH_ROWS = 8
 
@@ -62,13 +62,8 @@ def read_prompts(
     prompts: dict[int, str] = {}
     faults = []
     limit = min(params.max_length, model.config.block_size)
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            prompt = parse_json(line)["prompt"]
-        except (ValueError, KeyError, TypeError):
-            prompt = None
+    for number, entry in read_lines(text):
+        prompt = entry.get("prompt") if entry else None
         if not isinstance(prompt, str):
             faults.append(f'line {number} is not an object with a string "prompt"')
         elif (length := len(get_tokenizer().encode(prompt))) > limit:
@@ -82,14 +77,8 @@ def read_done(path: Path) -> dict[int, dict[str, Any]]:
     """What an earlier run wrote, by line number; a half-written last line is dropped."""
     if not path.exists():
         return {}
-    done = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-        try:
-            entry = parse_json(line)
-            done[int(entry["line"])] = entry
-        except (ValueError, KeyError, TypeError):
-            continue
-    return done
+    entries = [entry for _, entry in read_lines(path.read_bytes()) if entry is not None]
+    return {entry["line"]: entry for entry in entries if type(entry.get("line")) is int}
 
 
 def write_batch(

@@ -1,4 +1,4 @@
-"""Examples in files of one JSON object per line; whatever is wrong is named by line number."""
+"""Files of one JSON object per line; whatever is wrong is named by line number."""
 
 import json
 from collections.abc import Iterator
@@ -30,6 +30,18 @@ def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     if not found:
         raise UserError(f"{path} has no examples: give a file with one JSON object per line")
+
+
+def read_lines(data: bytes) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Line numbers, from 1 on, and objects, or None for a line that is none; empty lines are passed
+    over. For files in which a line may be damaged: a kill cuts one short."""
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if line.strip():
+            try:
+                value = parse_json(line)
+            except ValueError:  # of which a UnicodeDecodeError is one
+                value = None
+            yield number, value if isinstance(value, dict) else None
 
 
 def parse_object(line: bytes, path: Path, number: int) -> dict[str, Any]:

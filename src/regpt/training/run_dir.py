@@ -29,7 +29,8 @@ from regpt import weights
 from regpt.core.model import GPTConfig
 from regpt.system.errors import UserError
 from regpt.system.files import replace_files, writing_to
-from regpt.system.json_text import parse_json, read_json
+from regpt.system.json_text import read_json
+from regpt.system.jsonl import read_lines
 from regpt.training.config import RunConfig
 from regpt.training.lock import RunLock
 
@@ -93,14 +94,8 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     entries, dropped = [], []
-    for number, line in enumerate(data.split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = parse_json(line)
-        except ValueError:  # of which a UnicodeDecodeError is one
-            entry = None
-        if isinstance(entry, dict) and is_sound(entry):
+    for number, entry in read_lines(data):
+        if entry is not None and is_sound(entry):
             entries.append(entry)
         else:
             dropped.append(number)
