@@ -1,11 +1,12 @@
 """The optimizer touches every parameter once, by the right rule."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
-from regpt import GPT, GPTConfig
+from regpt import GPT, GPTConfig, UserError
 from regpt.core.optimizer import Optimizer, OptimizerConfig, split_parameters
 
 TINY = GPTConfig(block_size=8, vocab_size=40, n_layer=2, n_head=2, n_embd=16)
@@ -90,3 +91,21 @@ def test_muon_may_decay_by_another_rate() -> None:
     rule = replace(rule, muon_weight_decay=None)
     decays = [group["weight_decay"] for group in Optimizer(GPT(TINY), rule, lr=1e-3).groups()]
     assert decays == [0.5, 0.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("muon_momentum", -math.inf),
+        ("muon_momentum", 1.0),
+        ("betas", (0.9, math.nan)),
+        ("weight_decay", math.nan),
+        ("muon_weight_decay", -0.1),
+        ("muon_lr", math.inf),
+        ("epsilon", -1e-8),
+        ("clip", 0.0),
+    ],
+)
+def test_what_no_optimizer_takes_is_one_line(field: str, value: object) -> None:
+    with pytest.raises(UserError, match=rf"^optimizer\.{field} must .*, got "):
+        OptimizerConfig(**{field: value})  # pyright: ignore[reportArgumentType]

@@ -7,6 +7,7 @@ whole would tie their scales). Embeddings, LayerNorms and biases stay with AdamW
 has it.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -45,12 +46,12 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"optimizer.betas must be in [0, 1), got {self.betas}")
-        if self.weight_decay < 0:
-            raise UserError(f"optimizer.weight_decay must not be negative, got {self.weight_decay}")
-        if self.muon_weight_decay is not None and self.muon_weight_decay < 0:
-            raise UserError(
-                f"optimizer.muon_weight_decay must not be negative, got {self.muon_weight_decay}"
-            )
+        if not 0 <= self.muon_momentum < 1:
+            raise UserError(f"optimizer.muon_momentum must be in [0, 1), got {self.muon_momentum}")
+        for name in ("weight_decay", "muon_weight_decay", "epsilon", "muon_lr"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise UserError(f"optimizer.{name} must not be negative, got {value}")
         if self.clip is not None and not self.clip > 0:
             raise UserError(f"optimizer.clip must be positive or None, got {self.clip}")
 
