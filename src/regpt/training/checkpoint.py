@@ -27,7 +27,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -208,12 +207,3 @@ def load(path: Path) -> Checkpoint:
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read ({error}): remove it and resume again") from None
     return Checkpoint(path=path, step=step, optimizer=optimizer, progress=progress)
-
-
-@torch.no_grad()
-def without_padding(tensors: Mapping[str, Tensor], vocab_size: int) -> dict[str, Tensor]:
-    """Rows of wte beyond the vocabulary cut off, in a state dict or the optimizer's tensors."""
-    return {
-        name: tensor[:vocab_size] if name.endswith("wte.weight") else tensor
-        for name, tensor in tensors.items()
-    }

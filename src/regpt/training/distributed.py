@@ -111,9 +111,12 @@ def shard(model: GPT, world: World, *, replicas: int = 1) -> GPT:
 
 @torch.no_grad()
 def fill(tensor: Tensor, whole: Tensor) -> None:
-    """Copy a whole tensor into one that may be sharded."""
+    """Copy a whole tensor into one that may be sharded, and may have rows of padding: zeros."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
+    if tensor.ndim and len(whole) < len(tensor):
+        padding = whole.new_zeros(len(tensor) - len(whole), *whole.shape[1:])
+        whole = torch.cat([whole, padding])
     if isinstance(tensor, DTensor):
         whole = distribute_tensor(whole.to(tensor.device), tensor.device_mesh, tensor.placements)
     tensor.copy_(whole)

@@ -34,7 +34,7 @@ from regpt.training.activation_stats import (
     over_processes,
     record_activations,
 )
-from regpt.training.checkpoint import remove, without_padding
+from regpt.training.checkpoint import remove
 from regpt.training.run_dir import RunDirectory, finite
 from regpt.training.state import TrainState
 
@@ -107,9 +107,7 @@ def write_report(
     if state.world.is_first and not path.exists():
         remove_oldest_models(directory)
         with new_directory(path) as hidden:
-            shape = state.config.model
-            tensors = without_padding(tensors, shape.vocab_size)
-            weights.write_model(hidden / "model", tensors, asdict(shape))
+            weights.write_model(hidden / "model", tensors, asdict(state.config.model))
             replace_files(
                 hidden,
                 {

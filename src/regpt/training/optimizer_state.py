@@ -48,11 +48,7 @@ def load_state_tensors(
     make_states(optimizer)
     for name, owner, parameter, rows in moments(optimizer):
         for key, value in owner.state[parameter].items():
-            whole = tensors["step" if key == "step" else f"{key}.{name}"]
-            part = whole if key == "step" else whole[rows]
-            if key != "step" and len(part) < len(value):  # rows that pad the vocabulary
-                part = torch.cat([part, part.new_zeros(len(value) - len(part), *part.shape[1:])])
-            fill(value, part)
+            fill(value, tensors["step"] if key == "step" else tensors[f"{key}.{name}"][rows])
 
 
 def make_states(optimizer: Optimizer) -> None:

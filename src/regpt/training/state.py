@@ -15,7 +15,7 @@ from regpt.fast.training.compact_vocabulary import CompactVocabulary, expand
 from regpt.system.distributed import World, full
 from regpt.system.errors import UserError
 from regpt.system.runtime import Runtime
-from regpt.training.checkpoint import Checkpoint, Snapshot, without_padding
+from regpt.training.checkpoint import Checkpoint, Snapshot
 from regpt.training.checkpoint_writer import HostMemory, aligned_size
 from regpt.training.config import RunConfig
 from regpt.training.distributed import GradientSum, fill
@@ -80,9 +80,9 @@ def take_snapshot(state: TrainState, memory: HostMemory | None = None) -> Snapsh
         optimizer = map_embedding(optimizer, state.vocabulary.expand_rows)
     return Snapshot(
         step=state.step,
-        model=without_padding(model, vocab_size),
+        model=model,
         config=asdict(state.config.model),
-        optimizer=without_padding(optimizer, vocab_size),
+        optimizer=map_embedding(optimizer, lambda tensor: tensor[:vocab_size]),
         progress={
             "step": state.step,
             "tokens": state.tokens,
@@ -154,10 +154,7 @@ def load_model(state: TrainState, directory: Path) -> None:
     if state.vocabulary is not None:
         tensors = map_embedding(tensors, state.vocabulary.compact_rows)
     for name, parameter in state.model.named_parameters():
-        whole = tensors[name]
-        if len(whole) < len(parameter):  # the vocabulary's padding is zero
-            whole = torch.cat([whole, whole.new_zeros(len(parameter) - len(whole), whole.shape[1])])
-        fill(parameter, whole)
+        fill(parameter, tensors[name])
 
 
 def check_data(saved: dict[str, Any], found: dict[str, Any]) -> None:
