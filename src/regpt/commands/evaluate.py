@@ -41,14 +41,8 @@ class Evaluation:
 
     def first(self, work: Callable[[], Any]) -> Any:
         """Do it on the first process; an error there stops all."""
-        error, result = None, None
-        if self.world.is_first:
-            try:
-                result = work()
-            except UserError as refused:
-                error = refused
-        self.world.raise_if_any_failed(error)
-        return result
+        with self.world.fail_together():
+            return work() if self.world.is_first else None
 
     def write_details(self, name: str, lines: Sequence[dict[str, Any]]) -> None:
         """One object per example, in a file of the folder asked for."""

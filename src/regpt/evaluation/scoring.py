@@ -109,24 +109,19 @@ def score_windows(
     """
     world = world or World(device=runtime.device)
     scores = np.zeros((2, len(windows)))
-    error = None
-    try:
-        with evaluating(model), runtime.autocast():
-            for rows in windows.batches(batch_tokens, world):
-                batch = windows.take(rows)
-                x, y = batch.read(dataset)
-                check_ids(model, x)
-                check_ids(model, y)
-                nll, hits = score_targets(
-                    model, x.to(runtime.device), y.to(runtime.device), hits=misses
-                )
-                owners = np.repeat(rows, batch.stops - batch.scored + 1)
-                np.add.at(scores[0], owners, nll.cpu().double().numpy())
-                if misses:
-                    np.add.at(scores[1], owners, (~hits).cpu().double().numpy())
-    except UserError as refused:  # a token that only one process reads: all must hear of it
-        error = refused
-    world.raise_if_any_failed(error)
+    with world.fail_together(), evaluating(model), runtime.autocast():
+        for rows in windows.batches(batch_tokens, world):
+            batch = windows.take(rows)
+            x, y = batch.read(dataset)
+            check_ids(model, x)  # a token out of range may be one that only one process reads
+            check_ids(model, y)
+            nll, hits = score_targets(
+                model, x.to(runtime.device), y.to(runtime.device), hits=misses
+            )
+            owners = np.repeat(rows, batch.stops - batch.scored + 1)
+            np.add.at(scores[0], owners, nll.cpu().double().numpy())
+            if misses:
+                np.add.at(scores[1], owners, (~hits).cpu().double().numpy())
     if world.size == 1:
         return scores
     return world.sum(torch.from_numpy(scores).to(world.device)).cpu().numpy()

@@ -41,8 +41,14 @@ class World:
             return flag
         return bool(self.sum(torch.tensor(float(flag), device=self.device)).item())
 
-    def raise_if_any_failed(self, error: UserError | None) -> None:
-        """Raise on every process if the first one met an error: none is left waiting."""
+    @contextlib.contextmanager
+    def fail_together(self) -> Iterator[None]:
+        """A UserError of one process within is one of all: none is left waiting for it."""
+        error = None
+        try:
+            yield
+        except UserError as found:
+            error = found
         failed = self.any(error is not None)
         if error is not None:
             raise error

@@ -16,17 +16,13 @@ def open_directory(state: TrainState, *, resume: bool) -> RunDirectory:
     config, world = state.config, state.world
     path = Path(config.out) if config.out else free_name(config.preset)
     world.barrier()  # all have looked for a free name before the first takes it
-    directory, error = RunDirectory(path), None
-    if world.is_first:
-        try:
-            if resume:
-                directory.lock()
-            else:
-                directory = RunDirectory.create(path)
-                directory.write_record(config, state.data.record, state.runtime.describe())
-        except UserError as refused:
-            error = refused
-    world.raise_if_any_failed(error)
+    directory = RunDirectory(path)
+    with world.fail_together():
+        if world.is_first and resume:
+            directory.lock()
+        elif world.is_first:
+            directory = RunDirectory.create(path)
+            directory.write_record(config, state.data.record, state.runtime.describe())
     return directory
 
 
@@ -45,13 +41,8 @@ def restore_latest(state: TrainState, directory: RunDirectory, observe: Observer
     its first checkpoint begins again.
     """
     world = state.world
-    checkpoint, error = None, None
-    if world.is_first:
-        try:
-            checkpoint = find_checkpoint(directory, observe)
-        except UserError as found:
-            error = found
-    world.raise_if_any_failed(error)
+    with world.fail_together():
+        checkpoint = find_checkpoint(directory, observe) if world.is_first else None
     step = torch.tensor(checkpoint.step if checkpoint else 0, device=world.device)
     step = int(world.sum(step).item())
     if step:
