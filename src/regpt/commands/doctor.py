@@ -8,8 +8,8 @@ from typing import Any
 from regpt.doctor.memory import gigabytes
 from regpt.doctor.preflight import Report, examine
 from regpt.system.console import Console
+from regpt.system.json_text import finite
 from regpt.training.config import RunConfig
-from regpt.training.run_dir import finite
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,8 @@ from regpt.evaluation.validation import validate
 from regpt.system.distributed import World, open_world
 from regpt.system.errors import UserError
 from regpt.system.files import replace_files, writing_to
+from regpt.system.json_text import finite
 from regpt.system.runtime import Runtime, find_runtime
-from regpt.training.run_dir import finite
 
 BATCH_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 65536}
 

@@ -8,10 +8,10 @@ from typing import Any
 from rich.table import Table
 
 from regpt.system.console import Console
+from regpt.system.json_text import finite
 from regpt.training.activation_stats import LayerStats, TensorStats
 from regpt.training.replay import Replay
 from regpt.training.replay import replay as run_again
-from regpt.training.run_dir import finite
 
 
 def cells(stats: TensorStats) -> list[str]:

@@ -23,9 +23,9 @@ from regpt.report.references import REFERENCES
 from regpt.serve import pages
 from regpt.serve.request import ApiError
 from regpt.system.errors import UserError
-from regpt.system.json_text import parse_json
+from regpt.system.json_text import finite, parse_json
 from regpt.training.loss_plot import uniform_loss
-from regpt.training.run_dir import RunDirectory, finite, is_sound
+from regpt.training.run_dir import RunDirectory, is_sound
 
 POLL_SECONDS = 0.5
 ALIVE_SECONDS = 10.0

@@ -1,7 +1,8 @@
-"""JSON that others wrote, with everything that can be wrong with it."""
+"""JSON that others wrote, with everything that can be wrong with it; and ours."""
 
 import errno
 import json
+import math
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -31,6 +32,20 @@ def read_json(path: Path) -> Any:
     """
     refuse_device(path)
     return parse_json(path.read_bytes())
+
+
+def finite(value: Any) -> Any:
+    """The same, with null for numbers JSON does not have, however deep."""
+    if isinstance(value, dict):
+        return {name: finite(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def json_bytes(value: Any) -> bytes:
+    """The text of a JSON file, indented."""
+    return (json.dumps(value, indent=2) + "\n").encode()
 
 
 def refuse_device(path: Path) -> None:

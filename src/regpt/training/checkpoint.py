@@ -17,7 +17,6 @@ passed over for the newest sound one before it, and the caller is told.
 """
 
 import hashlib
-import json
 import re
 import secrets
 import shutil
@@ -34,7 +33,7 @@ from torch import Tensor
 from regpt import weights
 from regpt.system.errors import UserError
 from regpt.system.files import new_directory, replace_files, writing_to
-from regpt.system.json_text import check_types, read_json
+from regpt.system.json_text import check_types, json_bytes, read_json
 
 MANIFEST, LATEST, BEST = "manifest.json", "latest", "best"
 FILES = {"config.json", "model.safetensors", "optimizer.safetensors", "state.json"}
@@ -99,21 +98,17 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, *, keep: int) -> Path:
     with new_directory(path) as hidden, writing_to(path):
         weights.write_model_files(hidden, snapshot.model, snapshot.config)
         optimizer = partial(weights.write_safetensors, tensors=snapshot.optimizer)
-        state = _json(snapshot.progress)
+        state = json_bytes(snapshot.progress)
         replace_files(hidden, {"optimizer.safetensors": optimizer, "state.json": state})
         files = {file.name: digest(file) for file in sorted(hidden.iterdir())}
         manifest = {"step": snapshot.step, "val_loss": snapshot.val_loss, "sha256": files}
-        replace_files(hidden, {MANIFEST: _json(manifest)})
+        replace_files(hidden, {MANIFEST: json_bytes(manifest)})
     names = {LATEST: path.name}
     if is_best(folder, snapshot.val_loss):
         names[BEST] = path.name
     replace_files(folder, {file: f"{name}\n".encode() for file, name in names.items()})
     prune(folder, keep)
     return path
-
-
-def _json(value: Mapping[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2) + "\n").encode()
 
 
 def read_pointer(folder: Path, pointer: str) -> str | None:

@@ -12,7 +12,6 @@ and training stops, naming the directory; or goes on without the step, up to `sk
 checkpoint before it.
 """
 
-import json
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +27,7 @@ from regpt.core.train import StepResult
 from regpt.system.distributed import full
 from regpt.system.errors import UserError
 from regpt.system.files import new_directory, replace_files, writing_to
+from regpt.system.json_text import finite, json_bytes
 from regpt.training.activation_stats import (
     LayerStats,
     first_not_finite,
@@ -35,7 +35,7 @@ from regpt.training.activation_stats import (
     record_activations,
 )
 from regpt.training.checkpoint import remove
-from regpt.training.run_dir import RunDirectory, finite
+from regpt.training.run_dir import RunDirectory
 from regpt.training.state import TrainState
 
 KEPT_MODELS = 3
@@ -112,7 +112,7 @@ def write_report(
                 hidden,
                 {
                     "batch.txt": ("\n\n".join(texts) + "\n").encode(),
-                    "report.json": (json.dumps(finite(report), indent=2) + "\n").encode(),
+                    "report.json": json_bytes(finite(report)),
                 },
             )
     return path

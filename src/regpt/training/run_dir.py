@@ -14,7 +14,6 @@ A directory that already holds a run is never written to but by its resume, one 
 """
 
 import json
-import math
 import os
 import platform
 from collections.abc import Mapping
@@ -29,7 +28,7 @@ from regpt import weights
 from regpt.core.model import GPTConfig
 from regpt.system.errors import UserError
 from regpt.system.files import replace_files, writing_to
-from regpt.system.json_text import read_json
+from regpt.system.json_text import finite, json_bytes, read_json
 from regpt.system.jsonl import read_lines
 from regpt.training.config import RunConfig
 from regpt.training.lock import RunLock
@@ -46,15 +45,6 @@ def free_name(preset: str, parent: Path = Path("runs")) -> Path:
     while path.exists():
         path, number = parent / f"{preset}-{number}", number + 1
     return path
-
-
-def finite(value: Any) -> Any:
-    """The same, with null for numbers JSON does not have, however deep."""
-    if isinstance(value, dict):
-        return {name: finite(entry) for name, entry in value.items()}
-    if isinstance(value, list):
-        return [finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -177,9 +167,7 @@ class RunDirectory:
 
     def replace_record(self, record: dict[str, Any]) -> None:
         """Write run.json, whole."""
-        replace_files(
-            self.path, {self.run_json.name: (json.dumps(record, indent=2) + "\n").encode()}
-        )
+        replace_files(self.path, {self.run_json.name: json_bytes(record)})
 
     def is_complete(self, steps: int) -> bool:
         """Whether the run came to its end with at least so many steps."""
