@@ -47,7 +47,8 @@ def test_every_step_comes_out_as_recorded(
     assert again.recorded is not None
     assert again.grad_norm == pytest.approx(again.recorded["grad_norm"], rel=1e-5)
     assert source in again.source
-    assert again.fault is again.first_not_finite is again.first_gradient_not_finite is None
+    assert again.fault is None
+    assert first_not_finite(again.layers) is first_gradient_not_finite(again.layers) is None
     assert list(again.layers) == [
         "wte", "wpe", "h.0.ln_1", "h.0.attn", "h.0.ln_2", "h.0.mlp", "h.0", "ln_f", "logits"
     ]  # fmt: skip

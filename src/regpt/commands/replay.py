@@ -9,7 +9,12 @@ from rich.table import Table
 
 from regpt.system.console import Console
 from regpt.system.json_text import finite
-from regpt.training.activation_stats import LayerStats, TensorStats
+from regpt.training.activation_stats import (
+    LayerStats,
+    TensorStats,
+    first_gradient_not_finite,
+    first_not_finite,
+)
 from regpt.training.replay import Replay
 from regpt.training.replay import replay as run_again
 
@@ -35,9 +40,9 @@ def table(layers: dict[str, LayerStats]) -> Table:
 
 def verdict(replayed: Replay) -> str:
     """What the numbers say, in one line."""
-    if place := replayed.first_not_finite:
+    if place := first_not_finite(replayed.layers):
         return f"not finite from {place} on, in float32 too: look at its weights and the batch"
-    if place := replayed.first_gradient_not_finite:
+    if place := first_gradient_not_finite(replayed.layers):
         return f"finite forward; the gradient is not finite from {place} on, going backward"
     if not replayed.is_finite:
         return "every layer is finite, loss or gradient norm is not: look at the loss"
@@ -56,8 +61,8 @@ def as_json(replayed: Replay) -> str:
         "grad_norm": replayed.grad_norm,
         "recorded": replayed.recorded,
         "fault": replayed.fault,
-        "first_layer_not_finite": replayed.first_not_finite,
-        "first_gradient_not_finite": replayed.first_gradient_not_finite,
+        "first_layer_not_finite": first_not_finite(replayed.layers),
+        "first_gradient_not_finite": first_gradient_not_finite(replayed.layers),
         "layers": [layer.to_json() for layer in replayed.layers.values()],
     }
     return json_text.dumps(finite(report))

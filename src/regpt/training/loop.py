@@ -7,7 +7,10 @@ loop serves one process and many: the first prints and writes, all compute.
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import asdict
+from typing import Any
 
+from regpt import weights
 from regpt.core.data import Batch
 from regpt.core.train import StepResult
 from regpt.core.train import train as train_model
@@ -99,16 +102,21 @@ class Run(StateHooks):
     ) -> None:
         super().__init__(state)
         self.directory, self.evaluation, self.stop = directory, evaluation, stop
-        self.observers: list[Observer] = [observe]
+        self.observe = observe
+        self.recorders: list[Callable[[dict[str, Any]], None]] = []
+        """Where lines of metrics.jsonl are written."""
         self.writer = CheckpointWriter(directory.checkpoints, keep=state.config.keep)
         self.first_step = state.step + 1
         self.stopped = False
         self.clock = time.perf_counter()
 
     def tell(self, event: Event) -> None:
-        """Tell all observers, those that write it down first."""
-        for observer in self.observers:
-            observer(event)
+        """Write down what has a line in metrics.jsonl, then tell the observer."""
+        entry = event.metrics()
+        if entry is not None:
+            for write in self.recorders:
+                write(entry)
+        self.observe(event)
 
     def to_the_end(self) -> bool:
         """All steps that are left; False if asked to stop before the last."""
@@ -117,7 +125,7 @@ class Run(StateHooks):
         with ExitStack() as open_files:
             open_files.callback(self.writer.close)
             if world.is_first:
-                self.record_events(open_files)
+                self.open_recorders(open_files)
             for event in self.evaluation.before_training(state):
                 self.tell(event)
             loader = state.data.loader
@@ -135,15 +143,14 @@ class Run(StateHooks):
         world.barrier()
         return not self.stopped
 
-    def record_events(self, open_files: ExitStack) -> None:
-        """Write what has a line in metrics.jsonl there, and to TensorBoard if asked for."""
-        recorders = [recording(self.directory.append_metrics)]
+    def open_recorders(self, open_files: ExitStack) -> None:
+        """metrics.jsonl, and TensorBoard's event file if asked for."""
+        self.recorders.append(self.directory.append_metrics)
         if self.state.config.tensorboard:
             earlier = self.directory.read_metrics()
             board = TensorBoard(self.directory.path, earlier, step=self.state.step)
             open_files.callback(board.close)
-            recorders.append(recording(board.write))
-        self.observers[:0] = recorders
+            self.recorders.append(board.write)
 
     def accept(self, batch: Batch, result: StepResult) -> bool:
         """Whether loss and gradient are finite; if not, keep the evidence, or end the run."""
@@ -209,23 +216,13 @@ class Run(StateHooks):
         snapshot = take_snapshot(state) if state.config.shard else None
         if state.world.is_first:
             whole = state.whole_model()
-            directory.write_model(snapshot.model if snapshot else whole.state_dict(), whole.config)
+            tensors = snapshot.model if snapshot else whole.state_dict()
+            weights.write_model_files(directory.path, tensors, asdict(whole.config))
             title = f"{state.config.preset}: {whole.num_parameters() / 1e6:.1f}M parameters"
             metrics, vocab_size = directory.read_metrics(), whole.config.vocab_size
             draw_loss(metrics, directory.picture, title=title, vocab_size=vocab_size)
             directory.mark_finished(state.step)
         state.world.barrier()
-
-
-def recording(write: Callable[[dict], None]) -> Observer:
-    """An observer that hands the events' lines of metrics.jsonl to `write`."""
-
-    def observe(event: Event) -> None:
-        entry = event.metrics()
-        if entry is not None:
-            write(entry)
-
-    return observe
 
 
 def describe(state: TrainState, directory: RunDirectory, evaluation: PeriodicEvaluation) -> Started:

@@ -21,12 +21,7 @@ from regpt.system.distributed import World
 from regpt.system.errors import UserError
 from regpt.system.json_text import check_types, read_json
 from regpt.system.runtime import find_runtime
-from regpt.training.activation_stats import (
-    LayerStats,
-    first_gradient_not_finite,
-    first_not_finite,
-    record_activations,
-)
+from regpt.training.activation_stats import LayerStats, record_activations
 from regpt.training.build import StateHooks, build
 from regpt.training.checkpoint import load_newest
 from regpt.training.config import RunConfig
@@ -62,16 +57,6 @@ class Replay:
     """The run's own line or report; None if it left neither."""
     fault: str | None
     """What the run found wrong."""
-
-    @property
-    def first_not_finite(self) -> str | None:
-        """The first layer, in the order of computation, whose output is not finite."""
-        return first_not_finite(self.layers)
-
-    @property
-    def first_gradient_not_finite(self) -> str | None:
-        """The first layer, in the order of backward, whose gradient is not finite."""
-        return first_gradient_not_finite(self.layers)
 
     @property
     def is_finite(self) -> bool:
@@ -130,18 +115,16 @@ def restore_before(state: TrainState, run: RunDirectory, step: int, note: Note) 
         state.step = step - 1
         return str(model)
     checkpoint = load_newest(run.checkpoints, note=note, at_most=step - 1)
-    if checkpoint is None:
-        source = "the beginning"
-    else:
-        source = str(checkpoint.path)
+    source = str(checkpoint.path) if checkpoint else "the beginning"
+    if checkpoint is not None:
         restore(state, checkpoint)
     between = step - 1 - state.step
-    if between:
-        source += f" and {between} steps"
-        note(f"{between} steps lie between {source.removesuffix(f' and {between} steps')} and this")
-    while state.step < step - 1:
+    if not between:
+        return source
+    note(f"{between} steps lie between {source} and this")
+    for _ in range(between):
         advance(state)
-    return source
+    return f"{source} and {between} steps"
 
 
 def global_batch(state: TrainState) -> Batch:

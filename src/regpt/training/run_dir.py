@@ -17,15 +17,10 @@ import json
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from regpt import weights
-from regpt.core.model import GPTConfig
 from regpt.system.errors import UserError
 from regpt.system.files import replace_files, writing_to
 from regpt.system.json_text import finite, json_bytes, read_json
@@ -247,7 +242,3 @@ class RunDirectory:
         text = "".join(sample_section(entry["step"], entry["samples"]) for entry in samples)
         replace_files(self.path, {self.samples.name: text.encode()})
         return notes
-
-    def write_model(self, tensors: Mapping[str, Tensor], config: GPTConfig) -> None:
-        """Write the model's files beside the run's, config.json last."""
-        weights.write_model_files(self.path, tensors, asdict(config))
