@@ -11,7 +11,7 @@ from test_model import sharpen
 
 from regpt import GPT, GPTConfig, UserError, get_tokenizer
 from regpt.cli import main
-from regpt.evaluation.explain import attention_maps, explain_text
+from regpt.evaluation.explain import attention_maps, explain_text, logit_lens
 
 TEXT = "Hello, <b>I'm</b> a $x$ [bold] \n 日本"
 
@@ -62,6 +62,28 @@ def test_attention_is_what_the_layer_computes(model: GPT, layer: int) -> None:
     v = seen[0].chunk(3, dim=-1)[2].view(T, 3, 8).transpose(0, 1)
     torch.testing.assert_close((maps @ v).transpose(0, 1).reshape(T, 24), seen[1][0])
     assert not attn.c_attn._forward_pre_hooks
+
+
+def test_the_lens_reads_what_each_layer_leaves(model: GPT) -> None:
+    tokenizer = get_tokenizer()
+    ids = tokenizer.encode(TEXT)
+    left: list[torch.Tensor] = []
+    hooks = [block.register_forward_hook(lambda m, a, out: left.append(out)) for block in model.h]
+    with torch.no_grad():
+        model.hidden(torch.tensor([[tokenizer.eot, *ids]]))
+        for hook in hooks:
+            hook.remove()
+        chances = [model.unembed(model.ln_f(x))[0].softmax(-1) for x in left]
+    lens = logit_lens(model, ids)
+    assert len(lens) == len(model.h) + 1
+    for guesses, rows in zip(lens[1:], chances, strict=True):
+        for guess, row, token in zip(guesses, rows, [*ids, None], strict=True):
+            assert guess.token == int(row.argmax())
+            assert guess.probability == pytest.approx(row.max().item(), rel=1e-6)
+            expected = None if token is None else pytest.approx(row[token].item(), rel=1e-6)
+            assert guess.actual == expected
+    likely = [place.alternatives[0][0] for place in explain_text(model, ids)]
+    assert [guess.token for guess in lens[-1]] == likely
 
 
 def test_the_command_writes_a_page_and_a_picture(

@@ -41,7 +41,12 @@ def load_alone(model: GPT, *, rows: int = 4) -> Loaded:
     decoder = PlainDecoder(model)
     backend = AloneBackend(decoder, rows, dtype="fp32")
     return Loaded(
-        name="tiny", backend=backend, rows=rows, config=model.config, fingerprint="fp_plain"
+        name="tiny",
+        gpt=model,
+        backend=backend,
+        rows=rows,
+        config=model.config,
+        fingerprint="fp_plain",
     )
 
 

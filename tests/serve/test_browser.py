@@ -326,6 +326,32 @@ def test_axe_finds_nothing_serious_on_the_scratchpad(
         assert page.run("document.documentElement.scrollWidth <= innerWidth")
 
 
+def test_inside_a_text(page: Page, paged: Running) -> None:
+    scratchpad(page, paged, prompt="Inside\na text it is")
+    page.open(f"http://127.0.0.1:{paged.port}/inside")  # takes the scratchpad's text along
+    page.wait("'ready' in document.documentElement.dataset")
+    assert page.run("document.querySelector('#text').value") == "Inside\na text it is"
+    tokens = "[...document.querySelectorAll('#tokens > *')].map(one => one.textContent)"
+    assert "".join(page.run(tokens)[:-1]) == "Inside\na text it is"
+    page.run("document.querySelector('#tokens > :last-child').focus()")
+    page.press("ArrowLeft", code=37)
+    page.wait("document.querySelector('#place-name').textContent === '␣is'")
+    assert page.run("document.querySelectorAll('#lens tbody tr').length") == 3
+    assert page.run("document.querySelectorAll('#lens .chosen').length") == 4
+    page.run("(() => { const layer = document.querySelector('#layer'); layer.value = 0;"
+             "layer.dispatchEvent(new Event('change')) })()")  # fmt: skip
+    page.wait("document.querySelectorAll('#heads button').length === 2")
+    click(page, "#heads button:nth-child(2)")
+    assert (
+        page.run("document.querySelector('#by-attention').getAttribute('aria-pressed')") == "true"
+    )
+    for dark in (False, True):
+        for width in (1280, 390):
+            page.size(width, 844, dark=dark)
+            assert serious(page) == []
+            assert page.run("document.documentElement.scrollWidth <= innerWidth")
+
+
 def test_a_page_asks_for_the_key(browser: Page) -> None:
     browser.problems.clear()
     with serving(load(), api_key="a key of some length") as running:

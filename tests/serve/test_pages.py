@@ -1,5 +1,6 @@
 """The pages' files and data: headers, paths, keys, a run's lines from where a client stopped."""
 
+import base64
 import json
 import os
 import re
@@ -12,11 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from serving import Running, load, serving
 
 from regpt.cli import main
 from regpt.core.tokenizer import get_tokenizer
+from regpt.evaluation.explain import attention_maps, explain_text
 from regpt.serve import pages
 from regpt.serve.runs import Runs, Tail
 
@@ -84,7 +87,7 @@ def test_every_file_is_answered_without_a_key_and_with_its_type(paged: Running) 
         assert headers["content-length"] == str(len(data))
 
 
-@pytest.mark.parametrize("path", ["/", "/runs/a%20run", "/static/base.css"])
+@pytest.mark.parametrize("path", ["/", "/inside", "/runs/a%20run", "/static/base.css"])
 def test_headers(paged: Running, path: str) -> None:
     status, headers, _ = paged.ask(path)
     assert status == 200
@@ -145,7 +148,54 @@ def test_the_vocabulary_has_every_tokens_bytes(paged: Running) -> None:
     assert "".join(found[one] for one in tokens).encode("latin-1").decode() == "日本 🙂"
 
 
+def inside(paged: Running, path: str, **body: Any) -> tuple[int, Any]:
+    """Look inside a text."""
+    headers = {"Authorization": f"Bearer {KEY}"}
+    status, _, answer = paged.ask(f"/inside/{path}", body, headers=headers)
+    return status, answer
+
+
+def test_inside_a_text_is_what_explain_finds(paged: Running) -> None:
+    gpt, ids = paged.engine.loaded.gpt, get_tokenizer().encode("Hello, I am 日本")
+    status, found = inside(paged, "text", prompt="Hello, I am 日本")
+    assert status == 200
+    assert found["tokens"] == ids
+    places = explain_text(gpt, ids, top=10)
+    for place, one in zip(places, found["places"], strict=True):
+        assert (place.probability, place.rank) == (one["probability"], one["rank"])
+        assert place.alternatives == [(token, chance) for token, chance in one["likely"]]
+    assert len(found["lens"]) == found["layers"] + 1
+    for place, (token, chance, actual) in zip(places, found["lens"][-1], strict=True):
+        assert token == place.alternatives[0][0]
+        assert chance == pytest.approx(place.alternatives[0][1], rel=1e-5)
+        assert actual == (place.probability and pytest.approx(place.probability, rel=1e-5))
+    status, found = inside(paged, "attention", prompt="Hello, I am 日本", layer=1)
+    maps = attention_maps(gpt, ids, layer=1)
+    data = np.frombuffer(base64.b64decode(found["maps"]), np.uint8).reshape(maps.shape)
+    assert found["size"] == len(ids) + 1
+    assert np.abs(data / 255 - maps.numpy()).max() <= 0.5 / 255 + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        ("text", {"prompt": ""}, "has 0 tokens: give 1 to 255"),
+        ("text", {"prompt": "a b" * 300}, "give 1 to 255"),
+        ("text", {"promt": "a"}, "did you mean prompt"),
+        ("attention", {"prompt": "a", "layer": 2}, "layer must be from 0 to 1"),
+        ("attention", {"prompt": "a"}, "layer must be from 0 to 1"),
+    ],
+)
+def test_inside_says_what_is_wrong(
+    paged: Running, path: str, body: dict[str, Any], message: str
+) -> None:
+    status, answer = inside(paged, path, **body)
+    assert status == 400
+    assert message in answer["error"]["message"]
+
+
 def test_data_needs_the_key(paged: Running) -> None:
+    assert paged.ask("/inside/text", {"prompt": "a"})[0] == 401
     for path in ("/about", "/vocabulary", "/runs/a%20run/events"):
         assert paged.ask(path)[0] == 401
     status, _, found = paged.ask("/about", headers={"Authorization": f"Bearer {KEY}"})
@@ -267,6 +317,6 @@ def test_watch_shows_a_run_and_ends_on_ctrl_c(tmp_path: Path) -> None:
         assert running.ask("/about")[2] == {"model": None, "runs": ["run"]}
         assert [one[1] for one in events(running, "run", 2)] == ["record", "lines"]
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
         assert process.stderr is not None
         assert "Traceback" not in process.stderr.read()

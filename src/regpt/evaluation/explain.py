@@ -60,33 +60,69 @@ def attention_maps(model: GPT, ids: list[int], *, layer: int) -> Tensor:
     """Where each position of end-of-text + text looks, in one layer: float32 (nh, T, T) on the CPU.
 
     Row i, column j: the share of position j in what position i takes in; j <= i. The layer's own
-    matrices are used on its own input; the other layers run as always.
+    matrices are used on its own input.
     """
-    check_length(model, ids)
-    idx = torch.tensor([[END_OF_TEXT_ID, *ids]])
-    check_ids(model, idx)
     layers = len(model.h)
     if not 0 <= layer < layers:
         raise UserError(f"--layer {layer}: the model has layers 0 to {layers - 1}")
     block = model.h[layer]
     assert isinstance(block, Block)
-    inputs: list[Tensor] = []
-    handle = block.attn.c_attn.register_forward_pre_hook(
-        lambda module, arguments: inputs.append(arguments[0])
-    )
-    try:
-        with evaluating(model):
-            model.hidden(idx.to(model.device))
-            q, k, _ = F.linear(inputs[0], block.attn.c_attn.weight, block.attn.c_attn.bias).chunk(
-                3, dim=-1
-            )
-    finally:
-        handle.remove()
+    with evaluating(model):
+        x = residuals(model, ids)[layer]
+        q, k, _ = F.linear(block.ln_1(x), block.attn.c_attn.weight, block.attn.c_attn.bias).chunk(
+            3, dim=-1
+        )
     heads, T = block.attn.n_head, len(ids) + 1
     q, k = (part.float().view(T, heads, -1).transpose(0, 1) for part in (q, k))  # (nh, T, hs)
     scores = q @ k.mT * q.shape[-1] ** -0.5
     future = torch.ones(T, T, dtype=torch.bool, device=scores.device).triu(1)
     return scores.masked_fill(future, float("-inf")).softmax(dim=-1).cpu()
+
+
+def residuals(model: GPT, ids: list[int]) -> list[Tensor]:
+    """What enters each block, reading end-of-text + text, and what leaves the last: (1, T, C)."""
+    check_length(model, ids)
+    idx = torch.tensor([[END_OF_TEXT_ID, *ids]])
+    check_ids(model, idx)
+    idx = idx.to(model.device)
+    x = model.wte(idx) + model.wpe(torch.arange(idx.shape[1], device=model.device))
+    found = [x]
+    for block in model.h:
+        x = block(x)
+        found.append(x)
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guess:
+    """What the model would say at a position if it ended after some layer."""
+
+    token: int
+    """The most likely one,"""
+    probability: float
+    """and how likely."""
+    actual: float | None
+    """The probability of the token that stands there; None after the end."""
+
+
+def logit_lens(model: GPT, ids: list[int]) -> list[list[Guess]]:
+    """After the embedding and after each layer, a guess for every place of `explain_text`.
+
+    The residual stream of each layer goes through the final LayerNorm and the head as if it were
+    the last one's: one product a layer (nostalgebraist, "interpreting GPT: the logit lens", 2020).
+    """
+    guesses = []
+    with evaluating(model):
+        for x in residuals(model, ids):
+            chances = model.unembed(model.ln_f(x))[0].float().softmax(dim=-1)  # (T, V)
+            best = chances.max(dim=-1)
+            there = torch.tensor(ids, device=chances.device)[:, None]
+            actual = [*chances[:-1].gather(1, there).squeeze(1).tolist(), None]
+            rows = zip(best.indices.tolist(), best.values.tolist(), actual, strict=True)
+            guesses.append(
+                [Guess(token=token, probability=p, actual=given) for token, p, given in rows]
+            )
+    return guesses
 
 
 def check_length(model: GPT, ids: list[int]) -> None:

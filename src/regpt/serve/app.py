@@ -17,6 +17,7 @@ from regpt.serve import pages
 from regpt.serve.answers import HANDLERS, check_model, read_json
 from regpt.serve.completions import Completion, Failure, Format, Piece, event
 from regpt.serve.engine import Closed, Engine, Full
+from regpt.serve.inside import inside_routes
 from regpt.serve.request import ApiError, parse
 from regpt.serve.runs import Runs
 from regpt.serve.security import Security
@@ -82,6 +83,7 @@ class Server:
             Route("/v1/models", self.models),
             Route("/v1/models/{name:path}", self.model),
             pages.page("/", "scratchpad.html"),
+            pages.page("/inside", "inside.html"),
             Route("/about", self.about),
             Route("/health", self.health),
             Route("/metrics", self.metrics),
@@ -258,11 +260,12 @@ def make_app(
         routes=[
             *server.routes(),
             *tokenizer_routes(engine),
+            *inside_routes(engine),
             *runs.routes(),
             pages.STATIC,
         ],
         exception_handlers=HANDLERS,
     )
     app.router.redirect_slashes = False
-    opened = pages.open_paths(["/", *runs.paths()])
+    opened = pages.open_paths(["/", "/inside", *runs.paths()])
     return Security(app, host=host, api_key=api_key, open_paths=opened, **limits)

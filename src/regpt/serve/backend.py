@@ -165,6 +165,8 @@ class Loaded:
     """A model ready to serve."""
 
     name: str
+    gpt: GPT
+    """As torch has it, for what only looks."""
     backend: Backend
     rows: int
     config: GPTConfig
@@ -219,6 +221,7 @@ def prepare(gpt: GPT, name: str, *, dtype: WeightFormat, rows: int | None) -> Lo
         note = f"{reason}; each text is computed by itself, which keeps it exact and is slower"
     return Loaded(
         name=name,
+        gpt=gpt,
         backend=backend,
         rows=rows,
         config=config,
