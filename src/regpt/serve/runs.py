@@ -122,6 +122,14 @@ def describe(path: Path) -> dict[str, Any]:
     )
 
 
+def changed(folder: Path) -> int:
+    """When the run's record was written; 0 if it is not there."""
+    try:
+        return RunDirectory(folder).record.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
 def event(name: str, value: Any, id: str | None = None) -> bytes:
     """A server-sent event."""
     head = "" if id is None else f"id: {id}\n"
@@ -183,15 +191,15 @@ class Runs:
         try:
             yield b"retry: 1000\n\n"
             while not self.closed:
-                record = await asyncio.to_thread(describe, folder)
-                if record != told:
-                    yield event("record", record)
-                    told = record
+                if (written := changed(folder)) != told:
+                    yield event("record", await asyncio.to_thread(describe, folder))
+                    told = written
                 again, lines = await asyncio.to_thread(tail.read)
                 if again:
                     yield event("again", None, tail.id)
                 if lines:
-                    yield event("lines", {"lines": sound(lines), "age": tail.age}, tail.id)
+                    found = await asyncio.to_thread(sound, lines)
+                    yield event("lines", {"lines": found, "age": tail.age}, tail.id)
                     spoke = time.monotonic()
                     if len(lines) > 1:  # there may be more at once
                         continue

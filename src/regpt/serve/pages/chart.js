@@ -160,7 +160,7 @@ export class Chart {
     const path = thin(points.slice(begin), Math.ceil(width)).map(place);
     yield svg("path", { class: kind, d: `M${path.join("L")}` });
     if (kind === "second" && points.length < width / 12) {
-      for (const [x, y] of points) yield svg("circle", { cx: across(x), cy: down(Math.min(y, high)), r: 3 });
+      for (const [x, y] of points) if (y <= high) yield svg("circle", { cx: across(x), cy: down(y), r: 3 });
     }
   }
 
