@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 from pathlib import Path
 
 from regpt.commands.serve import check_address
@@ -27,10 +28,14 @@ def watch(
     """
     api_key = api_key if api_key is not None else os.environ.get("REGPT_API_KEY")
     check_address(host, api_key)
-    from regpt.serve.server import address, listen
-    from regpt.serve.watch import make_watch
-    from regpt.training.run_dir import RunDirectory
-
+    slow = threading.Timer(1.0, sys.stderr.write, [f"regpt watch: opening {run}\n"])
+    slow.start()
+    try:
+        from regpt.serve.server import address, listen
+        from regpt.serve.watch import make_watch
+        from regpt.training.run_dir import RunDirectory
+    finally:
+        slow.cancel()
     RunDirectory(Path(run)).read_record()
     with listen(host, port) as listener:
         name = Path(run).resolve().name
