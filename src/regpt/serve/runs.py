@@ -125,7 +125,7 @@ def describe(path: Path) -> dict[str, Any]:
 def changed(folder: Path) -> int:
     """When the run's record was written; 0 if it is not there."""
     try:
-        return RunDirectory(folder).record.stat().st_mtime_ns
+        return RunDirectory(folder).run_json.stat().st_mtime_ns
     except OSError:
         return 0
 
