@@ -206,7 +206,7 @@ def test_the_download_is_verified_and_kept(tmp_path: Path, monkeypatch: pytest.M
     data = b"hello\n"
     assert swag.blob_name(data) == "ce013625030ba8dba906f756967f9e9ca394464a"  # git's own
     network = Downloads(data)
-    monkeypatch.setattr(swag, "download", network)
+    monkeypatch.setattr(corpora, "download", network)
     with pytest.raises(UserError, match="wrong content, git blob ce0136"):
         swag.fetch(tmp_path)
     assert [path for path in tmp_path.iterdir() if path.suffix != ".lock"] == []

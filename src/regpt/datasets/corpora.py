@@ -26,7 +26,7 @@ import sys
 import sysconfig
 import urllib.request
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError, URLError
@@ -114,32 +114,70 @@ def read_file(path: Path, progress: Progress = ignore) -> Document:
 
 def read_shakespeare(cache_dir: Path | None = None, progress: Progress = ignore) -> str:
     """Tiny Shakespeare from the cache folder, downloaded into it first where need be."""
-    folder = cache_folder() if cache_dir is None else cache_dir
-    path = folder / "tinyshakespeare.txt"
-    with contextlib.suppress(OSError):  # absent, damaged, or not readable: writing will tell why
-        return verify(path.read_bytes())
-    progress(0, SHAKESPEARE_BYTES)
-    try:
-        with alone_with(path):
-            with contextlib.suppress(OSError):  # another process has fetched it meanwhile
-                return verify(path.read_bytes())
-            data = download(SHAKESPEARE_URL, limit=SHAKESPEARE_BYTES, progress=progress)
-            text = verify(data)
-            replace_files(folder, {path.name: data})
-    except (OSError, HTTPException, UserError) as error:
-        raise UserError(
-            f"cannot download shakespeare from {SHAKESPEARE_URL} to {str(path)!r}:"
-            f" {explain(error)}; give a text with --data FILE, or take --data pydocs"
-        ) from None
-    return text
+    data = download_once(
+        "shakespeare",
+        SHAKESPEARE_URL,
+        (cache_folder() if cache_dir is None else cache_dir) / "tinyshakespeare.txt",
+        verify=verify,
+        limit=SHAKESPEARE_BYTES,
+        way_out="give a text with --data FILE, or take --data pydocs",
+        progress=progress,
+    )
+    return data.decode("utf-8")
 
 
-def verify(data: bytes) -> str:
-    """The text, if these are the bytes we pinned; OSError otherwise."""
+def verify(data: bytes) -> None:
+    """Raise OSError if these are not the bytes we pinned."""
     digest = hashlib.sha256(data).hexdigest()
     if digest != SHAKESPEARE_DIGEST:
         raise OSError(f"wrong content, sha256 {digest}, expected {SHAKESPEARE_DIGEST}")
-    return data.decode("utf-8")
+
+
+def download_once(
+    name: str,
+    url: str,
+    path: Path,
+    *,
+    verify: Callable[[bytes], None],
+    limit: int,
+    way_out: str,
+    progress: Progress = ignore,
+) -> bytes:
+    """The bytes of a file, downloaded where it is absent or damaged; one process does it.
+
+    Args:
+        name: what the file is called in an error.
+        url: where it comes from.
+        path: where it is kept.
+        verify: raises OSError for other bytes than expected; asked at every reading.
+        limit: bytes to read at most, about.
+        way_out: completes the error: what to do without a network.
+        progress: told bytes so far and in all.
+
+    Raises:
+        UserError: it is not there, and cannot be downloaded or kept.
+    """
+
+    def kept() -> bytes:
+        data = path.read_bytes()
+        verify(data)
+        return data
+
+    with contextlib.suppress(OSError):  # absent, damaged, or not readable: writing will tell why
+        return kept()
+    progress(0, limit)
+    try:
+        with alone_with(path):
+            with contextlib.suppress(OSError):  # another process has fetched it meanwhile
+                return kept()
+            data = download(url, limit=limit, progress=progress)
+            verify(data)
+            replace_files(path.parent, {path.name: data})
+    except (OSError, HTTPException, UserError) as error:
+        raise UserError(
+            f"cannot download {name} from {url} to {str(path)!r}: {explain(error)}; {way_out}"
+        ) from None
+    return data
 
 
 def download(url: str, *, limit: int, progress: Progress = ignore) -> bytes:

@@ -18,24 +18,22 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from http.client import HTTPException
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from regpt.core.model import GPT
 from regpt.core.tokenizer import Tokenizer, get_tokenizer
-from regpt.datasets.corpora import download, explain
+from regpt.datasets.corpora import download_once
 from regpt.evaluation.continuations import (
     Continuation,
     encode_apart,
     encode_together,
     score_continuations,
 )
-from regpt.system.cache_folder import alone_with, cache_folder
+from regpt.system.cache_folder import cache_folder
 from regpt.system.distributed import World
 from regpt.system.errors import UserError
-from regpt.system.files import replace_files
 from regpt.system.jsonl import field, read_objects
 from regpt.system.runtime import Runtime
 
@@ -142,29 +140,23 @@ def spread(examples: Sequence[Example], count: int) -> list[Example]:
 
 def fetch(cache_dir: Path | None = None) -> Path:
     """The published 10,042 examples: downloaded once, verified at every reading."""
-    folder = cache_folder() if cache_dir is None else cache_dir
-    path = folder / NAME
-    if is_fetched(path):
-        return path
-    try:
-        with alone_with(path):
-            if is_fetched(path):  # by another process, meanwhile
-                return path
-            data = download(URL, limit=LIMIT)
-            if blob_name(data) != BLOB:
-                raise OSError(f"wrong content, git blob {blob_name(data)}, expected {BLOB}")
-            replace_files(folder, {NAME: data})
-    except (OSError, HTTPException, UserError) as error:
-        raise UserError(
-            f"cannot download HellaSwag from {URL} to {str(path)!r}: {explain(error)}; give a copy "
-            "with --hellaswag FILE"
-        ) from None
+    path = (cache_folder() if cache_dir is None else cache_dir) / NAME
+    download_once(
+        "HellaSwag",
+        URL,
+        path,
+        verify=verify,
+        limit=LIMIT,
+        way_out="give a copy with --hellaswag FILE",
+    )
     return path
 
 
-def is_fetched(path: Path) -> bool:
-    """Whether the examples lie there, undamaged."""
-    return path.is_file() and blob_name(path.read_bytes()) == BLOB
+def verify(data: bytes) -> None:
+    """Raise OSError if these are not the published bytes."""
+    blob = blob_name(data)
+    if blob != BLOB:
+        raise OSError(f"wrong content, git blob {blob}, expected {BLOB}")
 
 
 def blob_name(data: bytes) -> str:
