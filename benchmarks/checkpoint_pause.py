@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from regpt.bench.interleaved import Budget, Job, measure
-from regpt.bench.session import benchmark, script_options
+from regpt.bench.session import benchmark, run_script, script_options
 from regpt.bench.workers import System
 
 
@@ -94,4 +94,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

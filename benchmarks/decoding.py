@@ -20,7 +20,7 @@ from pathlib import Path
 from regpt.bench.hardware_limits import Machine
 from regpt.bench.interleaved import Budget, Job, alternate, loaded, measure
 from regpt.bench.results import Column, Row, usual_columns
-from regpt.bench.session import Session, benchmark, plain, script_options
+from regpt.bench.session import Session, benchmark, plain, run_script, script_options
 from regpt.bench.workers import System
 
 KINDS = ("fp32", "bf16", "int8")
@@ -205,4 +205,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -16,7 +16,7 @@ from pathlib import Path
 from regpt.bench.hardware_limits import Machine
 from regpt.bench.interleaved import Budget, Job, measure
 from regpt.bench.results import Column, Row, against, usual_columns
-from regpt.bench.session import benchmark, script_options
+from regpt.bench.session import benchmark, run_script, script_options
 from regpt.bench.workers import System
 
 T = 1024
@@ -117,4 +117,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

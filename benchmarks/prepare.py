@@ -28,7 +28,7 @@ from pathlib import Path
 from regpt.bench.hardware_limits import Machine
 from regpt.bench.interleaved import Budget, Job, measure
 from regpt.bench.results import Column, Row, against, usual_columns
-from regpt.bench.session import Judge, Session, benchmark, script_options
+from regpt.bench.session import Judge, Session, benchmark, run_script, script_options
 from regpt.bench.workers import System
 from regpt.datasets.corpora import load_corpus
 
@@ -217,4 +217,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from regpt.bench.hardware_limits import Machine
 from regpt.bench.interleaved import Budget
 from regpt.bench.results import Row
-from regpt.bench.session import benchmark, script_options
+from regpt.bench.session import benchmark, run_script, script_options
 from regpt.bench.train import (
     FORMULA,
     Step,
@@ -170,4 +170,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -230,6 +230,18 @@ def benchmark(
     session.show()
 
 
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script of benchmarks/: errors and Ctrl-C end it with a line, as they end a command."""
+    try:
+        main()
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted\n")
+        raise SystemExit(130) from None
+
+
 def script_options(about: str | None, *, rounds: int) -> argparse.ArgumentParser:
     """The flags that the scripts in benchmarks/ share."""
     parser = argparse.ArgumentParser(description=(about or "").splitlines()[0])
