@@ -93,7 +93,9 @@ class Page:
         """Wait until an expression is true."""
         end = time.monotonic() + seconds
         while not (value := self.run(expression)):
-            assert time.monotonic() < end, f"never true: {expression}; {self.problems}"
+            if time.monotonic() > end:
+                said = self.run("document.querySelector('[role=status]')?.textContent")
+                raise AssertionError(f"never true: {expression}; {said!r}; {self.problems}")
             list(self.messages(0.05))
         return value
 

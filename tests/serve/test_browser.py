@@ -11,11 +11,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 from chromium import FOUND, Page, chromium
 from serving import Running, load, serving
 from test_pages import append, line, write_run
 from torch import Tensor
 
+from regpt.core.sampling import SamplingParams, filtered
 from regpt.serve.runs import Runs
 from regpt.serve.scheduler import Part
 
@@ -287,6 +289,30 @@ def test_sliders_reshape_the_bars_without_asking(page: Page, paged: Running) -> 
     assert len(page.requests) == asked
 
 
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"),
+    [(0.7, 15, None), (1.5, 20, 0.8), (1.0, 5, 0.3), (1.0, None, 0.5), (1.0, None, None)],
+)
+def test_the_bars_are_the_samplers(
+    page: Page, paged: Running, temperature: float, top_k: int | None, top_p: float | None
+) -> None:
+    page.open(f"http://127.0.0.1:{paged.port}/runs/grows")
+    torch.manual_seed(3)
+    logits = 4 * torch.randn(1, 1000)
+    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p)
+    expected = filtered(logits, params).softmax(-1)[0]
+    best = logits.log_softmax(-1)[0].topk(20)
+    top = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+    asked = json.dumps({"temperature": temperature, "topK": top_k, "topP": top_p or 1})
+    found = page.run(f"import('/static/shaping.js').then(shaping => "
+                     f"shaping.reshape({json.dumps(top)}, {asked}, 1000))")  # fmt: skip
+    assert found["exact"]
+    for row in found["rows"]:
+        assert row["after"] == pytest.approx(expected[row["id"]].item(), rel=1e-4, abs=1e-9)
+    shown = sum(row["after"] for row in found["rows"])
+    assert found["rest"]["after"] == pytest.approx(1 - shown, abs=1e-6)
+
+
 def test_bytes_of_parts_of_characters(page: Page, paged: Running) -> None:
     scratchpad(page, paged, prompt="naïve 🙂 日本")
     click(page, "#tokens summary")
@@ -303,6 +329,7 @@ def test_nothing_is_lost_where_the_server_is_not_reached(page: Page, paged: Runn
     page.wait("document.querySelector('#status').textContent.includes('The text is kept')")
     assert page.run(TEXT) == PROMPT
     page.send("Network.emulateNetworkConditions", **offline | {"offline": False, "latency": 200})
+    page.wait("!document.querySelector('#continue').disabled")
     click(page, "#continue")
     page.wait(f"{TEXT}.length > {len(PROMPT)}")  # at 200 ms too
     assert written(page) == PROMPT + completion(

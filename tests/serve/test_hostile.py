@@ -195,7 +195,7 @@ def test_other_content_types_are_refused(served: Running, kind: str) -> None:
     ("method", "path", "expected"),
     [
         ("GET", "/v1/completions", 405),
-        ("GET", "/", 404),
+        ("GET", "/nothing", 404),
         ("GET", "/../../etc/passwd", 404),
         ("GET", "/%2e%2e/%2e%2e/etc/passwd", 404),
         ("GET", "/v1/models/../../etc/passwd", 404),
@@ -233,7 +233,7 @@ def test_slow_heads_are_dropped(hasty: Running) -> None:
     with hasty.connect() as silent, hasty.connect() as slow, hasty.connect() as second:
         second.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         answer = second.recv(4096)
-        while not answer.endswith(b"}"):  # head and body may come one by one
+        while b'"ok"' not in answer:  # the body may come behind the head
             answer += second.recv(4096)
         assert answer.startswith(b"HTTP/1.1 200")
         began = time.monotonic()

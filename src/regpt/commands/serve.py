@@ -86,7 +86,7 @@ def run(
         sys.stdout.flush()
 
     try:
-        facts = {"argument": model, "dtype": dtype}
+        facts = {"argument": None if follow else model, "dtype": dtype}
         server = make_server(
             engine, runs=runs, host=host, api_key=api_key, ready=ready, facts=facts
         )

@@ -251,7 +251,8 @@ def make_app(
 ) -> ASGIApp:
     """The application, behind its checks, whose `limits` are `Security`'s.
 
-    `facts` are told to the pages: the `argument` that named the model, and its `dtype`.
+    `facts` are told to the pages: the `argument` that names the model to other commands, if one
+    does, and its `dtype`.
     """
     facts = {"argument": engine.loaded.name, "dtype": "fp32"} | (facts or {})
     facts["key"] = api_key is not None

@@ -23,6 +23,8 @@ function block(title, text) {
 
 /** Why `regpt sample` cannot write it; null if it can. */
 function missing(origin, facts, canonical) {
+  if (!facts.model.argument) return "the server follows a run, whose checkpoints come and go";
+  if (facts.model.argument === "random") return "it draws random weights from its seed";
   if (facts.model.dtype !== "fp32") return `the server computes in ${facts.model.dtype}`;
   if (origin.prompt.includes(END_OF_TEXT)) return "the prompt has an end-of-text token";
   if (!canonical) return "the prompt's tokens are not those the tokenizer gives its text";
