@@ -4,6 +4,7 @@ Alone, every verb of a `World` does nothing, so there is one code path for one p
 """
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -60,6 +61,10 @@ class World:
         self.any(False)
 
 
+TORCHRUN = ("RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun tells its processes, beside WORLD_SIZE."""
+
+
 @contextlib.contextmanager
 def open_world(runtime: Runtime) -> Iterator[World]:
     """Join the processes torchrun started: gloo between CPUs, nccl between CUDA devices."""
@@ -69,6 +74,12 @@ def open_world(runtime: Runtime) -> Iterator[World]:
     if runtime.device.type == "cuda":
         torch.cuda.set_device(runtime.device)  # what nccl and FSDP take for this process's own
     ours = not dist.is_initialized()
+    unset = [name for name in TORCHRUN if name not in os.environ]
+    if ours and unset:
+        raise UserError(
+            f"WORLD_SIZE is {runtime.world_size}, but {', '.join(unset)} not set: start the "
+            "processes with torchrun, or unset WORLD_SIZE"
+        )
     if ours:
         dist.init_process_group("nccl" if runtime.device.type == "cuda" else "gloo")
     try:
