@@ -2,11 +2,12 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from runs import tiny
+from runs import losses, tiny
 
 from regpt import UserError
 from regpt.core.optimizer import OptimizerConfig
@@ -15,8 +16,9 @@ from regpt.system.distributed import World
 from regpt.system.runtime import find_runtime
 from regpt.training.build import build
 from regpt.training.loop import train
-from regpt.training.nonfinite import KEPT_MODELS, nonfinite_reason
+from regpt.training.nonfinite import KEPT_MODELS, nonfinite_reason, spike_reason
 from regpt.training.replay import replay
+from regpt.training.state import SPIKE_WINDOW
 
 
 def test_only_finite_steps_are_applied() -> None:
@@ -26,6 +28,40 @@ def test_only_finite_steps_are_applied() -> None:
     assert reason(3.0, 1.0) is None
     assert reason(math.nan, 1.0) == "loss is nan"
     assert reason(3.0, math.inf) == "gradient norm is inf"
+
+
+def test_a_spike_is_measured_in_standard_deviations(text_file: Path, tmp_path: Path) -> None:
+    def reason(losses: list[float], loss: float, score: float | None = 4.0) -> str | None:
+        runtime = find_runtime("cpu", dtype="fp32")
+        config = tiny(text_file, tmp_path / "run", spike_score=score)
+        state = build(config, runtime, World(device=runtime.device))
+        state.recent_losses = losses
+        return spike_reason(state, StepResult(loss=loss, grad_norm=1.0))
+
+    known = [3.0, 3.2] * (SPIKE_WINDOW // 2)  # mean 3.1, deviation 0.1
+    assert reason(known, 3.49) is None
+    assert reason(known, 0.1) is None, "better than expected is no fault"
+    expected = "loss 3.5200 is 4.2 standard deviations above the mean of the last 128"
+    assert reason(known, 3.52) == expected
+    assert reason(known[1:], 99.0) is None, "too few losses to judge by"
+    assert reason([3.0] * SPIKE_WINDOW, 3.5) is None, "no spread to measure by"
+    assert reason(known, 99.0, None) is None, "off by default"
+
+
+def test_a_skipped_spike_does_not_widen_what_spikes_are_measured_by(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("nonfinite", "loop"):
+        monkeypatch.setattr(f"regpt.training.{module}.SPIKE_WINDOW", 3)
+    # every step is a spike once three losses are known, so steps 4 to 6 are skipped
+    config = tiny(text_file, tmp_path / "run", spike_score=-99.0, skip_bad_steps=3, save_every=5)
+    state = train(config)
+    assert state.bad_steps == 3
+    assert len(state.recent_losses) == 3
+    assert state.recent_losses == losses(tmp_path / "run")[:3]
+    resumed = train(replace(config, steps=7, skip_bad_steps=4), resume=True)
+    assert resumed.bad_steps == 4
+    assert resumed.recent_losses == state.recent_losses
 
 
 def test_the_weights_of_the_newest_bad_steps_only_are_kept(text_file: Path, tmp_path: Path) -> None:

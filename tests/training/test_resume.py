@@ -162,11 +162,11 @@ def test_changed_data_are_refused(text_file: Path, tmp_path: Path) -> None:
 
 def test_options_of_earlier_versions_are_read_at_their_default(tmp_path: Path) -> None:
     config = tiny(tmp_path / "text", tmp_path / "run")
-    saved = config.to_json() | {"keep_copies": True, "spike_score": None}
+    saved = config.to_json() | {"keep_copies": True}
     saved["optimizer"] |= {"muon_stacked": True}
     assert RunConfig.from_json(saved) == config
-    with pytest.raises(UserError, match="spike_score is no longer an option"):
-        RunConfig.from_json(saved | {"spike_score": 4.0})
+    with pytest.raises(UserError, match="keep_copies is no longer an option"):
+        RunConfig.from_json(saved | {"keep_copies": False})
 
 
 COMMAND = [sys.executable, "-m", "regpt", "train"]

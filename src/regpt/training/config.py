@@ -19,7 +19,6 @@ REMOVED_OPTIONS = {
     "optimizer.muon_polynomials": "same",
     "optimizer.muon_stacked": True,
     "keep_copies": True,
-    "spike_score": None,
 }
 """In run.json of earlier versions: the value that is now the only one."""
 
@@ -92,7 +91,9 @@ class RunConfig:
     pad_vocabulary: bool | None = None
     """Pad the vocabulary to a multiple of 64, inside only; default: on CUDA."""
     skip_bad_steps: int = 0
-    """Steps with a loss or gradient that is not finite to skip before stopping."""
+    """Steps with a loss or gradient that is not finite (or a spike) to skip before stopping."""
+    spike_score: float | None = None
+    """A loss so many standard deviations above the mean of the last 128 is a spike; None: never."""
     overfit: bool = False
     """Train on the first batch again and again."""
     prompts: tuple[str, ...] = ("Hello, I'm a language model,",)

@@ -31,11 +31,11 @@ from regpt.training.events import (
     Stepped,
 )
 from regpt.training.loss_plot import draw_loss
-from regpt.training.nonfinite import handle_nonfinite_step, nonfinite_reason
+from regpt.training.nonfinite import handle_nonfinite_step, nonfinite_reason, spike_reason
 from regpt.training.periodic_evaluation import PeriodicEvaluation
 from regpt.training.resume import load_finished, open_directory, restore_latest
 from regpt.training.run_dir import RunDirectory
-from regpt.training.state import TrainState, snapshot_bytes, take_snapshot
+from regpt.training.state import SPIKE_WINDOW, TrainState, snapshot_bytes, take_snapshot
 from regpt.training.tensorboard import TensorBoard, check_installed
 
 
@@ -154,11 +154,13 @@ class Run(StateHooks):
 
     def accept(self, batch: Batch, result: StepResult) -> bool:
         """Whether loss and gradient are finite; if not, keep the evidence, or end the run."""
-        reason = nonfinite_reason(result)
+        reason = nonfinite_reason(result) or spike_reason(self.state, result)
         if reason is not None:
             note = handle_nonfinite_step(self.state, self.directory, batch, result, reason)
             self.tell(Noted(text=note))
-        return reason is None
+            return False
+        self.state.recent_losses = [*self.state.recent_losses, result.loss][-SPIKE_WINDOW:]
+        return True
 
     def after_step(self, batch: Batch, result: StepResult) -> bool:
         """Record, evaluate and save what is due; False when asked to stop."""

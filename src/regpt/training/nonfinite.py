@@ -1,5 +1,7 @@
 """A step whose loss or gradient norm is not finite is not applied, and its evidence is kept.
 
+With `spike_score`, so is a step whose loss is far above those before it.
+
 RUN/incidents/step-N/ then holds
 
     report.json    step, loss, gradient norm, the reason; activations per layer, and the first
@@ -13,6 +15,7 @@ checkpoint before it.
 """
 
 import math
+import statistics
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,7 +39,7 @@ from regpt.training.activation_stats import (
 )
 from regpt.training.checkpoint import remove
 from regpt.training.run_dir import RunDirectory
-from regpt.training.state import TrainState
+from regpt.training.state import SPIKE_WINDOW, TrainState
 
 KEPT_MODELS = 3
 """Skipped steps whose weights stand on the disk at once."""
@@ -49,6 +52,19 @@ def nonfinite_reason(result: StepResult) -> str | None:
     if not math.isfinite(result.grad_norm):
         return f"gradient norm is {result.grad_norm}"
     return None
+
+
+def spike_reason(state: TrainState, result: StepResult) -> str | None:
+    """How far a loss lies above those of the last steps, if `spike_score` forbids it."""
+    losses, limit = state.recent_losses, state.config.spike_score
+    if limit is None or len(losses) < SPIKE_WINDOW:
+        return None
+    spread = statistics.pstdev(losses)
+    score = (result.loss - statistics.fmean(losses)) / spread if spread else 0.0
+    if score <= limit:
+        return None
+    above = f"{score:.1f} standard deviations above the mean of the last {SPIKE_WINDOW}"
+    return f"loss {result.loss:.4f} is {above}"
 
 
 @torch.no_grad()
@@ -98,6 +114,7 @@ def write_report(
         "fault": reason,
         "loss": result.loss,
         "grad_norm": result.grad_norm,
+        "recent_losses": state.recent_losses[-16:],
         "first_layer_not_finite": first_not_finite(layers),
         "layers": [layer.to_json() for layer in layers.values()],
         "parameters": parameter_statistics(state.model),

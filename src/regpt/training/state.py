@@ -1,7 +1,7 @@
 """The state of a run: copied into a snapshot, restored from a checkpoint."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ from regpt.training.config import RunConfig
 from regpt.training.distributed import GradientSum, fill
 from regpt.training.optimizer_state import load_state_tensors, state_tensors
 from regpt.training.training_data import Data
+
+SPIKE_WINDOW = 128
+"""Losses that a spike is measured against."""
 
 
 @dataclass(kw_only=True)
@@ -45,6 +48,8 @@ class TrainState:
     """The newest validation loss,"""
     val_step: int | None = None
     """and after which step it was measured."""
+    recent_losses: list[float] = field(default_factory=list)
+    """The last losses of steps that were applied, newest last; at most SPIKE_WINDOW."""
     bad_steps: int = 0
     """Steps skipped so far."""
 
@@ -88,6 +93,7 @@ def take_snapshot(state: TrainState, memory: HostMemory | None = None) -> Snapsh
             "tokens": state.tokens,
             "val_loss": state.val_loss,
             "val_step": state.val_step,
+            "recent_losses": state.recent_losses,
             "bad_steps": state.bad_steps,
             "world_size": state.world.size,
             "seed": state.config.seed,
@@ -127,6 +133,7 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
     state.step, state.tokens = progress["step"], progress["tokens"]
     state.val_loss, state.bad_steps = progress["val_loss"], progress["bad_steps"]
     state.val_step = progress["val_step"]
+    state.recent_losses = list(progress["recent_losses"])
 
 
 def map_embedding(
