@@ -44,7 +44,7 @@ class Settings(TypedDict):
 
     shape: Mapping[str, int]
     """Fields of GPTConfig."""
-    dtype: Literal["fp32", "bf16"]
+    dtype: Literal["fp32", "tf32", "bf16"]
     batch_size: int
     block_size: int
     device: str
@@ -139,15 +139,18 @@ def plain_loop(
     return stepping(step, loader.batches(0, ENDLESS, device=runtime.device), runtime)
 
 
-def lecture(*, compiled: bool = False, **settings: Unpack[Settings]) -> Call:
-    """The lecture's script at its first training stage, or (`compiled`) at its last."""
+def lecture(
+    *, compiled: bool = False, backend: str = "inductor", **settings: Unpack[Settings]
+) -> Call:
+    """The lecture's script at its first training stage, or (`compiled`, by torch's `backend`) at
+    its last."""
     config = configure(settings)
     torch.manual_seed(config.seed)
     model = GPT(config.model).to(place_of(config).device).train()
     if compiled:
         torch.set_float32_matmul_precision("high")
         pad_vocabulary(model)
-        model.compile()
+        model.compile(backend=backend)
 
     def loss_of(x: Tensor, y: Tensor) -> Tensor:
         _, loss = model(x, y)
