@@ -80,7 +80,7 @@ class Session:
 
     def tell(self, text: str) -> None:
         """A line of its own, above what is being done."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.say(text)
 
     def doing(self, text: str) -> None:
         """What is being done now; a log gets a line for each thing, not for each time."""
@@ -169,7 +169,7 @@ class Session:
         # a pipe is 80 columns, and would cut figures
         console.width = max(console.width, Console(width=1000).measure(drawn).maximum)
         for line in (machine.describe(), *notes):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            console.say(line)
         console.print()
         console.print(drawn)
         if self.json:

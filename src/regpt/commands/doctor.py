@@ -110,11 +110,7 @@ def as_json(report: Report, price_per_hour: float | None) -> dict[str, Any]:
 def doctor(config: DoctorConfig) -> None:
     """Examine and tell; exit code 1 if the run should not begin."""
     console = Console(stderr=config.json)
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    report = examine(config.run(), processes=config.processes, say=say)
+    report = examine(config.run(), processes=config.processes, say=console.say)
     if config.json:
         sys.stdout.write(json_text.dumps(finite(as_json(report, config.price_per_hour))) + "\n")
         raise SystemExit(0 if report.ok else 1)
@@ -125,5 +121,5 @@ def doctor(config: DoctorConfig) -> None:
     faults = [check.name for check in report.checks if not check.passed]
     lines.append(f"not fit to run: {', '.join(faults)}" if faults else "fit to run")
     for line in lines:
-        say(line)
+        console.say(line)
     raise SystemExit(0 if report.ok else 1)

@@ -41,9 +41,8 @@ def show(checks: Iterator[Check], console: Console) -> list[Check]:
     console.print()
     for check in sorted(done, key=lambda check: check.status == "differs"):
         mark = "DIFFERS: " if check.status == "differs" else ""
-        line = f"{mark}{check.name}: {check.detail}"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"\n{verdict(done)}", highlight=False)
+        console.say(f"{mark}{check.name}: {check.detail}")
+    console.say(f"\n{verdict(done)}")
     return done
 
 
@@ -92,11 +91,10 @@ def parity(
             done = list(checks)
             sys.stdout.write(as_json(comparison, done, runtime.describe()) + "\n")
         else:
-            console.print(
+            console.say(
                 f"regpt {__version__} against transformers {need_transformers()}, torch "
                 f"{torch.__version__}, {runtime.describe()}\nmodels: "
-                f"{'; '.join(pair.name for pair in comparison.pairs)}\n",
-                highlight=False,
+                f"{'; '.join(pair.name for pair in comparison.pairs)}\n"
             )
             done = show(checks, console)
     if any(check.status == "differs" for check in done):

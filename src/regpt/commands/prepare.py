@@ -75,12 +75,9 @@ def prepare(
         if display.before is not None:
             display.progress.stop()
 
-    def line(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
     for name, split in manifest.splits.items():
-        line(f"{name:<6} {split.tokens:>16,} tokens  {split.documents:>12,} documents")
-    line(f"{len(manifest.shards)} shards and manifest.json in {out}. Train on them with:")
-    line(f"  regpt train gpt2-124m --data {out}")
-    line(f"  regpt data show {out} --step 1")
-    line(f"After a copy, regpt data verify {out} reads them against their digests.")
+        console.say(f"{name:<6} {split.tokens:>16,} tokens  {split.documents:>12,} documents")
+    console.say(f"{len(manifest.shards)} shards and manifest.json in {out}. Train on them with:")
+    console.say(f"  regpt train gpt2-124m --data {out}")
+    console.say(f"  regpt data show {out} --step 1")
+    console.say(f"After a copy, regpt data verify {out} reads them against their digests.")

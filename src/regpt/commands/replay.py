@@ -78,10 +78,7 @@ def replay(run: Path, /, *, step: int, device: str | None = None, json: bool = F
         json: Print one JSON object and nothing else.
     """
     console = Console(stderr=json)
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
+    say = console.say
     replayed = run_again(run, step, device=device, note=lambda text: say(f"note: {text}"))
     if json:
         sys.stdout.write(as_json(replayed) + "\n")

@@ -65,4 +65,4 @@ def runs(folder: str = "runs", /, *, json: bool = False) -> None:
     if histories:
         console.print(grid)
     for note in notes:
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+        console.say(f"note: {note}")

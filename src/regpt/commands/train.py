@@ -41,6 +41,7 @@ class Display:
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        self.say = console.say  # above the bar
         self.config: RunConfig | None = None
         self.progress = Progress(
             TextColumn("step"),
@@ -71,39 +72,35 @@ class Display:
             case Sampled():
                 self.sampled(event)
             case Noted():
-                self.line(f"note: {event.text}")
+                self.say(f"note: {event.text}")
             case Saved():
-                self.line(f"step {event.step:>6}  checkpoint, {event.seconds * 1000:.0f} ms pause")
+                self.say(f"step {event.step:>6}  checkpoint, {event.seconds * 1000:.0f} ms pause")
             case Interrupted():
                 self.interrupted(event)
             case Finished():
                 self.finish(event)
 
-    def line(self, text: str = "") -> None:
-        """Print above the bar, as it is: no markup, no wrapping of paths."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
-
     def start(self, event: Started) -> None:
         config = self.config = event.config
         shape = config.model
-        self.line(f"regpt train {config.preset}: {', '.join(config.data)} -> {event.directory}")
-        self.line(
+        self.say(f"regpt train {config.preset}: {', '.join(config.data)} -> {event.directory}")
+        self.say(
             f"model      {event.num_parameters:,} parameters: {shape.n_layer} layers, "
             f"{shape.n_head} heads, {shape.n_embd} channels, {shape.block_size} positions"
         )
         held_out = f", {event.validation_tokens:,} held out" if event.validation_tokens else ""
-        self.line(f"data       {event.train_tokens:,} tokens{held_out}")
-        self.line(
+        self.say(f"data       {event.train_tokens:,} tokens{held_out}")
+        self.say(
             f"training   {config.steps:,} steps of {event.sequences} x {config.block_size} "
             f"tokens, {event.steps_per_epoch:,} steps per epoch, {config.optimizer.name}"
         )
         if event.hellaswag[0]:
             count, total = event.hellaswag
-            self.line(f"hellaswag  {count:,} of {total:,} examples, the lecture's scoring, fp32")
+            self.say(f"hellaswag  {count:,} of {total:,} examples, the lecture's scoring, fp32")
         processes = f", {event.processes} processes" if event.processes > 1 else ""
-        self.line(f"on         {event.place}{processes}")
+        self.say(f"on         {event.place}{processes}")
         compiled, reason = event.compiling
-        self.line(f"compiled   {'yes' if compiled else 'no'}: {reason}")
+        self.say(f"compiled   {'yes' if compiled else 'no'}: {reason}")
 
     def step(self, event: Stepped) -> None:
         assert self.config is not None
@@ -123,7 +120,7 @@ class Display:
         if not self.console.is_terminal:  # a log file gets lines instead of a bar
             every = max(self.config.steps // 10, 1)
             if event.step == 1 or event.step % every == 0:
-                self.line(
+                self.say(
                     f"step {event.step:>6}/{self.config.steps}  loss {event.loss:.4f}  "
                     + "".join(f"{figure}  " for figure in self.newest.values())
                     + f"{self.speed:,.0f} tokens/s{held}"
@@ -132,7 +129,7 @@ class Display:
     def validated(self, event: Validated) -> None:
         result = event.result
         self.newest["validation"] = f"val {result.loss:.3f}"
-        self.line(
+        self.say(
             f"step {event.step:>6}  validation loss {result.loss:.4f} nats per token, "
             f"{result.bits_per_byte:.4f} bits per byte, "
             f"{result.nats_per_character:.4f} nats per character"
@@ -140,7 +137,7 @@ class Display:
 
     def scored(self, event: HellaSwagScored) -> None:
         self.newest["hellaswag"] = f"hellaswag {event.acc_norm.value:.3f}"
-        self.line(
+        self.say(
             f"step {event.step:>6}  hellaswag acc {event.acc.value:.4f}, "
             f"acc_norm {event.acc_norm.value:.4f} ± {event.acc_norm.stderr:.4f}, "
             f"{event.examples:,} examples"
@@ -148,32 +145,32 @@ class Display:
 
     def sampled(self, event: Sampled) -> None:
         when = "before training" if event.step == 0 else f"after {event.step:,} steps"
-        self.line(f"\nsamples {when}:")
+        self.say(f"\nsamples {when}:")
         for texts in event.samples.values():
             for text in texts:
-                self.line(f"> {text}")
-        self.line()
+                self.say(f"> {text}")
+        self.say()
 
     def interrupted(self, event: Interrupted) -> None:
         self.progress.stop()
-        self.line(f"stopped after step {event.step:,} and saved. Go on with:")
-        self.line(f"  regpt train --resume {shlex.quote(str(event.directory))}")
+        self.say(f"stopped after step {event.step:,} and saved. Go on with:")
+        self.say(f"  regpt train --resume {shlex.quote(str(event.directory))}")
 
     def finish(self, event: Finished) -> None:
         assert self.config is not None
         self.progress.stop()
-        self.line(f"done in {event.seconds:.0f} s. In {event.directory}:")
-        self.line("  config.json, model.safetensors, tokenizer files   the model")
-        self.line("  metrics.jsonl, loss.png                           its curve")
-        self.line("  run.json, samples.txt                             what was run, and texts")
+        self.say(f"done in {event.seconds:.0f} s. In {event.directory}:")
+        self.say("  config.json, model.safetensors, tokenizer files   the model")
+        self.say("  metrics.jsonl, loss.png                           its curve")
+        self.say("  run.json, samples.txt                             what was run, and texts")
         if self.config.tensorboard:
             folder = shlex.quote(str(event.directory.parent))
-            self.line(f"Look at it:\n  tensorboard --logdir {folder}")
-        self.line("Write with it:")
+            self.say(f"Look at it:\n  tensorboard --logdir {folder}")
+        self.say("Write with it:")
         length = min(self.config.model.block_size, 100)
         prompt = shlex.quote(self.config.prompts[0] if self.config.prompts else "")
         model = shlex.quote(str(event.directory))
-        self.line(f"  regpt sample {prompt} --model {model} --max-length {length}")
+        self.say(f"  regpt sample {prompt} --model {model} --max-length {length}")
 
 
 class StopRequest:
