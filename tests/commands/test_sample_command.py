@@ -232,6 +232,7 @@ def test_broken_lines_are_named_and_the_others_done(
     ("arguments", "message"),
     [
         (["--batch", "no-such-file.jsonl"], "cannot read no-such-file.jsonl"),
+        (["--batch", "/dev/zero"], "cannot read /dev/zero (it is a device, not a file)"),
         (["--batch", "x.jsonl", "--rng", "hf"], "depend on its neighbours"),
         (["--stream", "--json"], "--stream prints one text"),
         (["--dtype", "int8", "--engine", "plain"], "fast engine only"),

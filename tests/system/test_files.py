@@ -14,7 +14,10 @@ from typing import BinaryIO
 import pytest
 
 from regpt import UserError
+from regpt.datasets.corpora import load_corpus
 from regpt.system.files import is_leftover, new_directory, new_file, replace_files
+from regpt.system.json_text import read_json
+from regpt.system.jsonl import read_objects
 
 
 @contextlib.contextmanager
@@ -234,6 +237,16 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_and_nothing_else(tmp_p
     assert {path.name for path in tmp_path.iterdir()} == before - gone | {"a", "new"}
     assert [is_leftover(path) for path in left] == [True] * 3
     assert not is_leftover(tmp_path / "a.0123abcd.tmp")
+
+
+def test_a_device_without_an_end_is_not_read() -> None:
+    endless = Path("/dev/zero")
+    with pytest.raises(UserError, match="it is a device, not a file"):
+        next(read_objects(endless))
+    with pytest.raises(UserError, match="it is a device, not a file"):
+        load_corpus([endless])
+    with pytest.raises(OSError, match="it is a device, not a file"):
+        read_json(endless)
 
 
 def test_a_pipe_or_a_device_is_not_replaced(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from regpt.fast.decoding.decoders import Engine, choose_decoder
 from regpt.fast.decoding.topk_sampling import sample
 from regpt.system.console import Console
 from regpt.system.errors import UserError
-from regpt.system.files import refuse_devices, replace_files
+from regpt.system.files import refuse_device, refuse_special, replace_files
 from regpt.system.jsonl import read_lines
 
 BATCH_ROWS = 8
@@ -39,6 +39,7 @@ BATCH_ROWS = 8
 def read_file(path: Path) -> bytes:
     """The bytes of a file of prompts."""
     try:
+        refuse_device(path)
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}): name a JSONL file") from None
@@ -49,7 +50,7 @@ def output_path(path: Path, output: str | None) -> Path:
     place = Path(output) if output else path.with_suffix(".out.jsonl")
     if place.is_dir():
         raise UserError(f"{place} is a directory: name a file for --output")
-    refuse_devices(place)  # /dev/full can be read without end
+    refuse_special(place)  # /dev/full can be read without end
     for written in (place, provenance_path(place)):
         if written.exists() and written.samefile(path):
             raise UserError(f"{place}: --output would overwrite the prompts: name another file")

@@ -34,7 +34,7 @@ from urllib.error import HTTPError, URLError
 from regpt.datasets.corpus import Corpus, Document, Progress, TextFile, count_characters, ignore
 from regpt.system.cache_folder import alone_with, cache_folder
 from regpt.system.errors import UserError
-from regpt.system.files import replace_files
+from regpt.system.files import refuse_device, replace_files
 
 CORPORA = {
     "pydocs": "Python's manual topics and the standard library's docstrings, on every machine",
@@ -94,8 +94,7 @@ def read_file(path: Path, progress: Progress = ignore) -> Document:
     try:
         if path.is_dir():
             raise UserError(f"data {shown} is a folder; name the files in it")
-        if path.is_char_device() or path.is_block_device():
-            raise UserError(f"data {shown} is a device: name a file of text")
+        refuse_device(path)
         if path.is_file():
             text = TextFile.check(path, progress)
         else:

@@ -61,7 +61,7 @@ def replace_files(directory: Path, contents: Mapping[str, Content]) -> None:
     Raises `UserError` if the system refuses; then every file is as it was before.
     """
     for name in contents:
-        refuse_devices(directory / name)
+        refuse_special(directory / name)
     beside = {name: _hidden(directory / name) for name in contents}
     with writing_to(directory), _one_of_the_writers(directory, contents.keys()):
         try:
@@ -110,7 +110,7 @@ def new_file(path: Path) -> Iterator[Path]:
 
     A file that is there is replaced; parents are made. Raises `UserError` if the system refuses.
     """
-    refuse_devices(path)
+    refuse_special(path)
     hidden = _hidden(path)
     with writing_to(path), contextlib.ExitStack() as writers:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,13 @@ def new_file(path: Path) -> Iterator[Path]:
             raise
 
 
-def refuse_devices(path: Path) -> None:
+def refuse_device(path: Path) -> None:
+    """Raise OSError for an input that is a device: /dev/zero has no end."""
+    if path.is_char_device() or path.is_block_device():
+        raise OSError(errno.EINVAL, "it is a device, not a file", str(path))
+
+
+def refuse_special(path: Path) -> None:
     """A rename would put a file in the place of /dev/null, for whoever may do so."""
     if path.exists() and not path.is_file() and not path.is_dir():
         raise UserError(f"{path} is a device or a pipe: name a file")

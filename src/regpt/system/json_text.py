@@ -1,11 +1,12 @@
 """JSON that others wrote, with everything that can be wrong with it; and ours."""
 
-import errno
 import json
 import math
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from regpt.system.files import refuse_device
 
 LARGEST = 1 << 64
 """Of a whole number that stands for a float; Python's grow without end and torch's do not."""
@@ -46,12 +47,6 @@ def finite(value: Any) -> Any:
 def json_bytes(value: Any) -> bytes:
     """The text of a JSON file, indented."""
     return (json.dumps(value, indent=2) + "\n").encode()
-
-
-def refuse_device(path: Path) -> None:
-    """Raise OSError for a device: /dev/zero has no end."""
-    if path.is_char_device() or path.is_block_device():
-        raise OSError(errno.EINVAL, "it is a device, not a file", str(path))
 
 
 def check_types(target: type, values: Any) -> Any:

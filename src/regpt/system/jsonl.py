@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from regpt.system.errors import UserError
+from regpt.system.files import refuse_device
 from regpt.system.json_text import parse_json
 
 T = TypeVar("T")
@@ -21,6 +22,7 @@ def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     found = False
     try:
+        refuse_device(path)
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
