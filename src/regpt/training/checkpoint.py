@@ -49,6 +49,7 @@ class Progress(TypedDict):
     tokens: int
     val_loss: float | None
     val_step: int | None
+    recent_losses: list[float]
     bad_steps: int
     world_size: int
     seed: int
