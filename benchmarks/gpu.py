@@ -121,7 +121,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--small", action="store_true", help=SMALL)
     parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="default gpu-results")
-    parser.add_argument("--only", nargs="+", metavar="WORD", help="parts whose names hold a WORD")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="WORD",
+        help="the parts whose names hold a WORD; shares and MFU want environment too",
+    )
     given = parser.parse_args()
     plans = [p for p in PLANS if not given.only or any(word in p.name for word in given.only)]
     if not plans:
@@ -132,8 +137,10 @@ def main() -> None:
     if given.small:
         tell(SMALL)
     else:
-        import torch
-
+        try:
+            import torch
+        except ModuleNotFoundError:
+            parser.error("torch is not installed, and everything here wants it")
         if not torch.cuda.is_available():
             parser.error("this machine has no CUDA device: use --small, where no figure counts")
     try:

@@ -80,10 +80,10 @@ def next_tokens(net: StaticGPT, ids: Tensor, positions: Tensor, top_k: int) -> T
 
 
 def compile_step(device: str) -> Step:
-    """The step, compiled: for a GPU as said above, on a CPU traced and run as it is."""
+    """The step, compiled for each shape: for a GPU as above, on a CPU traced and run as it is."""
     if torch.device(device).type == "cuda":
-        return torch.compile(next_tokens, mode="reduce-overhead", fullgraph=True)
-    return torch.compile(next_tokens, backend="aot_eager", fullgraph=True)
+        return torch.compile(next_tokens, mode="reduce-overhead", fullgraph=True, dynamic=False)
+    return torch.compile(next_tokens, backend="aot_eager", fullgraph=True, dynamic=False)
 
 
 @torch.no_grad()

@@ -91,7 +91,7 @@ def compiled(part: Part) -> None:
 
 def ours(part: Part) -> None:
     """`regpt train`'s step."""
-    grow(part, OURS, *(("16M", (1, 2)) if part.small else ("124M", (32, 64, 128))))
+    grow(part, OURS, *(("16M", (1, 2)) if part.small else ("124M", (64, 128))))
 
 
 def larger(part: Part) -> None:

@@ -209,12 +209,13 @@ def test_words_that_name_no_part(tmp_path: Path) -> None:
     assert "no part's name holds nonsense" in done.stderr
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`")  # torch's own, when inductor loads
 @torch.no_grad()
-def test_the_compiled_loop_writes_our_greedy_text(gpu: ModuleType) -> None:
-    """The rival computes GPT-2 too: the likeliest token at every step."""
+def test_the_loop_beside_ours_writes_our_greedy_text(gpu: ModuleType) -> None:
+    """The rival computes GPT-2 too: the likeliest token at every step. Compiled: in its part."""
     from gpu_parts.compiled_loop import (  # pyright: ignore[reportMissingImports]
         StaticGPT,
-        compile_step,
+        next_tokens,
         write,
     )
 
@@ -222,5 +223,5 @@ def test_the_compiled_loop_writes_our_greedy_text(gpu: ModuleType) -> None:
     params = SamplingParams(temperature=0.0, num_samples=1, max_length=24, stop_at_eot=False)
     (expected,) = complete(model, prompt, params)
     net = StaticGPT(model, rows=2, length=24, dtype=torch.float32)
-    tokens = write(net, compile_step("cpu"), prompt, 18, top_k=1)
+    tokens = write(net, next_tokens, prompt, 18, top_k=1)
     assert tokens.tolist() == [expected[6:]] * 2
