@@ -82,7 +82,7 @@ def parity(part: Part) -> None:
 
     from regpt.parity import open_pairs, run
     from regpt.parity.model_pair import SMALL_SHAPES, load_tokenizer, random_pair
-    from regpt.parity.plan import Bench
+    from regpt.parity.plan import Comparison
     from regpt.parity.report import Check
     from regpt.system.runtime import find_runtime
 
@@ -101,7 +101,7 @@ def parity(part: Part) -> None:
     if part.small:
         folder = Path(part.folder) / "pair"
         pairs = [random_pair(SMALL_SHAPES[0], folder, seed=4, device=device)]
-        bench = Bench("random", pairs, load_tokenizer(folder, folder))
+        bench = Comparison("random", pairs, load_tokenizer(folder, folder))
         tell(run(bench, seeds=1))
         compare_tf32(part, bench)
         return
@@ -115,10 +115,10 @@ def compare_tf32(part: Part, bench: object) -> None:
     """Our logits in TF32 against transformers' in TF32, the worst of all models."""
     import torch
 
-    from regpt.parity.plan import Bench
+    from regpt.parity.plan import Comparison
     from regpt.parity.tensors import windows
 
-    assert isinstance(bench, Bench)
+    assert isinstance(bench, Comparison)
     torch.set_float32_matmul_precision("high")
     errors = []
     for pair in bench.pairs:
