@@ -40,6 +40,6 @@ def test_the_kernel_makes_the_numbers_of_philox(seed: int) -> None:
     from regpt.fast.kernels.build import load_library
 
     uniform = torch.empty(1003, dtype=torch.float64)
-    load_library().regpt_philox(seed & (2**64 - 1), 5, 900, 1003, uniform.data_ptr())
+    load_library().regpt_philox(seed & (2**64 - 1), 5, 900, 1003, uniform.data_ptr(), 2)
     expected = exponential(seed, torch.tensor([5]), torch.tensor([900]), torch.arange(1003))
     assert torch.equal(-torch.log(uniform), expected)

@@ -252,9 +252,10 @@ def draw(logits: Tensor, choice: Choice) -> Entry:
     changed = logits[None]
     if drawing.changes_logits:
         changed = changed.clone()
-        drawn = torch.tensor(tokens[len(choice.prompt) :], dtype=torch.int64)
-        counts = torch.bincount(drawn, minlength=logits.shape[0])
-        changed -= drawing.frequency_penalty * counts + drawing.presence_penalty * (counts > 0)
+        if drawing.frequency_penalty or drawing.presence_penalty:
+            drawn = torch.tensor(tokens[len(choice.prompt) :], dtype=torch.int64)
+            counts = torch.bincount(drawn, minlength=logits.shape[0])
+            changed -= drawing.frequency_penalty * counts + drawing.presence_penalty * (counts > 0)
         for token, bias in drawing.logit_bias.items():
             changed[0, token] += bias
     params = drawing.params

@@ -19,6 +19,7 @@ def draw(logits: Tensor, params: SamplingParams, *, number: int, position: int) 
     masked = filtered(logits[None].float(), params)[0]
     uniform = torch.empty(masked.shape[0], dtype=torch.float64)
     seed = params.seed & (2**64 - 1)
-    load_library().regpt_philox(seed, number, position, len(uniform), uniform.data_ptr())
+    place, threads = uniform.data_ptr(), torch.get_num_threads()
+    load_library().regpt_philox(seed, number, position, len(uniform), place, threads)
     scores = masked.double() - torch.log(uniform).neg_().log_()
     return int(scores.argmax())  # of equal ones the first, as there

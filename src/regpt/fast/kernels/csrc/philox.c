@@ -6,8 +6,10 @@
 
 enum { BLOCK = 16, ROUNDS = 10 };
 
-void regpt_philox(uint64_t seed, int64_t row, int64_t position, int64_t count, double *out)
+void regpt_philox(uint64_t seed, int64_t row, int64_t position, int64_t count, double *out, int64_t threads)
 {
+    (void)threads;
+#pragma omp parallel for num_threads((int)threads) schedule(static)
     for (int64_t first = 0; first < count; first += BLOCK) {
         uint32_t c0[BLOCK], c1[BLOCK], c2[BLOCK], c3[BLOCK];
         uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
