@@ -15,7 +15,6 @@ from regpt.core.data import (
     ArrayDataset,
     BatchPlan,
     Loader,
-    count_windows,
     describe_batch,
     read_windows,
 )
@@ -114,7 +113,7 @@ def test_every_target_of_an_epoch_exactly_once(loader, epoch, data):
         x, y = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         real = y != IGNORE_INDEX
         assert torch.equal(y[real], x[real] + 1)
-        assert int(real.sum()) == loader.num_targets(step)
+        assert int(real.sum()) == loader.plan.num_targets(step)
         for row in range(plan.sequences):
             if first <= step * plan.sequences + row < last:
                 seen.update(y[row][real[row]].tolist())
@@ -177,7 +176,7 @@ def test_last_short_window_is_padded():
     loader = make_loader(9, block_size=5, sequences=1)
     batches = {tuple(loader.batch(step)[1][0].tolist()) for step in (0, 1)}
     assert batches == {(1, 2, 3, 4, 5), (6, 7, 8, IGNORE_INDEX, IGNORE_INDEX)}
-    assert sorted(loader.num_targets(step) for step in (0, 1)) == [3, 5]
+    assert sorted(loader.plan.num_targets(step) for step in (0, 1)) == [3, 5]
 
 
 # ---- sequential: the lecture ----
@@ -191,7 +190,7 @@ def test_sequential_walks_and_wraps_as_the_lecture():
         x, y = loader.batch(step)
         assert torch.equal(x, buffer[:-1].view(3, 5))
         assert torch.equal(y, buffer[1:].view(3, 5))
-        assert loader.num_targets(step) == 15
+        assert loader.plan.num_targets(step) == 15
         position += 15
         if position + 16 > 100:
             position = 0
@@ -227,7 +226,6 @@ def test_tiny_shakespeare(shakespeare):
 def test_read_windows_covers_a_validation_set(num_tokens, block_size, rows):
     data = counting(num_tokens)
     offsets = np.arange(0, num_tokens - 1, block_size)
-    assert len(offsets) == count_windows(num_tokens, block_size)
     parts = [
         read_windows(data, offsets[i : i + rows], block_size) for i in range(0, len(offsets), rows)
     ]
@@ -244,7 +242,7 @@ def test_batches_are_the_batches_of_their_steps(order):
         x, y = loader.batch(batch.step, slice(1, 3))
         assert torch.equal(batch.x, x)
         assert torch.equal(batch.y, y)
-        assert batch.num_targets == loader.num_targets(batch.step)
+        assert batch.num_targets == loader.plan.num_targets(batch.step)
 
 
 @pytest.mark.parametrize("order", ["sequential", "shuffled", "shifted"])
@@ -256,7 +254,7 @@ def test_overfitting_gives_every_step_the_first_batch(order):
     x, y = loader.batch(0)
     assert all(torch.equal(batch.x, x) and torch.equal(batch.y, y) for batch in batches)
     assert not torch.equal(loader.batch(4)[0], x)
-    assert [batch.num_targets for batch in batches] == [loader.num_targets(0)] * 3
+    assert [batch.num_targets for batch in batches] == [loader.plan.num_targets(0)] * 3
 
 
 def test_batches_without_end_can_be_left():

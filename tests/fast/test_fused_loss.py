@@ -9,6 +9,7 @@ from test_model import sharpen
 
 from regpt import GPT
 from regpt.core import loss as plain
+from regpt.core.data import IGNORE_INDEX
 from regpt.fast.kernels.build import unavailable_reason
 from regpt.fast.training import fused_loss as module
 from regpt.fast.training.bf16_weights import keep_bf16_weights
@@ -29,7 +30,7 @@ def test_the_kernel_is_the_torch_path(columns: int, vocab_size: int, multiplicit
     logits = (torch.randn(37, columns, generator=draw) * 4).bfloat16()
     logits[5] *= 40  # probabilities underflow
     targets = torch.randint(0, vocab_size, (37,), generator=draw)
-    targets[3] = plain.IGNORE
+    targets[3] = IGNORE_INDEX
     fast, exact = logits.clone(), logits.double()
     nats = plain.to_gradient(logits, targets, vocab_size, multiplicity)
     found = module.to_gradient(fast, targets, vocab_size, multiplicity)
@@ -39,7 +40,7 @@ def test_the_kernel_is_the_torch_path(columns: int, vocab_size: int, multiplicit
     assert not fast[3].any()
     exact[:, vocab_size - 1] += math.log(multiplicity)
     expected = torch.nn.functional.cross_entropy(
-        exact[:, :vocab_size], targets, ignore_index=plain.IGNORE, reduction="sum"
+        exact[:, :vocab_size], targets, ignore_index=IGNORE_INDEX, reduction="sum"
     )
     torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)
 
@@ -81,7 +82,7 @@ def test_nats_alone_leave_the_logits_as_they_are(monkeypatch: pytest.MonkeyPatch
     kernel()
     logits = (torch.randn(9, 61, generator=torch.Generator().manual_seed(1)) * 4).bfloat16()
     targets = torch.arange(9)
-    targets[2] = plain.IGNORE
+    targets[2] = IGNORE_INDEX
     before = logits.clone()
     expected = module.token_nll(logits, targets)
     monkeypatch.setattr(module, "WORTH_COMPILING", 0)

@@ -128,7 +128,7 @@ class BatchPlan:
     @property
     def windows_per_epoch(self) -> int:
         """Windows in one pass over the data, a short last one included (`shuffled`)."""
-        return count_windows(self.num_tokens, self.block_size)
+        return -(-(self.num_tokens - 1) // self.block_size)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -168,11 +168,6 @@ class BatchPlan:
                 f" use a larger batch or fewer processes"
             )
         return slice(self.sequences * rank // world_size, self.sequences * (rank + 1) // world_size)
-
-
-def count_windows(num_tokens: int, block_size: int) -> int:
-    """How many windows of block_size targets cover the num_tokens - 1 targets of a stream."""
-    return -(-(num_tokens - 1) // block_size)
 
 
 def read_windows(dataset: Dataset, offsets: np.ndarray, block_size: int) -> tuple[Tensor, Tensor]:
@@ -232,10 +227,6 @@ class Loader:
             self.dataset, offsets if rows is None else offsets[rows], self.plan.block_size
         )
 
-    def num_targets(self, step: int) -> int:
-        """Targets of the whole global batch of `step` that are not padding."""
-        return self.plan.num_targets(step)
-
     def batches(
         self,
         start_step: int,
@@ -270,7 +261,7 @@ class Loader:
             # A thread starts on device 0: without this, pinning would open a context there.
             with torch.cuda.device(device):
                 x, y = x.pin_memory(), y.pin_memory()
-        return Batch(step, x, y, self.num_targets(step))
+        return Batch(step, x, y, self.plan.num_targets(step))
 
 
 def describe_batch(loader: Loader, step: int, tokenizer: Tokenizer) -> list[str]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from regpt.core.model import GPT, GPTConfig
 from regpt.system.errors import UserError
 from regpt.system.memory import available_memory
+from regpt.system.runtime import compute_dtype
 
 
 def check_memory(rows: int, bytes_each: int, device: torch.device) -> None:
@@ -144,9 +145,8 @@ class PlainDecoder:
 
     def new_cache(self, length: int) -> KeyValueCache:
         """An empty cache of one row."""
-        device, dtype = self.model.device, torch.float32
-        if torch.is_autocast_enabled(device.type):
-            dtype = torch.get_autocast_dtype(device.type)
+        device = self.model.device
+        dtype = compute_dtype(device)
         return KeyValueCache(self.model.config, rows=1, length=length, device=device, dtype=dtype)
 
     def read(self, idx: Tensor, cache: KeyValueCache) -> Tensor:

@@ -23,9 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from regpt.core.data import IGNORE_INDEX
 from regpt.core.model import GPT
+from regpt.system.runtime import compute_dtype
 
-IGNORE = -100
 CHUNK_ROWS = 1024
 """Logits in memory at once, in rows: 1024 x 50304 in bfloat16 are 0.1 GB."""
 TILE = 64
@@ -34,19 +35,11 @@ CACHED_ROWS = 32
 """Rows whose float32 softmax is worked on at once on a CPU: 32 x 50257 are 6.4 MB."""
 
 
-def compute_dtype(device: torch.device) -> torch.dtype:
-    """The dtype matrix products run in here and now."""
-    if torch.is_autocast_enabled(device.type):
-        return torch.get_autocast_dtype(device.type)
-    return torch.float32
-
-
 def plain_loss(model: GPT, idx: Tensor, targets: Tensor, *, divisor: float = 1.0) -> Tensor:
     """Summed cross-entropy / divisor through all logits at once: the reference."""
     logits = model.unembed(model.hidden(idx))
-    nll = F.cross_entropy(
-        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="sum"
-    )
+    logits = logits.flatten(0, 1).float()
+    nll = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
     return nll / divisor
 
 
@@ -95,7 +88,7 @@ def softmax_in_place(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     The log-sum-exp is max - log(largest probability): the largest is at least 1/V, so nothing
     underflows, however unlikely the target.
     """
-    real = targets != IGNORE
+    real = targets != IGNORE_INDEX
     column = targets.clamp(min=0)[:, None]
     at_target = logits.gather(1, column)
     largest = logits.amax(dim=1)

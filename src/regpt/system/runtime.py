@@ -146,6 +146,13 @@ def find_runtime(
     )
 
 
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """The dtype matrix products run in here and now: autocast's, or float32."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return torch.float32
+
+
 def peak_memory(device: torch.device) -> int | None:
     """The most bytes this process has held so far: on a CUDA device torch's tensors, else its own
     pages; None where the system does not say."""

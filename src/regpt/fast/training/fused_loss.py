@@ -13,11 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regpt.core import loss as plain
-from regpt.core.loss import IGNORE, chunked_loss, compute_dtype
+from regpt.core.data import IGNORE_INDEX
+from regpt.core.loss import chunked_loss
 from regpt.core.model import GPT
 from regpt.fast.kernels import training
 from regpt.fast.kernels.build import unavailable_reason
 from regpt.fast.training.bf16_weights import shadow_of
+from regpt.system.runtime import compute_dtype
 
 WORTH_COMPILING = 1 << 20
 """Logits from which on the C kernel is asked for: it is compiled once, in seconds."""
@@ -37,7 +39,9 @@ def next_token_loss(model: GPT, idx: Tensor, targets: Tensor, *, divisor: float 
 def to_gradient(logits: Tensor, targets: Tensor, vocab_size: int, multiplicity: int = 1) -> Tensor:
     """`regpt.core.loss.to_gradient` in one pass of C."""
     more = math.log(multiplicity)
-    each = training.loss(logits, targets, vocab_size, ignored=IGNORE, more=more, gradient=True)
+    each = training.loss(
+        logits, targets, vocab_size, ignored=IGNORE_INDEX, more=more, gradient=True
+    )
     return each.sum()
 
 
@@ -45,9 +49,9 @@ def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of each target (n,) in nats, float32, from logits (n, V)."""
     if logits.is_contiguous() and fits_kernel(logits, logits=logits.numel()):
         return training.loss(
-            logits, targets, logits.shape[1], ignored=IGNORE, more=0.0, gradient=False
+            logits, targets, logits.shape[1], ignored=IGNORE_INDEX, more=0.0, gradient=False
         )
-    return F.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="none")
+    return F.cross_entropy(logits.float(), targets, ignore_index=IGNORE_INDEX, reduction="none")
 
 
 def fits_kernel(like: Tensor, *, logits: int) -> bool:
