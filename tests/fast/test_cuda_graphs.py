@@ -1,10 +1,13 @@
 """The step made for recording against the plain path; recorded, where there is a GPU."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from packings import SHAPE, small_gpt, texts
 from regpt import GPT, SamplingParams, UserError, complete
+from regpt.core.generate import generate_steps
 from regpt.core.kv_cache import PlainDecoder
 from regpt.fast.decoding.cuda_graphs import GraphDecoder
 from regpt.fast.decoding.decoders import choose_decoder
@@ -51,7 +54,8 @@ def test_it_writes_the_plain_paths_text(model: GPT, seed: int) -> None:
     params = SamplingParams(seed=seed, max_length=24)
     prompt = texts(6)[0]
     decoder = GraphDecoder(model, dtype=torch.float32)
-    assert complete(model, prompt, params, decoder=decoder) == complete(model, prompt, params)
+    generate = partial(generate_steps, decoder=decoder)
+    assert complete(model, prompt, params, generate=generate) == complete(model, prompt, params)
 
 
 @torch.no_grad()
@@ -77,7 +81,8 @@ def test_a_recorded_step_is_a_plain_one(model: GPT, monkeypatch: pytest.MonkeyPa
     assert isinstance(decoder, GraphDecoder)
     assert note is None
     prompt, params = texts(6)[0], SamplingParams(max_length=24)
-    one = complete(on_gpu, prompt, params, decoder=decoder)
-    assert one == complete(on_gpu, prompt, params, decoder=decoder), (
+    generate = partial(generate_steps, decoder=decoder)
+    one = complete(on_gpu, prompt, params, generate=generate)
+    assert one == complete(on_gpu, prompt, params, generate=generate), (
         "a second text, the same graphs"
     )

@@ -9,7 +9,7 @@ it was (provenance.py).
 
 import json
 import sys
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from regpt.commands.provenance import (
     write_provenance,
 )
 from regpt.core.detokenize import cut_at_stop
-from regpt.core.generate import Decoder, as_lists, generate_steps, until_end
+from regpt.core.generate import complete_each, generate_steps
 from regpt.core.model import GPT
 from regpt.core.sampling import SamplingParams
 from regpt.core.tokenizer import get_tokenizer
@@ -118,7 +118,8 @@ def write_batch(
     batches = [left[first : first + BATCH_ROWS] for first in range(0, len(left), BATCH_ROWS)]
     with place.open("a", encoding="utf-8") as file:
         for numbers in track(batches, "batches", console=Console(stderr=True)):
-            rows = complete_rows(model, [ids[n] for n in numbers], numbers, params, decoder)
+            generate = partial(generate_steps, decoder=decoder, numbers=numbers, sampler=sample)
+            rows = complete_each(model, [ids[n] for n in numbers], params, generate=generate)
             for number, row in zip(numbers, rows, strict=True):
                 row, text = cut_at_stop(row, max(len(ids[number]), 1), tokenizer, stop=stop)
                 entry = {"line": number, "prompt": prompts[number], "tokens": row, "text": text}
@@ -127,26 +128,3 @@ def write_batch(
     sys.stdout.write(f"{len(prompts)} lines, {len(done)} of them done before: {place}\n")
     if faults:
         raise UserError(f"{path}: {'; '.join(faults)}. The other lines are done, in {place}")
-
-
-def complete_rows(
-    model: GPT,
-    prompts: list[list[int]],
-    numbers: list[int],
-    params: SamplingParams,
-    decoder: Decoder,
-) -> list[list[int]]:
-    """One continuation of each prompt, prompt included, cut after end-of-text."""
-    params = replace(params, num_samples=1)
-    rows = as_lists(prompts)
-    starts = [len(row) for row in rows]
-    drawn: list[list[int]] = [[] for _ in rows]
-    for step in generate_steps(
-        model, rows, params, decoder=decoder, numbers=numbers, sampler=sample
-    ):
-        for row, token in zip(drawn, step.tokens.tolist(), strict=True):
-            row.append(token)
-    return [
-        row + until_end(tokens[: params.max_length - start], params)
-        for row, tokens, start in zip(rows, drawn, starts, strict=True)
-    ]

@@ -2,7 +2,6 @@
 
 import json as json_lines
 import sys
-from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -11,15 +10,9 @@ import torch
 
 from regpt.commands.batch import write_batch
 from regpt.core.detokenize import cut_at_stop, stream_text
-from regpt.core.generate import (
-    as_lists,
-    check_lengths,
-    complete,
-    until_end,
-)
+from regpt.core.generate import GenerateSteps, as_lists, check_lengths, complete, until_end
 from regpt.core.model import GPT, GPTConfig
 from regpt.core.sampling import SamplingParams, Stream
-from regpt.core.sequences import Step
 from regpt.core.tokenizer import get_tokenizer
 from regpt.fast.decoding.decoders import Engine, choose_decoder, fastest_kind
 from regpt.fast.decoding.drafters import Speculation, choose_drafter
@@ -31,8 +24,6 @@ from regpt.weights import locate
 from regpt.weights.tokenizer_files import check_tokenizer
 
 DEFAULTS = SamplingParams()
-Generate = Callable[..., Iterator[Step]]
-"""`generate_steps`, its decoder and drafter chosen."""
 
 
 def load(model: str, *, seed: int) -> GPT:
@@ -157,7 +148,7 @@ def write_stream(
     model: GPT,
     prompt: str,
     params: SamplingParams,
-    write: Generate,
+    write: GenerateSteps,
     stop: tuple[str, ...],
 ) -> None:
     """Print one text as its tokens come."""
@@ -175,7 +166,7 @@ def write_samples(
     model: GPT,
     start: list[int],
     params: SamplingParams,
-    write: Generate,
+    write: GenerateSteps,
     stop: tuple[str, ...],
     *,
     json: bool,
@@ -194,7 +185,7 @@ def write_logprobs(
     model: GPT,
     start: list[int],
     params: SamplingParams,
-    write: Generate,
+    write: GenerateSteps,
     stop: tuple[str, ...],
     *,
     top: int,

@@ -16,7 +16,6 @@ are full, the newest three quarters of the text are read in again as if they beg
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Protocol
 
 import torch
@@ -31,6 +30,8 @@ from regpt.system.errors import UserError
 
 Sampler = Callable[..., Tensor]
 """A function with the arguments and the result of `sampling.sample`."""
+GenerateSteps = Callable[..., Iterator[Step]]
+"""A function with the arguments and the result of `generate_steps`."""
 SLIDE_KEEPS = 0.75
 """Share of the positions that a sliding window keeps when it is full."""
 
@@ -226,21 +227,31 @@ def complete(
     prompt: Sequence[int],
     params: SamplingParams,
     *,
-    decoder: Decoder | None = None,
-    generate: Callable[..., Iterator[Step]] = generate_steps,
+    generate: GenerateSteps = generate_steps,
 ) -> list[list[int]]:
-    """`num_samples` continuations of one prompt, prompt included, cut after end-of-text.
+    """`num_samples` continuations of one prompt, prompt included, cut after end-of-text."""
+    return complete_each(model, [prompt] * params.num_samples, params, generate=generate)
+
+
+def complete_each(
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams,
+    *,
+    generate: GenerateSteps = generate_steps,
+) -> list[list[int]]:
+    """One continuation of each prompt, prompt included, cut after end-of-text.
 
     `generate` is `generate_steps`, or another that writes the same text
-    (`regpt.fast.decoding.speculative.generate_steps`).
+    (`regpt.fast.decoding.speculative.generate_steps`), its decoder and the like filled in.
     """
-    if decoder is not None:
-        generate = partial(generate, decoder=decoder)
-    start = as_lists([prompt])[0]
-    prompts = [start] * params.num_samples
-    steps = [step.tokens for step in generate(model, prompts, params)]
-    drawn = torch.stack(steps, dim=1).tolist() if steps else [[] for _ in prompts]
-    return [start + until_end(row, params) for row in drawn]
+    rows = as_lists(prompts)
+    steps = [step.tokens for step in generate(model, rows, params)]
+    drawn = torch.stack(steps, dim=1).tolist() if steps else [[] for _ in rows]
+    return [
+        row + until_end(tokens[: params.max_length - len(row)], params)
+        for row, tokens in zip(rows, drawn, strict=True)
+    ]
 
 
 def until_end(row: list[int], params: SamplingParams) -> list[int]:
