@@ -24,14 +24,15 @@ from regpt.datasets import encode
 from regpt.datasets.manifest import Split
 from regpt.system.errors import UserError
 
-Kind = Literal["text", "jsonl", "parquet"]
-KINDS: dict[str, Kind] = {
+InputFormat = Literal["text", "jsonl", "parquet"]
+INPUT_FORMATS: dict[str, InputFormat] = {
     ".txt": "text",
     ".jsonl": "jsonl",
     ".jsonl.gz": "jsonl",
     ".jsonl.zst": "jsonl",
     ".parquet": "parquet",
 }
+ENDINGS = ", ".join(INPUT_FORMATS)
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 BOOK_BYTES = 1 << 16
 """A .txt of this size is divided between training and validation; a shorter one is one block."""
@@ -46,7 +47,7 @@ class Source:
     path: Path
     name: str
     """Its path from the input argument on, so that manifests are the same wherever texts lie."""
-    kind: Kind
+    format: InputFormat
     bytes: int
     modified: int
     """Time of the last change in ns: a preparation is not continued on other contents."""
@@ -72,51 +73,54 @@ class Block:
 def find_sources(inputs: Sequence[str | Path]) -> list[Source]:
     """The files of all inputs, in order; a folder gives its own, recursively, sorted by path.
 
-    A file that is named twice counts once. Raises UserError for what is missing, of another kind
-    or empty; in a folder, empty files and files of other kinds are passed over.
+    A file that is named twice counts once. Raises UserError for what is missing, of another format
+    or empty; in a folder, empty files and files of other formats are passed over.
     """
     sources: dict[Path, Source] = {}
     for given in map(Path, inputs):
         for path in _find_files(given):
-            status, kind = path.stat(), find_kind(path)
-            assert kind is not None
+            status, found = path.stat(), find_format(path)
+            assert found is not None
             name = path.relative_to(given.parent).as_posix()
-            source = Source(path, name, kind, status.st_size, status.st_mtime_ns)
+            source = Source(path, name, found, status.st_size, status.st_mtime_ns)
             sources.setdefault(path.resolve(), source)
     if not sources:
-        raise UserError(f"no input: give files or folders of {', '.join(KINDS)}")
+        raise UserError(f"no input: give files or folders of {ENDINGS}")
     return list(sources.values())
 
 
 def _find_files(given: Path) -> list[Path]:
     if given.is_dir():
-        files = [path for path in given.rglob("*") if find_kind(path) and path.is_file()]
+        files = [path for path in given.rglob("*") if find_format(path) and path.is_file()]
         files = [path for path in files if path.stat().st_size]
         if not files:
-            raise UserError(f"{given} has no file with text in it: need {', '.join(KINDS)}")
+            raise UserError(f"{given} has no file with text in it: need {ENDINGS}")
         return sorted(files, key=lambda path: path.parts)
     if not given.is_file():
-        raise UserError(f"{given} does not exist: give files or folders of {', '.join(KINDS)}")
-    if find_kind(given) is None:
-        raise UserError(f"{given} is of an unknown kind: regpt prepare reads {', '.join(KINDS)}")
+        raise UserError(f"{given} does not exist: give files or folders of {ENDINGS}")
+    if find_format(given) is None:
+        raise UserError(f"{given} is of an unknown kind: regpt prepare reads {ENDINGS}")
     if given.stat().st_size == 0:
         raise UserError(f"{given} is empty: give a file with text in it")
     return [given]
 
 
-def find_kind(path: Path) -> Kind | None:
+def find_format(path: Path) -> InputFormat | None:
     """What a file holds, by the end of its name; None if it is nothing we read."""
     name = path.name.lower()
-    return next((kind for ending, kind in KINDS.items() if name.endswith(ending)), None)
+    for ending, found in INPUT_FORMATS.items():
+        if name.endswith(ending):
+            return found
+    return None
 
 
 def read_blocks(sources: Sequence[Source], *, text_field: str, val_every: int) -> Iterator[Block]:
     """The blocks of all sources. `val_every`: see documents.py."""
     before = 0
     for source in sources:
-        if source.kind == "text":
+        if source.format == "text":
             blocks = _read_text(source, val_every=val_every)
-        elif source.kind == "jsonl":
+        elif source.format == "jsonl":
             blocks = _read_lines(source)
         else:
             blocks = _read_rows(source, text_field=text_field)
