@@ -12,8 +12,8 @@ Three orders:
 - `sequential`, the lecture's: walk the tokens by B*T, fetch B*T+1, x and y are views of one
   buffer, wrap to the start when the next batch does not fit (the tail is never seen).
 - `shuffled`: the N-1 targets are cut in ceil((N-1)/T) windows, and each epoch visits all of them in
-  its own pseudo-random order (order.py). Batches run on across the end of an epoch, and the last
-  window, if short, is padded with targets of -100: every target is trained on exactly once per
+  its own pseudo-random order (`permutation.py`). Batches run on across the end of an epoch; the
+  last window, if short, is padded with targets of -100: every target is trained on exactly once per
   epoch. `num_targets` counts the real ones, for a loss that is a mean over the whole global batch.
 - `shifted`: the same, but each epoch begins to cut at another place, so that a small text read
   several times does not show the same windows again. Fewer than T targets at the front are left

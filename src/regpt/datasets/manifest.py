@@ -82,26 +82,15 @@ class Manifest:
         digests = (f"{s.sha256} {s.tokens}\n" for s in self.shards if s.split == split)
         return hashlib.sha256("".join(digests).encode()).hexdigest()
 
-    def to_json(self) -> str:
-        """The text of manifest.json."""
-        return dump_json(
-            {
-                "format": FORMAT,
-                "version": VERSION,
-                "tokenizer": {"digest": self.tokenizer_digest, "vocab_size": self.vocab_size},
-                "end_of_text": self.end_of_text,
-                "split_rule": self.split_rule,
-                "text_field": self.text_field,
-                "shard_tokens": self.shard_tokens,
-                "splits": {split: asdict(record) for split, record in self.splits.items()},
-                "shards": [asdict(shard) for shard in self.shards],
-                "sources": [asdict(source) for source in self.sources],
-            }
-        )
-
     def write(self, directory: Path) -> None:
         """Write manifest.json, whole or not at all."""
-        replace_files(directory, {NAME: self.to_json().encode()})
+        content = asdict(self)
+        tokenizer = {
+            "digest": content.pop("tokenizer_digest"),
+            "vocab_size": content.pop("vocab_size"),
+        }
+        content = {"format": FORMAT, "version": VERSION, "tokenizer": tokenizer} | content
+        replace_files(directory, {NAME: dump_json(content)})
 
     @classmethod
     def read(cls, directory: Path) -> "Manifest | None":
@@ -129,27 +118,24 @@ class Manifest:
 
     @classmethod
     def _from_content(cls, content: dict) -> "Manifest":
-        values: dict[str, Any] = dict(
+        plain = ("end_of_text", "split_rule", "text_field", "shard_tokens")
+        values: dict[str, Any] = {name: content[name] for name in plain} | dict(
             tokenizer_digest=content["tokenizer"]["digest"],
             vocab_size=content["tokenizer"]["vocab_size"],
-            end_of_text=content["end_of_text"],
-            split_rule=content["split_rule"],
-            text_field=content["text_field"],
-            shard_tokens=content["shard_tokens"],
             splits={split: read_record(SplitRecord, content["splits"][split]) for split in SPLITS},
             shards=tuple(read_record(ShardRecord, shard) for shard in content["shards"]),
             sources=tuple(read_record(SourceRecord, source) for source in content["sources"]),
         )
         if any(Path(shard.file).name != shard.file for shard in values["shards"]):
             raise TypeError("a shard that does not lie beside it")
-        return cls(**check_types(cls, values))
+        return read_record(cls, values)
 
 
-def read_record(kind: type[R], values: object) -> R:
+def read_record(record: type[R], values: object) -> R:
     """A dataclass from JSON. Raises TypeError if the values are not its own."""
-    return kind(**check_types(kind, values))
+    return record(**check_types(record, values))
 
 
-def dump_json(content: Mapping[str, object]) -> str:
+def dump_json(content: Mapping[str, object]) -> bytes:
     """JSON for people and for digests: indented, one form for one content."""
-    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()

@@ -74,7 +74,7 @@ def prepare(
     """Encode files or folders of .txt, .jsonl(.gz, .zst) and .parquet into a directory of shards.
 
     `processes` encode (None: one per core we may use). `val_every` N makes one document in N
-    validation (0: none), by the rule in encode.py. `text_field` is the field of .jsonl and the
+    validation (0: none), by the rule in documents.py. `text_field` is the field of .jsonl and the
     column of .parquet. `progress` is called after every block. Raises UserError, in one line, for
     wrong input and for an `out` that holds anything but this very preparation.
     """

@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from regpt.datasets.documents import EncodedSplit
-from regpt.datasets.manifest import SPLITS, Manifest, ShardRecord, Split, SplitRecord, dump_json
+from regpt.datasets.manifest import (
+    SPLITS,
+    Manifest,
+    ShardRecord,
+    Split,
+    SplitRecord,
+    dump_json,
+    read_record,
+)
 from regpt.datasets.shards import (
     HEADER_BYTES,
     PROGRESS_NAME,
@@ -27,7 +35,7 @@ from regpt.datasets.shards import (
 )
 from regpt.system.errors import UserError
 from regpt.system.files import replace_files
-from regpt.system.json_text import check_types, read_json
+from regpt.system.json_text import read_json
 
 PART = ".part"
 
@@ -57,10 +65,10 @@ class State:
         values = dict(
             blocks=content["blocks"],
             bytes_read=content["bytes_read"],
-            splits={s: SplitRecord(**check_types(SplitRecord, splits[s])) for s in SPLITS},
+            splits={s: read_record(SplitRecord, splits[s]) for s in SPLITS},
             digests={s: digests[s] for s in SPLITS},
         )
-        state = cls(**check_types(cls, values))
+        state = read_record(cls, values)
         for digest in (one for each in state.digests.values() for one in each):
             if not re.fullmatch("[0-9a-f]{64}", digest):
                 raise TypeError(f"digest {digest!r:.40}")
@@ -200,7 +208,7 @@ class ShardWriter:
         for file in self._files.values():
             _flush(file)
         content = {"settings": self.settings} | asdict(self.state)
-        replace_files(self.out, {PROGRESS_NAME: dump_json(content).encode()})
+        replace_files(self.out, {PROGRESS_NAME: dump_json(content)})
 
     def _remove(self, *endings: str) -> None:
         for split in SPLITS:

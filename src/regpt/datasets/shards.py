@@ -120,7 +120,7 @@ class Shard:
 
 
 class ShardDataset:
-    """Shards in order, read as one stream of tokens (a `Dataset`, see loader.py)."""
+    """Shards in order, read as one stream of tokens (a `regpt.core.data.Dataset`)."""
 
     vocab_size = VOCAB_SIZE
 
