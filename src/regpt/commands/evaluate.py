@@ -15,7 +15,7 @@ from regpt.evaluation.texts import open_texts
 from regpt.evaluation.validation import validate
 from regpt.system.distributed import World, open_world
 from regpt.system.errors import UserError
-from regpt.system.files import replace_files, writing_to
+from regpt.system.files import make_directory, replace_files
 from regpt.system.json_text import finite
 from regpt.system.runtime import Runtime, find_runtime
 
@@ -52,8 +52,7 @@ class Evaluation:
         text = "".join(json_text.dumps(line) + "\n" for line in lines)
 
         def write() -> None:
-            with writing_to(directory):
-                directory.mkdir(parents=True, exist_ok=True)
+            make_directory(directory)
             replace_files(directory, {name: text.encode()})
 
         self.first(write)

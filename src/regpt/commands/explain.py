@@ -12,7 +12,7 @@ from regpt.evaluation.explain import Place, attention_maps, explain_text
 from regpt.report.explain_page import describe, explain_page, shown
 from regpt.system.console import Console
 from regpt.system.errors import UserError
-from regpt.system.files import replace_files, writing_to
+from regpt.system.files import make_directory, replace_files
 from regpt.system.plot import heatmaps_png
 from regpt.system.runtime import find_runtime
 
@@ -73,8 +73,7 @@ def explain(
     png = heatmaps_png(maps, labels, title=title)
     page = explain_page(places, tokenizer, model=model, maps=[(title.capitalize(), png)])
     folder = Path(out)
-    with writing_to(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    make_directory(folder)
     replace_files(folder, {f"{name}.png": png, "explain.html": page})
     show(places, Console(file=sys.stdout))
     sys.stdout.write(f"\n{folder / 'explain.html'}\n{folder / name}.png\n")

@@ -6,7 +6,7 @@ from pathlib import Path
 from regpt.report.history import read_history
 from regpt.report.run_page import pictures, run_page
 from regpt.system.errors import UserError
-from regpt.system.files import replace_files, writing_to
+from regpt.system.files import make_directory, replace_files
 
 
 def report(runs: tuple[str, ...], /, *, out: str | None = None) -> None:
@@ -26,8 +26,7 @@ def report(runs: tuple[str, ...], /, *, out: str | None = None) -> None:
         raise UserError(f"--out {page} is not the name of an .html file: give one")
     histories = [read_history(Path(run)) for run in runs]
     drawn = {f"{page.stem}-{name}.png": png for name, png in pictures(histories).items()}
-    with writing_to(page.parent):
-        page.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(page.parent)
     replace_files(page.parent, drawn | {page.name: run_page(histories)})
     for history in histories:
         for note in history.notes:

@@ -4,7 +4,7 @@ import json as json_lines
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -191,29 +191,24 @@ def write_logprobs(
     top: int,
 ) -> None:
     """Print every sample as a JSON object with the log-probabilities of its drawn tokens."""
-    tokenizer = get_tokenizer()
     prompt = as_lists([start])[0]
     rows = [prompt] * params.num_samples
     steps = list(write(model, rows, params, top=top))
     for index in range(params.num_samples):
         drawn = until_end([int(step.tokens[index]) for step in steps], params)
-        row, text = cut_at_stop(prompt + drawn, len(prompt), tokenizer, stop=stop)
+        row, text = cut_at_stop(prompt + drawn, len(prompt), get_tokenizer(), stop=stop)
         entries = []
         for step, token in zip(steps, row[len(prompt) :], strict=False):
             assert step.logprobs is not None
             assert step.top_ids is not None
             assert step.top_logprobs is not None
             best = zip(step.top_ids[index].tolist(), step.top_logprobs[index].tolist(), strict=True)
-            entries.append(
-                {
-                    "token": token,
-                    "text": tokenizer.decode([token]),
-                    "logprob": float(step.logprobs[index]),
-                    "top": [
-                        {"token": one, "text": tokenizer.decode([one]), "logprob": value}
-                        for one, value in best
-                    ],
-                }
-            )
+            chosen = token_logprob(token, float(step.logprobs[index]))
+            entries.append(chosen | {"top": [token_logprob(*one) for one in best]})
         line = {"index": index, "tokens": row, "text": text, "logprobs": entries}
         sys.stdout.write(json_lines.dumps(line) + "\n")
+
+
+def token_logprob(token: int, logprob: float) -> dict[str, Any]:
+    """The JSON object of a token."""
+    return {"token": token, "text": get_tokenizer().decode([token]), "logprob": logprob}

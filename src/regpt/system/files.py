@@ -55,6 +55,12 @@ def writing_to(place: Path) -> Iterator[None]:
         raise UserError(message) from error
 
 
+def make_directory(directory: Path) -> None:
+    """Make a directory and its parents, if need be. Raises `UserError` if the system refuses."""
+    with writing_to(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+
+
 def replace_files(directory: Path, contents: Mapping[str, Content]) -> None:
     """Write or replace the named files of an existing directory, the last one as the seal.
 

@@ -88,16 +88,15 @@ def find_device(request: str = "auto") -> torch.device:
     try:
         device = torch.device(request)
     except RuntimeError:
-        raise UserError(f"device {request!r} is not one of auto, cpu, cuda, cuda:N, mps") from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"device {request!r} is not one of auto, cpu, cuda, cuda:N, mps")
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
             raise UserError(f"device {request!r}: this machine has {count} CUDA devices; use cpu")
-    elif device.type == "mps":
-        if not torch.backends.mps.is_available():
-            raise UserError("device 'mps' is not available on this machine; use cpu")
-    elif device.type != "cpu":
-        raise UserError(f"device {request!r} is not one of auto, cpu, cuda, cuda:N, mps")
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device 'mps' is not available on this machine; use cpu")
     return device
 
 
