@@ -1,20 +1,16 @@
 """Token stream to batches: batch = f(dataset, seed, step), whatever the number of processes.
 
 A *window* is `block_size` consecutive targets; a *global batch* is `sequences` windows, over all
-ranks and all accumulation steps together. `BatchPlan.windows(step)` is a pure function from the
-step to the windows' places in the stream; ranks and micro-batches take slices of its rows. So the
-state of the loader is one integer, a resume reads nothing it read before, and 1, 2 or 3 processes
-see the same data at the same step. (A position per rank, as in most loaders, drifts apart at shard
-borders, and cannot be resumed on another number of processes.)
-
-Three orders:
+ranks and accumulation steps together. `BatchPlan.windows(step)` is a pure function from the step to
+the windows' places in the stream; ranks and micro-batches take slices of its rows. So the state of
+the loader is one integer, and 1, 2 or 3 processes see the same data at the same step, also after a
+resume. Three orders:
 
 - `sequential`, the lecture's: walk the tokens by B*T, fetch B*T+1, x and y are views of one
   buffer, wrap to the start when the next batch does not fit (the tail is never seen).
 - `shuffled`: the N-1 targets are cut in ceil((N-1)/T) windows, and each epoch visits all of them in
-  its own pseudo-random order (`permutation.py`). Batches run on across the end of an epoch; the
-  last window, if short, is padded with targets of -100: every target is trained on exactly once per
-  epoch. `num_targets` counts the real ones, for a loss that is a mean over the whole global batch.
+  its own pseudo-random order (`permutation.py`), every target exactly once. Batches run on across
+  the end of an epoch; the last window, if short, is padded with targets of -100.
 - `shifted`: the same, but each epoch begins to cut at another place, so that a small text read
   several times does not show the same windows again. Fewer than T targets at the front are left
   out of an epoch, or fewer than T of them come twice.
@@ -156,7 +152,7 @@ class BatchPlan:
         return starts
 
     def num_targets(self, step: int) -> int:
-        """Targets of the whole global batch that are not padding."""
+        """Targets of the global batch that are not padding: what its summed loss is divided by."""
         left = self.num_tokens - 1 - self.windows(step)
         return int(np.minimum(left, self.block_size).sum())
 
@@ -175,8 +171,7 @@ def read_windows(dataset: Dataset, offsets: np.ndarray, block_size: int) -> tupl
 
     y[i, j] is the token after x[i, j]. Windows that follow each other in the stream are read at
     once, and x and y are then views of one buffer; a window that the end of the stream cuts short
-    is padded, its missing targets IGNORE_INDEX. The validation loss reads every target once with
-    `read_windows(data, np.arange(0, len(data) - 1, T), T)`, a few rows at a time.
+    is padded, its missing targets IGNORE_INDEX.
     """
     num_rows, last = len(offsets), len(dataset) - 1
     if num_rows == 0:

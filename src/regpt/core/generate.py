@@ -1,13 +1,11 @@
 """Generation: an iterator of tokens that the command line, a server and the tests all consume.
 
 `generate` yields one (rows,) tensor per step and stops when every row has ended or is `max_length`
-tokens long; the caller may stop earlier. Tokens in, tokens out: no text here (`detokenize.py` has
-it). `complete` collects them into lists.
+tokens long; the caller may stop earlier. Tokens in, tokens out: text is `detokenize.py`'s.
 
 The prompts are read once (equal ones once together), then every step reads one token per row from a
-key-value cache. What computes the logits is a `Decoder`: the plain one goes through the model
-itself (`kv_cache.py`). The fast decoders, draws and speculative decoding of `regpt.fast.decoding`
-go in as arguments.
+key-value cache. A `Decoder` computes the logits: `kv_cache.PlainDecoder` through the model itself,
+those of `regpt.fast.decoding` sooner.
 
 A row ends at end-of-text and costs nothing from then on. Like transformers, it goes on yielding
 end-of-text and, under the `hf` and `lecture` streams, consuming random numbers, so the other rows

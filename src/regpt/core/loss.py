@@ -5,8 +5,7 @@ float32, of which a plain cross-entropy keeps several copies. But the gradient o
 cross-entropy with respect to the logits is known as soon as they are: softmax minus one at the
 target. So `ChunkedLoss` walks over the rows in chunks; each makes its logits, turns them in place
 into their gradient, multiplies that into the gradients of hidden states and embedding, and reuses
-the memory. The matrix products run in the autocast dtype, the softmax in float32, a few rows at a
-time so that they stay in the cache of a CPU.
+the memory. The matrix products run in the autocast dtype, the softmax in float32.
 
 `plain_loss` beside it is the reference, and `tests/core/test_loss.py` holds the two together.
 

@@ -1,14 +1,12 @@
 """A keyed permutation of 0 .. size-1 that is computed, never stored.
 
-Shuffling ten billion tokens needs no list of indices: a Feistel network over a rectangle of
-a x b >= size cells is a bijection whatever its round function, so position i of epoch e is found
-in O(1) memory, in any order, on any rank, and a resume needs nothing but the position.
+A Feistel network over a rectangle of a x b >= size cells is a bijection whatever its round
+function, so position i of epoch e is found in O(1) memory, in any order, on any rank.
 
 A number is written as (row, column) with row < a and column < b; each round adds to one of the two
-a hash of the other (modulo a or b), which can be undone, hence a permutation. a is the rounded-up
-square root of size, so fewer than a of the cells lie outside 0 .. size-1; a number that lands there
-is sent through the network again until it falls inside ("cycle walking", Black and Rogaway 2002:
-the walk follows one cycle of the permutation, so what remains is again a permutation).
+a hash of the other (modulo a or b), which can be undone. a is the rounded-up square root of size,
+so fewer than a of the cells lie outside 0 .. size-1; a number that lands there is sent through the
+network again until it falls inside ("cycle walking", Black and Rogaway 2002).
 
 The hash is the finaliser of splitmix64 (Steele, Lea, Flood 2014): integers only, so every machine
 and every numpy computes the same order.

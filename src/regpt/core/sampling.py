@@ -1,9 +1,8 @@
 """From logits to a token: pure functions, no state.
 
-A draw has two halves. The first is common to all: repetition penalty, then temperature, then the
-filters top-k, top-p, min-p, in this order (transformers' order; its code defines what the released
-pipeline means). The second is where the randomness comes from, and it is what makes two programs
-with one seed write different texts:
+A draw has two halves. The first is common to all: repetition penalty, temperature, then the filters
+top-k, top-p, min-p, in transformers' order. The second is where the randomness comes from, and it
+is what makes two programs with one seed write different texts:
 
 - `hf` draws as transformers' `generate` does: everything filtered out is masked, softmax over the
   whole vocabulary, one multinomial draw. Torch's multinomial takes one exponential random number

@@ -1,8 +1,7 @@
 """GPT-2's byte-level BPE, from a merge table inside the package: nothing is ever downloaded.
 
 The table (assets/gpt2.tiktoken, see NOTICE) is data: 50,256 byte strings in rank order. tiktoken's
-`Encoding` does the merging; this file verifies the table's digest, names the one special token and
-decides what special means:
+`Encoding` does the merging; this file decides what special means:
 
 - text from files is encoded as plain text, so a document that happens to contain the characters
   `<|endoftext|>` cannot smuggle a control token into the data;
