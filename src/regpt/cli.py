@@ -256,7 +256,7 @@ def leave() -> NoReturn:
     os._exit(0)
 
 
-def explain(error: OSError | MemoryError | RuntimeError) -> str | None:
+def describe_error(error: OSError | MemoryError | RuntimeError) -> str | None:
     """What the system refused, for a person; None for what only we can mend."""
     if isinstance(error, OSError):
         named = "" if error.filename is None else f"{error.filename}: "
@@ -280,7 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stderr.write("\nregpt: interrupted\n")
         raise SystemExit(130) from None
     except (OSError, MemoryError, RuntimeError) as error:
-        if (message := explain(error)) is None:
+        if (message := describe_error(error)) is None:
             raise
         fail(message)
     if "TORCHELASTIC_RUN_ID" in os.environ:

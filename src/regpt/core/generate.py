@@ -151,7 +151,7 @@ def generate_steps(
         starts = [texts[row] for row in rows.active]
         logits = decoder.prefill(starts, length=length, top_k=needed)
         while True:
-            step = draw(logits, rows, params, generator, top, sampler)
+            step = draw_step(logits, rows, params, generator, top, sampler)
             running = len(rows.active)
             going_on = rows.append(step.tokens[rows.active].tolist())
             yield step
@@ -177,7 +177,7 @@ def slide(rows: Sequences, positions: int) -> list[list[int]]:
     return [rows.texts[row][rows.evicted[row] :] for row in rows.active]
 
 
-def draw(
+def draw_step(
     logits: Tensor,
     rows: Sequences,
     params: SamplingParams,

@@ -32,7 +32,7 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 
 from regpt.datasets.corpus import Corpus, Document, Progress, TextFile, count_characters, ignore
-from regpt.system.cache_folder import alone_with, cache_folder
+from regpt.system.cache_folder import cache_folder, file_lock
 from regpt.system.errors import UserError
 from regpt.system.files import refuse_device, replace_files
 
@@ -82,10 +82,10 @@ def load_corpus(
         return Corpus("shakespeare", (read_shakespeare(cache_dir, progress),))
     paths = [Path(source) for source in sources]
     name = ", ".join(path.name for path in paths)
-    return Corpus(name, tuple(read_file(path, progress) for path in paths))
+    return Corpus(name, tuple(read_text_file(path, progress) for path in paths))
 
 
-def read_file(path: Path, progress: Progress = ignore) -> Document:
+def read_text_file(path: Path, progress: Progress = ignore) -> Document:
     """One UTF-8 file, read over once: every character as it stands, but for a byte order mark.
 
     What is not on a disk, as a pipe, can be read only once: it is held in memory.
@@ -105,7 +105,7 @@ def read_file(path: Path, progress: Progress = ignore) -> Document:
         names = ", ".join(CORPORA)
         raise UserError(f"data {shown}: no such file, and no named text ({names})") from None
     except OSError as error:
-        raise UserError(f"data file {shown} cannot be read: {explain(error)}") from None
+        raise UserError(f"data file {shown} cannot be read: {error_reason(error)}") from None
     if not len(text):
         raise UserError(f"data file {shown} is empty; give a file with text in it")
     return text
@@ -117,7 +117,7 @@ def read_shakespeare(cache_dir: Path | None = None, progress: Progress = ignore)
         "shakespeare",
         SHAKESPEARE_URL,
         (cache_folder() if cache_dir is None else cache_dir) / "tinyshakespeare.txt",
-        verify=verify,
+        verify=verify_shakespeare,
         limit=SHAKESPEARE_BYTES,
         way_out="give a text with --data FILE, or take --data pydocs",
         progress=progress,
@@ -125,7 +125,7 @@ def read_shakespeare(cache_dir: Path | None = None, progress: Progress = ignore)
     return data.decode("utf-8")
 
 
-def verify(data: bytes) -> None:
+def verify_shakespeare(data: bytes) -> None:
     """Raise OSError if these are not the bytes we pinned."""
     digest = hashlib.sha256(data).hexdigest()
     if digest != SHAKESPEARE_DIGEST:
@@ -166,7 +166,7 @@ def download_once(
         return kept()
     progress(0, limit)
     try:
-        with alone_with(path):
+        with file_lock(path):
             with contextlib.suppress(OSError):  # another process has fetched it meanwhile
                 return kept()
             data = download(url, limit=limit, progress=progress)
@@ -174,7 +174,7 @@ def download_once(
             replace_files(path.parent, {path.name: data})
     except (OSError, HTTPException, UserError) as error:
         raise UserError(
-            f"cannot download {name} from {url} to {str(path)!r}: {explain(error)}; {way_out}"
+            f"cannot download {name} from {url} to {str(path)!r}: {error_reason(error)}; {way_out}"
         ) from None
     return data
 
@@ -199,7 +199,7 @@ def download(url: str, *, limit: int, progress: Progress = ignore) -> bytes:
     return bytes(data)
 
 
-def explain(error: BaseException) -> str:
+def error_reason(error: BaseException) -> str:
     """What an operating system or network error says, in one line."""
     cause = error.reason if type(error) is URLError else error
     return " ".join(str(getattr(cause, "strerror", None) or cause or repr(cause)).split())

@@ -19,7 +19,7 @@ from regpt.core.tokenizer import get_tokenizer
 from regpt.datasets.encode import encode_pieces
 from regpt.datasets.manifest import SPLITS, Split
 from regpt.datasets.shards import TOKEN
-from regpt.datasets.sources import BOOK_BYTES, Block
+from regpt.datasets.sources import BOOK_BYTES, InputBlock
 from regpt.system.jsonl import field, parse_object
 
 END_OF_TEXT_RULE = "<|endoftext|> (50256) stands before each document"
@@ -44,7 +44,7 @@ def choose_split(text_bytes: bytes, val_every: int) -> Split:
     return "val" if number % val_every == 0 else "train"
 
 
-def read_texts(block: Block, text_field: str) -> Iterator[str]:
+def read_texts(block: InputBlock, text_field: str) -> Iterator[str]:
     """The texts of a block's documents. Raises UserError naming the line or row that has none."""
     if isinstance(block.content, str):
         yield block.content
@@ -69,7 +69,9 @@ class EncodedSplit:
     text_bytes: int
 
 
-def encode_block(block: Block, *, text_field: str, val_every: int) -> dict[Split, EncodedSplit]:
+def encode_block(
+    block: InputBlock, *, text_field: str, val_every: int
+) -> dict[Split, EncodedSplit]:
     """The tokens of a block. Raises UserError, naming file and line or row, for what is no text."""
     tokenizer = get_tokenizer()
     pieces: dict[Split, list[np.ndarray]] = {split: [] for split in SPLITS}

@@ -35,7 +35,7 @@ from regpt.datasets.documents import (
 from regpt.datasets.manifest import Manifest, SourceRecord, Split
 from regpt.datasets.shard_writer import ShardWriter
 from regpt.datasets.shards import PROGRESS_NAME, open_shard
-from regpt.datasets.sources import Block, find_sources, read_blocks
+from regpt.datasets.sources import InputBlock, find_sources, read_blocks
 from regpt.system.errors import UserError
 
 MAX_SHARD_TOKENS = 2**31 - 1
@@ -47,7 +47,7 @@ each worker, enough for the seconds in which the disk takes a shard."""
 
 
 Encoded = dict[Split, EncodedSplit]
-Encode = Callable[[Block], Encoded]
+Encode = Callable[[InputBlock], Encoded]
 
 
 @dataclass(frozen=True)
@@ -117,11 +117,11 @@ def prepare(
         with closing(ShardWriter(out, settings, shard_tokens=shard_tokens)) as writer:
             done = writer.state.blocks
             left = (block for number, block in enumerate(blocks) if number >= done)
-            report(progress, writer, total_bytes)
+            report_progress(progress, writer, total_bytes)
             with closing(encode_all(left, encode, processes=processes)) as results:
                 for block, encoded in results:
                     writer.append(encoded, bytes_read=block.bytes_read)
-                    report(progress, writer, total_bytes)
+                    report_progress(progress, writer, total_bytes)
             require_training_text(writer, val_every)
             return writer.finish(manifest)
     except OSError as error:
@@ -144,7 +144,7 @@ def find_complete(out: Path, expected: Manifest) -> Manifest | None:
     return found
 
 
-def report(
+def report_progress(
     progress: Callable[[PrepareProgress], None] | None, writer: ShardWriter, total_bytes: int
 ) -> None:
     """Tell how far the writer is."""
@@ -177,8 +177,8 @@ def require_training_text(writer: ShardWriter, val_every: int) -> None:
 
 
 def encode_all(
-    blocks: Iterator[Block], encode: Encode, *, processes: int
-) -> Generator[tuple[Block, Encoded], None, None]:
+    blocks: Iterator[InputBlock], encode: Encode, *, processes: int
+) -> Generator[tuple[InputBlock, Encoded], None, None]:
     """Each block with its tokens, in order; a few blocks per process are under way at a time."""
     if processes == 1:
         for block in blocks:
@@ -186,9 +186,9 @@ def encode_all(
         return
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker)
-    pending: deque[tuple[list[Block], Future[list[Encoded]]]] = deque()
+    pending: deque[tuple[list[InputBlock], Future[list[Encoded]]]] = deque()
 
-    def first() -> Iterator[tuple[Block, Encoded]]:
+    def first() -> Iterator[tuple[InputBlock, Encoded]]:
         task, future = pending.popleft()
         return zip(task, future.result(), strict=True)
 
@@ -208,9 +208,9 @@ def encode_all(
         pool.shutdown(cancel_futures=True)
 
 
-def _gather(blocks: Iterator[Block]) -> Iterator[list[Block]]:
+def _gather(blocks: Iterator[InputBlock]) -> Iterator[list[InputBlock]]:
     """Blocks in lists worth the way to another process: a folder may hold many short texts."""
-    task: list[Block] = []
+    task: list[InputBlock] = []
     for block in blocks:
         task.append(block)
         if len(task) == MAX_BLOCKS or sum(len(b.content) for b in task) >= MIN_TASK:
@@ -220,7 +220,7 @@ def _gather(blocks: Iterator[Block]) -> Iterator[list[Block]]:
         yield task
 
 
-def _map(encode: Encode, task: list[Block]) -> list[Encoded]:
+def _map(encode: Encode, task: list[InputBlock]) -> list[Encoded]:
     return [encode(block) for block in task]
 
 

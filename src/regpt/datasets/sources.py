@@ -54,7 +54,7 @@ class Source:
 
 
 @dataclass
-class Block:
+class InputBlock:
     """Some documents, or a piece of one."""
 
     path: Path
@@ -114,7 +114,9 @@ def find_format(path: Path) -> InputFormat | None:
     return None
 
 
-def read_blocks(sources: Sequence[Source], *, text_field: str, val_every: int) -> Iterator[Block]:
+def read_blocks(
+    sources: Sequence[Source], *, text_field: str, val_every: int
+) -> Iterator[InputBlock]:
     """The blocks of all sources. `val_every`: see documents.py."""
     before = 0
     for source in sources:
@@ -133,7 +135,7 @@ def read_blocks(sources: Sequence[Source], *, text_field: str, val_every: int) -
         before += source.bytes
 
 
-def _read_text(source: Source, *, val_every: int) -> Iterator[Block]:
+def _read_text(source: Source, *, val_every: int) -> Iterator[InputBlock]:
     with source.path.open("rb") as file:
         parts: list[tuple[int, int, Split | None]] = [(0, source.bytes, None)]
         if source.bytes >= BOOK_BYTES:
@@ -145,7 +147,7 @@ def _read_text(source: Source, *, val_every: int) -> Iterator[Block]:
                 if offset == 0:
                     text = text.removeprefix(BYTE_ORDER_MARK)
                 begins = offset == start
-                yield Block(source.path, text, end, begins_document=begins, split=split)
+                yield InputBlock(source.path, text, end, begins_document=begins, split=split)
                 offset = end
 
 
@@ -168,13 +170,13 @@ def find_validation_start(file: IO[bytes], *, size: int, val_every: int) -> int:
     return start
 
 
-def _read_lines(source: Source) -> Iterator[Block]:
+def _read_lines(source: Source) -> Iterator[InputBlock]:
     record = 0
     try:
         with open_lines(source.path) as (stream, file):
             while content := stream.read(encode.BLOCK_BYTES):
                 content += stream.readline()  # up to the end of a line
-                yield Block(source.path, content, file.tell(), record + 1)
+                yield InputBlock(source.path, content, file.tell(), record + 1)
                 record += content.count(b"\n")
     except OSError as error:
         if error.errno is not None:
@@ -201,7 +203,7 @@ def open_lines(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
             yield lines, file
 
 
-def _read_rows(source: Source, *, text_field: str) -> Iterator[Block]:
+def _read_rows(source: Source, *, text_field: str) -> Iterator[InputBlock]:
     pyarrow, parquet = import_optional("pyarrow"), import_optional("pyarrow.parquet")
     record = size = 0
     texts: list[str | None] = []
@@ -219,10 +221,10 @@ def _read_rows(source: Source, *, text_field: str) -> Iterator[Block]:
                 if size >= encode.BLOCK_BYTES:
                     first, record = record + 1, record + len(texts)
                     done = source.bytes * record // num_rows
-                    yield Block(source.path, texts, done, first)
+                    yield InputBlock(source.path, texts, done, first)
                     texts, size = [], 0
             if texts:
-                yield Block(source.path, texts, source.bytes, record + 1)
+                yield InputBlock(source.path, texts, source.bytes, record + 1)
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(

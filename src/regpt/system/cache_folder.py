@@ -16,7 +16,7 @@ from pathlib import Path
 
 from regpt.system.errors import UserError
 
-PATIENCE_SECONDS = 600.0
+LOCK_SECONDS = 600.0
 """How long a process waits for another that makes the same thing."""
 
 
@@ -82,14 +82,14 @@ def require_own(path: Path) -> None:
 
 
 @contextmanager
-def alone_with(path: Path) -> Iterator[None]:
+def file_lock(path: Path) -> Iterator[None]:
     """Hold the lock of a file in the cache: who makes it, makes it once, and the others wait.
 
     Raises:
-        OSError: the folder takes no lock, or its holder is not ready in `PATIENCE_SECONDS`.
+        OSError: the folder takes no lock, or its holder is not ready in `LOCK_SECONDS`.
     """
     from filelock import FileLock
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.parent / f".{path.name}.lock", timeout=PATIENCE_SECONDS):
+    with FileLock(path.parent / f".{path.name}.lock", timeout=LOCK_SECONDS):
         yield

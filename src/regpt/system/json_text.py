@@ -62,28 +62,28 @@ def check_types(target: type, values: Any) -> Any:
     for name in getattr(target, "__required_keys__", ()):
         values[name]
     for name, value in values.items():
-        if name in hints and not fits(value, hints[name]):
+        if name in hints and not is_of_type(value, hints[name]):
             raise TypeError(f"{name} is {value!r:.40}")
     return values
 
 
-def fits(value: object, hint: Any) -> bool:
+def is_of_type(value: object, hint: Any) -> bool:
     """Whether a value is of a type as annotations write it; an int is a float, a bool not."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
-        return any(fits(value, part) for part in parts)
+        return any(is_of_type(value, part) for part in parts)
     if origin is Literal:
         return value in parts and type(value) is str
     if hint is Any:
         return True
     if origin is list:
-        return type(value) is list and all(fits(entry, parts[0]) for entry in value)
+        return type(value) is list and all(is_of_type(entry, parts[0]) for entry in value)
     if origin is dict:
-        return type(value) is dict and all(fits(entry, parts[1]) for entry in value.values())
+        return type(value) is dict and all(is_of_type(entry, parts[1]) for entry in value.values())
     if origin is tuple:
         assert isinstance(value, tuple)
         each = parts[:1] * len(value) if parts[-1] is ... else parts
-        return len(value) == len(each) and all(map(fits, value, each))
+        return len(value) == len(each) and all(map(is_of_type, value, each))
     if hint is float:
         return type(value) is float or (type(value) is int and abs(value) < LARGEST)
     if hint is int:

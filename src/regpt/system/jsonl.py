@@ -11,7 +11,7 @@ from regpt.system.json_text import parse_json
 
 T = TypeVar("T")
 
-NAMES = {str: "text", int: "an integer", list: "a list"}
+TYPE_NAMES = {str: "text", int: "an integer", list: "a list"}
 
 
 def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -67,5 +67,7 @@ def field(value: dict[str, Any], name: str, kind: type[T], *, where: str) -> T:
     found = value[name]
     if not isinstance(found, kind) or isinstance(found, bool):
         found = f"{found!r:.40}"
-        raise UserError(f"{where}: field {name!r} is not {NAMES[kind]} ({found}): mend or drop it")
+        raise UserError(
+            f"{where}: field {name!r} is not {TYPE_NAMES[kind]} ({found}): mend or drop it"
+        )
     return found

@@ -130,7 +130,7 @@ def short(value: float) -> str:
     return f"{value:.4g}"
 
 
-def draw(axes: "Axes", chart: Chart) -> None:
+def draw_chart(axes: "Axes", chart: Chart) -> None:
     """Curves, levels and ticks of a chart with at least one point."""
     for curve in chart.curves:
         xs, ys = zip(*(curve.points if curve.errors else thin(curve.points)), strict=True)
@@ -160,7 +160,7 @@ def svg(chart: Chart, *, width: int, height: int) -> str:
 
     figure = Figure(figsize=(width / 72, height / 72))
     figure.subplots_adjust(48 / width, 24 / height, 1 - 8 / width, 1 - 12 / height)
-    draw(figure.add_subplot(), chart)
+    draw_chart(figure.add_subplot(), chart)
     file = io.StringIO()
     figure.savefig(
         file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -179,7 +179,7 @@ def charts_png(charts: Sequence[Chart], *, title: str = "") -> bytes:
     figure = Figure(figsize=(9, 5 if len(charts) == 1 else 2.7 * len(charts)), layout="constrained")
     panels = figure.subplots(len(charts), 1, sharex=True, squeeze=False)[:, 0]
     for chart, panel in zip(charts, panels, strict=True):
-        draw(panel, chart)
+        draw_chart(panel, chart)
         panel.set_ylabel(chart.title)
         if chart.legend:
             panel.legend()

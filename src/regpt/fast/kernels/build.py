@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from regpt.fast.kernels.variants import Variant, chosen_variant, processor, why_not_better
-from regpt.system.cache_folder import alone_with, cache_folder, private_folder, require_own
+from regpt.system.cache_folder import cache_folder, file_lock, private_folder, require_own
 from regpt.system.errors import UserError
 from regpt.system.files import new_file
 
@@ -66,7 +66,7 @@ def compile_into(folder: Path, variant: Variant | None = None) -> Path:
         os.utime(path)
     if not path.exists():
         try:
-            with alone_with(folder / "decode.so"):
+            with file_lock(folder / "decode.so"):
                 if not path.exists():  # no other process has compiled it meanwhile
                     compile_to(path, compiler, flags)
                     remove_old(folder)
