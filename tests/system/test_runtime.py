@@ -69,6 +69,7 @@ def test_auto_prefers_cuda_then_mps_then_cpu(
         ({"dtype": "fp8"}, "dtype 'fp8' is not one of auto, tf32, fp32, bf16"),
         ({"dtype": "tf32"}, "dtype 'tf32' needs cuda of compute capability 8.0 or more; use fp32"),
         ({"threads": 0}, "threads must be at least 1"),
+        ({"threads": 2**40}, "threads must be at most 4096"),
     ],
 )
 def test_impossible_requests_are_refused(arguments: dict, message: str) -> None:

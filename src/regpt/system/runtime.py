@@ -25,6 +25,8 @@ import torch
 
 from regpt.system.errors import UserError
 
+MOST_THREADS = 4096
+"""More than any machine has; torch takes a number of 32 bits."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -130,6 +132,8 @@ def find_runtime(
     if threads is not None:
         if threads < 1:
             raise UserError(f"threads must be at least 1, got {threads}")
+        if threads > MOST_THREADS:
+            raise UserError(f"threads must be at most {MOST_THREADS}, got {threads}")
         torch.set_num_threads(threads)
     found = find_device(device)
     compute = find_dtype(dtype, found)

@@ -19,11 +19,11 @@ import platform
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from regpt.system.errors import UserError
 from regpt.system.files import replace_files, writing_to
-from regpt.system.json_text import finite, json_bytes, read_json
+from regpt.system.json_text import check_types, finite, json_bytes, read_json
 from regpt.system.jsonl import read_lines
 from regpt.training.config import RunConfig
 from regpt.training.lock import RunLock
@@ -96,6 +96,33 @@ def sample_section(step: int, samples: Mapping[str, list[str]]) -> str:
     """A part of samples.txt."""
     texts = [text for written in samples.values() for text in written]
     return f"== after {step} steps\n" + "".join(f"> {text}\n" for text in texts) + "\n"
+
+
+class RunRecord(TypedDict, total=False):
+    """What every reader of run.json relies on; more may stand there."""
+
+    config: dict[str, Any]
+    data: dict[str, Any]
+    runtime: str
+    versions: dict[str, str]
+
+
+class ConfigRecord(TypedDict, total=False):
+    """Of `config`, what is read without building a `RunConfig` of it."""
+
+    preset: str
+    data: list[str]
+    steps: int
+    model: dict[str, Any]
+
+
+class DataRecord(TypedDict, total=False):
+    """Of `data`: what was read."""
+
+    sources: str
+    fingerprint: str
+    train_tokens: int
+    validation_tokens: int
 
 
 class RunDirectory:
@@ -210,6 +237,14 @@ class RunDirectory:
             raise UserError(
                 f"{self.run_json} has no {' and '.join(parts)} of a run: restore it from a copy"
             )
+        try:
+            check_types(RunRecord, record)
+            check_types(ConfigRecord, record["config"])
+            check_types(DataRecord, record["data"])
+        except TypeError as error:
+            raise UserError(
+                f"{self.run_json} is damaged ({error}): restore it from a copy"
+            ) from None
         return record
 
     def append_metrics(self, entry: dict[str, Any]) -> None:
