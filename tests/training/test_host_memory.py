@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from runs import TINY, tiny
 
 from regpt.core.optimizer import OptimizerConfig
-from regpt.training.checkpoint_writer import HostMemory, aligned_size
+from regpt.training.background_save import HostMemory, aligned_size
 from regpt.training.loop import train
 from regpt.training.state import snapshot_bytes, take_snapshot
 

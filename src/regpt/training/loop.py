@@ -17,8 +17,8 @@ from regpt.core.train import train as train_model
 from regpt.fast.kernels.build import refused
 from regpt.system.distributed import open_world
 from regpt.system.runtime import find_runtime, peak_memory
+from regpt.training.background_save import CheckpointWriter
 from regpt.training.build import StateHooks, build, decide_compile, uses_bf16_weights
-from regpt.training.checkpoint_writer import CheckpointWriter
 from regpt.training.config import RunConfig
 from regpt.training.events import (
     Event,

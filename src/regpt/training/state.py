@@ -15,8 +15,8 @@ from regpt.fast.training.compact_vocabulary import CompactVocabulary, expand
 from regpt.system.distributed import World, full
 from regpt.system.errors import UserError
 from regpt.system.runtime import Runtime
+from regpt.training.background_save import HostMemory, aligned_size
 from regpt.training.checkpoint import Checkpoint, Snapshot
-from regpt.training.checkpoint_writer import HostMemory, aligned_size
 from regpt.training.config import RunConfig
 from regpt.training.distributed import GradientSum, fill
 from regpt.training.optimizer_state import load_state_tensors, state_tensors
