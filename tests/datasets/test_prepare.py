@@ -615,3 +615,17 @@ def test_a_missing_extra_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UserError, match=r"needs pyarrow: pip install .*regpt\[data\]"):
         prepare([tmp_path / "a.parquet"], tmp_path / "out", processes=1)
+
+
+def test_a_process_that_cannot_start_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where memory or processes are limited."""
+
+    def submit(*arguments: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor.submit", submit)
+    (tmp_path / "text.txt").write_text("the cat saw a dog")
+    with pytest.raises(UserError, match=r"can be started .can't start new thread.: repeat with"):
+        prepare((str(tmp_path / "text.txt"),), tmp_path / "out", processes=2)

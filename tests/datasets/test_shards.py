@@ -121,6 +121,14 @@ def test_damaged_npy_is_named_in_one_line(tmp_path, array, size, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_header_that_python_cannot_read_is_one_line(tmp_path):
+    path = tmp_path / "train.npy"
+    header = b"{'descr': '<u2', 'fortran_order': False, 'shape': (99" + b" " * 64 + b"\n"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header)
+    with pytest.raises(UserError, match=r"not a whole \.npy file"):
+        open_shard(path)
+
+
 # ---- a stream of files ----
 
 

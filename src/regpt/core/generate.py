@@ -14,6 +14,7 @@ are full, the newest three quarters of the text are read in again as if they beg
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -225,9 +226,12 @@ def complete(
     prompt: Sequence[int],
     params: SamplingParams,
     *,
+    decoder: Decoder | None = None,
     generate: GenerateSteps = generate_steps,
 ) -> list[list[int]]:
     """`num_samples` continuations of one prompt, prompt included, cut after end-of-text."""
+    if decoder is not None:
+        generate = partial(generate, decoder=decoder)
     return complete_each(model, [prompt] * params.num_samples, params, generate=generate)
 
 

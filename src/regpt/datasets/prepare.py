@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import wait
@@ -194,7 +194,7 @@ def encode_all(
 
     try:
         for task in _gather(blocks):
-            pending.append((task, pool.submit(_map, encode, task)))
+            pending.append((task, _submit(pool, encode, task)))
             if len(pending) > QUEUED * processes:
                 yield from first()
         while pending:
@@ -205,7 +205,19 @@ def encode_all(
             "without `if __name__ == '__main__'`?): repeat with fewer processes to continue"
         ) from None
     finally:
-        pool.shutdown(cancel_futures=True)
+        with suppress(RuntimeError):  # a thread that could not start cannot be joined
+            pool.shutdown(cancel_futures=True)
+
+
+def _submit(
+    pool: ProcessPoolExecutor, encode: Encode, task: list[InputBlock]
+) -> Future[list[Encoded]]:
+    try:
+        return pool.submit(_map, encode, task)
+    except (RuntimeError, OSError) as error:
+        raise UserError(
+            f"no process that encodes can be started ({error}): repeat with --processes 1"
+        ) from None
 
 
 def _gather(blocks: Iterator[InputBlock]) -> Iterator[list[InputBlock]]:

@@ -19,6 +19,7 @@ when it is opened and ids when they are read; digests only on request, as that r
 
 import hashlib
 import re
+import tokenize
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -98,7 +99,7 @@ def _open_bin(path: Path) -> np.ndarray:
 def _open_npy(path: Path) -> np.ndarray:
     try:
         tokens = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, tokenize.TokenError) as error:  # numpy parses the header
         reason = " ".join(str(error).split())
         raise UserError(
             f"shard {path} is not a whole .npy file ({reason}): copy or prepare it again"
