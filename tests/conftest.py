@@ -13,7 +13,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 # `ci` is the default: the same examples every time. `--hypothesis-profile thorough` is for an hour
-# of tests/robustness: other examples each time, 60 times as many.
+# of tests/robustness: other examples each time, 60 times as many (with `-n 0`, which counts them).
 settings.register_profile("ci", deadline=None, derandomize=True, database=None)
 settings.register_profile(
     "thorough",

@@ -57,7 +57,8 @@ def gpu_tests(part: Part) -> None:
     import pytest  # noqa: F401
 
     options = ["-m", "gpu", "-rfEs", "-p", "no:cacheprovider", "--no-header"]
-    command = [sys.executable, "-m", "pytest", *options, "--continue-on-collection-errors"]
+    plain = ("-o", "addopts=-q")  # pyproject's ask for pytest-xdist
+    command = [sys.executable, "-m", "pytest", *plain, *options, "--continue-on-collection-errors"]
     done = subprocess.run(
         [*command, *marked_files()], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
     )
