@@ -55,8 +55,7 @@ def served(model: str) -> Iterator[str]:
 def theirs(model: str, examples: Path, limit: int, folder: Path) -> list[list[float]]:
     """lm-eval's log-likelihoods of each example's endings."""
     (folder / "hellaswag_val.jsonl").symlink_to(examples.resolve())
-    with served(model) as address, urllib.request.urlopen(f"{address}/tokenizer_info") as answer:
-        json.load(answer)
+    with served(model) as address:
         with urllib.request.urlopen(f"{address}/v1/models") as listed:
             name = json.load(listed)["data"][0]["id"]
         length = json.loads((Path(model) / "config.json").read_text())["n_positions"]

@@ -25,7 +25,13 @@ def usable(kind: WeightFormat) -> None:
 
 def forget_kernels() -> None:
     """Let them be loaded anew, by what the environment says then."""
-    for cached in (build.found_library, build.unavailable_reason, unavailable_format, words.works):
+    for cached in (
+        build.found_library,
+        build.instructions,
+        build.unavailable_reason,
+        unavailable_format,
+        words.works,
+    ):
         cached.cache_clear()
 
 

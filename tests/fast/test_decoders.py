@@ -43,7 +43,7 @@ def test_logits_stay_near_the_plain_ones(
 
 def test_a_machine_without_kernels_falls_back(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "regpt.fast.decoding.decoders.unavailable_format", lambda kind: f"no {kind} kernel here"
+        "regpt.fast.decoding.kernel_model.unavailable_format", lambda kind: f"no {kind} kernel here"
     )
     decoder, note = choose_decoder(model, engine="auto", dtype="fp32")
     assert type(decoder) is PlainDecoder

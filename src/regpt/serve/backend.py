@@ -20,7 +20,7 @@ from regpt.core.kv_cache import KeyValueCache, PlainDecoder
 from regpt.core.model import GPT, GPTConfig
 from regpt.core.sampling import SamplingParams, penalize
 from regpt.fast.decoding.decoders import choose_decoder
-from regpt.fast.decoding.kernel_model import KernelModel, misshapen, unavailable_format
+from regpt.fast.decoding.kernel_model import KernelModel, unusable_reason
 from regpt.fast.decoding.panels import WeightFormat
 from regpt.serve import portable
 from regpt.serve.scheduler import Part, Text
@@ -206,7 +206,7 @@ def prepare(gpt: GPT, name: str, *, dtype: WeightFormat, rows: int | None) -> Lo
     if rows is not None and rows < 1:
         raise UserError(f"rows must be at least 1, got {rows}")
     config, note = gpt.config, None
-    reason = unavailable_format(dtype) or misshapen(config)
+    reason = unusable_reason(config, dtype)
     kept = torch.bfloat16 if dtype != "fp32" and reason is None else torch.float32
     room = int(available_memory(gpt.device) * MEMORY_SHARE) // row_bytes(config, kept)
     rows = rows or max(1, min(room, MOST_ROWS))

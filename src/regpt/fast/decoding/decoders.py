@@ -13,7 +13,7 @@ from regpt.core.kv_cache import KeyValueCache, PlainDecoder
 from regpt.core.model import GPT
 from regpt.fast.decoding.cuda_graphs import GraphDecoder
 from regpt.fast.decoding.kernel_cache import KernelCache
-from regpt.fast.decoding.kernel_model import KernelModel, misshapen, unavailable_format
+from regpt.fast.decoding.kernel_model import KernelModel, unusable_reason
 from regpt.fast.decoding.panels import WEIGHT_FORMATS, WeightFormat
 from regpt.fast.decoding.speeds import is_large, known_speed, speed_of
 from regpt.system.errors import UserError
@@ -58,7 +58,7 @@ def fastest_kind(model: GPT, rows: int) -> WeightFormat:
     best: WeightFormat = "fp32"
     least = math.inf
     for kind in WEIGHT_FORMATS if is_large(model) else ():
-        if unavailable_format(kind) or misshapen(model.config):
+        if unusable_reason(model.config, kind):
             continue
         speed = known_speed(model, kind) or speed_of(KernelModel(model, kind))
         if speed.of(rows) < least:
@@ -87,7 +87,7 @@ def choose_decoder(model: GPT, *, engine: Engine, dtype: str) -> tuple[PlainDeco
         raise UserError(
             f"the fast engine decodes {kind} on a cpu, not on {model.device}: use --engine plain"
         )
-    reason = unavailable_format(kind) or misshapen(model.config)
+    reason = unusable_reason(model.config, kind)
     if reason is None:
         return KernelDecoder(KernelModel(model, kind)), None
     if engine == "fast" or kind == "int8":

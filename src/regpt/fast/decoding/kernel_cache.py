@@ -4,7 +4,8 @@ Each row has its own copy, but the C kernel reads what rows share from the first
 memory, and for the others from the processor's caches.
 """
 
-from torch import Tensor, tensor
+import torch
+from torch import Tensor
 
 from regpt.core.kv_cache import KeyValueCache
 from regpt.core.model import GPTConfig
@@ -13,8 +14,10 @@ from regpt.core.model import GPTConfig
 class KernelCache(KeyValueCache):
     """`KeyValueCache` for the C kernel, which looks at nothing beyond a row's end."""
 
-    def __init__(self, config: GPTConfig, *, rows: int, length: int, **options: object) -> None:
-        super().__init__(config, rows=rows, length=length, clean=False, **options)  # pyright: ignore
+    def __init__(
+        self, config: GPTConfig, *, rows: int, length: int, dtype: torch.dtype = torch.float32
+    ) -> None:
+        super().__init__(config, rows=rows, length=length, dtype=dtype, clean=False)
         self.leaders = list(range(rows))
         """For each row, the first row that has the same first tokens."""
         self.shared = [0] * rows
@@ -23,7 +26,7 @@ class KernelCache(KeyValueCache):
     def prefixes(self) -> tuple[Tensor, Tensor] | None:
         """`leaders` and `shared`, (B,) int64 each; None if no row shares anything."""
         self._fit()
-        return (tensor(self.leaders), tensor(self.shared)) if any(self.shared) else None
+        return (torch.tensor(self.leaders), torch.tensor(self.shared)) if any(self.shared) else None
 
     def _fit(self) -> None:
         """Rows that were joined from several caches share nothing."""

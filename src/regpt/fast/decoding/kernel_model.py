@@ -39,7 +39,7 @@ class KernelModel:
     """
 
     def __init__(self, model: GPT, kind: WeightFormat) -> None:
-        reason = unavailable_format(kind) or misshapen(model.config)
+        reason = unusable_reason(model.config, kind)
         if reason is not None:
             raise UserError(f"{reason}: use --engine plain")
         if model.device.type != "cpu":
@@ -227,6 +227,11 @@ class KernelModel:
         call.top_k = top_k
         call.candidates, call.counts = self._buffers["candidates"].data_ptr(), counts.data_ptr()
         return counts
+
+
+def unusable_reason(config: GPTConfig, kind: WeightFormat) -> str | None:
+    """Why the kernel cannot be used for such a model here, in words; None if it can."""
+    return unavailable_format(kind) or misshapen(config)
 
 
 def misshapen(config: GPTConfig) -> str | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regpt.fast.kernels.build import load_library, unavailable_reason
+from regpt.fast.kernels.build import instructions, load_library, unavailable_reason
 
 SIDE = 32
 """Sides of a matrix are multiples of this."""
@@ -51,7 +51,7 @@ class Step:
 
 def pays() -> bool:
     """Whether the kernel is there, and faster than torch's operators: those use a matrix unit."""
-    return unavailable_reason() is None and not load_library().regpt_start().startswith(b"AMX")
+    return unavailable_reason() is None and not instructions().startswith("AMX")
 
 
 def fits(weight: Tensor, gradient: Tensor) -> bool:
