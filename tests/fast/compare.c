@@ -252,9 +252,9 @@ static void check_optimizers(void)
         MuonRule muon = {0.5f, 0.95f, 0.99f, 0.1f, 1e-7f, 1, 2, polynomials};
         float *one = numbers(N, 0.01f), *two = copied(one, 4 * N);
         Matrix matrix = {rows, columns, 1, g, zeros(4 * N), one, low};
-        regpt_muon(1, &matrix, &muon, N, 96, zeros(THREADS * (6 * N + 8 * 96 * 96)), THREADS);
+        regpt_muon(1, &matrix, &muon, N, 96, zeros(THREADS * (8 * N + 8 * 96 * 96)), THREADS);
         matrix.average = zeros(4 * N), matrix.weight = two, matrix.copy = other_low;
-        plain_muon(1, &matrix, &muon, N, 96, zeros(THREADS * (6 * N + 8 * 96 * 96)), THREADS);
+        plain_muon(1, &matrix, &muon, N, 96, zeros(THREADS * (8 * N + 8 * 96 * 96)), THREADS);
         near("Muon", one, two, N, 5e-3);
     }
 }

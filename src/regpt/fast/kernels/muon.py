@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regpt.fast.kernels.build import instructions, load_library, unavailable_reason
+from regpt.fast.kernels.build import load_library
 
 SIDE = 32
 """Sides of a matrix are multiples of this."""
@@ -47,11 +47,6 @@ class Step:
     """The same, float32."""
     copy: Tensor | None = None
     """The same, bfloat16: takes the new weight too."""
-
-
-def pays() -> bool:
-    """Whether the kernel is there, and faster than torch's operators: those use a matrix unit."""
-    return unavailable_reason() is None and not instructions().startswith("AMX")
 
 
 def fits(weight: Tensor, gradient: Tensor) -> bool:
@@ -103,7 +98,7 @@ def step(
     most = max(each.weight.numel() for each in order)
     least = max(min(each.weight.shape) for each in order)
     threads = torch.get_num_threads()
-    room = torch.empty(threads, 6 * most + 8 * least * least, dtype=torch.uint8)
+    room = torch.empty(threads, 8 * most + 8 * least * least, dtype=torch.uint8)
     load_library().regpt_muon(
         len(order),
         ctypes.byref(table),

@@ -5,7 +5,7 @@ matrices of one shape go through Newton-Schulz in one batch of products (`baddbm
 small models a seventh of the time on two CPU cores, and a GPU most of its launches. On a CPU whose
 matrices keep bfloat16 copies (`regpt.fast.training.bf16_weights`) a C kernel takes those small
 enough for a core's cache, whole, one on each core: it computes half of each symmetric product, and
-nothing leaves the cache (`muon.c`). Where there is a matrix unit (AMX), the batches are faster.
+nothing leaves the cache (`muon.c`).
 Rule, state and hyperparameters are torch's, so a checkpoint of one continues with the other.
 
     momentum      M <- m M + (1 - m) G          N = (1 - m) G + m M  (Nesterov)
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from regpt.fast.kernels import muon as native
+from regpt.fast.kernels.build import unavailable_reason
 from regpt.fast.training.bf16_weights import Bf16Shadow
 
 STACK_NUMBERS = 1 << 22
@@ -75,7 +76,7 @@ class StackedMuon(torch.optim.Muon):
         taken = [
             m for m in matrices if shadow_rows_of(m) is not None and native.fits(m, gradient_of(m))
         ]
-        if sum(m.numel() for m in taken) < WORTH_COMPILING or not native.pays():
+        if sum(m.numel() for m in taken) < WORTH_COMPILING or unavailable_reason() is not None:
             return matrices
         steps = []
         for matrix in taken:

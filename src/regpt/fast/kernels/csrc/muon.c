@@ -4,11 +4,14 @@
 // X is held tall, (long, short), and multiplied from the right: A = X'X and b A + c A A are symmetric, so half of
 // each is computed and mirrored, which batched products cannot do. Right-hand sides lie in panels of 32 columns;
 // two rows of a panel are interleaved, as products of bfloat16 want them: word k of a column holds rows 2k and 2k + 1.
+// A block of 32 by 32 sums is computed by vector instructions, or by the matrix unit, which wants left-hand sides row
+// by row.
 #include "gate.h"
+#include "tiles.h"
 #include "vectors.h"
 
-enum { BLOCK_ROWS = 8, PANEL_COLUMNS = 32, DEPTH = 128 };  // 16 kB of a panel at a time
-enum { WIDE = 2, HIGH = SUMS >= 2 * BLOCK_ROWS ? BLOCK_ROWS : BLOCK_ROWS / 2 };  // registers of sums: WIDE by HIGH
+enum { SIDE = 32, DEPTH = 128 };          // of a block of sums, and of a panel; 16 kB of a panel at a time
+enum { WIDE = 2, HIGH = SUMS >= 16 ? 8 : 4 };  // registers of sums: WIDE by HIGH
 
 typedef struct {
     int64_t rows, columns, low;  // low: whether the gradient is in bfloat16
@@ -27,29 +30,71 @@ typedef struct {
 typedef struct {
     uint16_t *X, *other;           // (long, short), and as much again
     uint32_t *panels, *A, *M;      // X, A = X'X and b A + c A A in panels
+    uint32_t *turned;              // X' or A, row by row
     float *sums;                   // A in float32
 } Space;
 
 typedef uint32_t __attribute__((may_alias)) Pair;  // two neighbours in a row of bfloat16
 
-typedef float Square[BLOCK_ROWS][PANEL_COLUMNS];
+// A left-hand side: word k of row m is at[m * apart + k * step].
+typedef struct {
+    const Pair *at;
+    int64_t apart, step;
+} Left;
 
-// s[m, i] += over k: left[m, k] times 32 columns i of a panel, two rows of it at a time.
-static inline __attribute__((always_inline)) void block(const Pair *left, int64_t apart, int64_t step,
-                                                        const uint32_t *panel, int64_t pairs, Square out)
+typedef float Square[SIDE][SIDE];
+
+#ifdef HAS_AMX
+// `block` below in tiles: 0 to 3 are the sums, 4 and 5 of the left side, 6 and 7 of the right.
+static void tiled_block(Left left, const uint32_t *panel, int64_t pairs, Square out)
 {
-    for (int from = 0; from < PANEL_COLUMNS; from += WIDE * LANES)
-        for (int row = 0; row < BLOCK_ROWS; row += HIGH) {
-            const Pair *l = left + row * apart;
+    int64_t row = left.apart * sizeof *left.at;
+    set_up_tiles(TILE);
+    _tile_loadd(0, out[0], sizeof out[0]);
+    _tile_loadd(1, out[0] + TILE, sizeof out[0]);
+    _tile_loadd(2, out[TILE], sizeof out[0]);
+    _tile_loadd(3, out[TILE] + TILE, sizeof out[0]);
+    for (int64_t k = 0; k < pairs; k += TILE, panel += TILE * SIDE) {
+        _tile_loadd(4, left.at + k, row);
+        _tile_loadd(6, panel, SIDE * sizeof *panel);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, panel + TILE, SIDE * sizeof *panel);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(5, left.at + TILE * left.apart + k, row);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, out[0], sizeof out[0]);
+    _tile_stored(1, out[0] + TILE, sizeof out[0]);
+    _tile_stored(2, out[TILE], sizeof out[0]);
+    _tile_stored(3, out[TILE] + TILE, sizeof out[0]);
+}
+#else
+static void tiled_block(Left left, const uint32_t *panel, int64_t pairs, Square out)
+{
+    (void)left, (void)panel, (void)pairs, (void)out;
+}
+#endif
+
+// out[m, i] += over k: left[m, k] times column i of a panel, two rows of it at a time.
+static inline __attribute__((always_inline)) void block(Left left, const uint32_t *panel, int64_t pairs, Square out)
+{
+    if (may_use_tiles) {
+        tiled_block(left, panel, pairs, out);
+        return;
+    }
+    for (int from = 0; from < SIDE; from += WIDE * LANES)
+        for (int row = 0; row < SIDE; row += HIGH) {
+            const Pair *l = left.at + row * left.apart;
             const uint32_t *right = panel + from;
             vfloat s[HIGH][WIDE];
             for (int m = 0; m < HIGH; m++)
                 for (int i = 0; i < WIDE; i++) s[m][i] = load(out[row + m] + from + i * LANES);
-            for (int64_t k = 0; k < pairs; k++, l += step, right += PANEL_COLUMNS) {
+            for (int64_t k = 0; k < pairs; k++, l += left.step, right += SIDE) {
                 Operand part[WIDE];
                 for (int i = 0; i < WIDE; i++) part[i] = weights(BF16, (const char *)(right + i * LANES));
                 for (int m = 0; m < HIGH; m++) {
-                    Operand each = inputs(BF16, (const char *)(l + m * apart));
+                    Operand each = inputs(BF16, (const char *)(l + m * left.apart));
                     for (int i = 0; i < WIDE; i++) s[m][i] = dot(BF16, s[m][i], each, part[i]);
                 }
             }
@@ -65,54 +110,67 @@ static inline void store_pairs(uint32_t *place, vhalf even, vhalf odd)
     memcpy(place, &pairs, sizeof pairs);
 }
 
-// 8 rows from i, 32 columns from j, of a symmetric matrix of n columns into its panels, and their mirror image.
+// 32 rows from i, 32 columns from j, of a symmetric matrix of n columns into its panels, and their mirror image.
 static inline void store_symmetric(Square s, int64_t i, int64_t j, int64_t n, uint32_t *panels)
 {
-    uint32_t *place = panels + j / PANEL_COLUMNS * PANEL_COLUMNS * (n / 2) + i / 2 * PANEL_COLUMNS;
-    for (int m = 0; m < BLOCK_ROWS; m += 2)
-        for (int c = 0; c < PANEL_COLUMNS; c += LANES)
-            store_pairs(place + m / 2 * PANEL_COLUMNS + c, to_bf16(load(s[m] + c)), to_bf16(load(s[m + 1] + c)));
-    if (i / PANEL_COLUMNS == j / PANEL_COLUMNS) return;  // blocks on the diagonal are computed whole
-    uint32_t *mirror = panels + i / PANEL_COLUMNS * PANEL_COLUMNS * (n / 2) + j / 2 * PANEL_COLUMNS + i % PANEL_COLUMNS;
-    uint16_t low[BLOCK_ROWS][PANEL_COLUMNS];
-    for (int m = 0; m < BLOCK_ROWS; m++)
-        for (int c = 0; c < PANEL_COLUMNS; c += LANES) store_bf16(low[m] + c, load(s[m] + c));
-    for (int c = 0; c < PANEL_COLUMNS; c += 2, mirror += PANEL_COLUMNS)
-        for (int m = 0; m < BLOCK_ROWS; m++) mirror[m] = low[m][c] | (uint32_t)low[m][c + 1] << 16;
+    uint32_t *place = panels + j * (n / 2) + i / 2 * SIDE, *mirror = panels + i * (n / 2) + j / 2 * SIDE;
+    for (int m = 0; m < SIDE; m += 2)
+        for (int c = 0; c < SIDE; c += LANES)
+            store_pairs(place + m / 2 * SIDE + c, to_bf16(load(s[m] + c)), to_bf16(load(s[m + 1] + c)));
+    if (i == j) return;  // blocks on the diagonal are computed whole
+    uint16_t low[SIDE][SIDE];
+    for (int m = 0; m < SIDE; m++)
+        for (int c = 0; c < SIDE; c += LANES) store_bf16(low[m] + c, load(s[m] + c));
+    for (int c = 0; c < SIDE; c += 2, mirror += SIDE)
+        for (int m = 0; m < SIDE; m++) mirror[m] = low[m][c] | (uint32_t)low[m][c + 1] << 16;
+}
+
+// The columns of a matrix (rows, n) in panels, one after the other, if the matrix unit is to read them.
+static void turn(const uint32_t *panels, int64_t rows, int64_t n, uint32_t *columns)
+{
+    if (!may_use_tiles) return;
+    for (int64_t j = 0; j < n; j += SIDE, panels += SIDE * (rows / 2))
+        for (int64_t k = 0; k < rows / 2; k += TILE)
+            for (int64_t c = 0; c < SIDE; c++)
+                for (int64_t m = 0; m < TILE; m++) columns[(j + c) * (rows / 2) + k + m] = panels[(k + m) * SIDE + c];
+}
+
+// 32 columns from i of a matrix (rows, n) in panels, from row `start` of pairs on, as the left-hand side of a product.
+static inline Left columns_of(const uint32_t *panels, const uint32_t *turned, int64_t rows, int64_t i, int64_t start)
+{
+    if (may_use_tiles) return (Left){turned + i * (rows / 2) + start, rows / 2, 1};
+    return (Left){panels + i * (rows / 2) + start * SIDE, 1, SIDE};
 }
 
 // A = X'X of X in panels, (rows, n), in float32 (where it is computed) and in panels.
-static void square(const uint32_t *panels, int64_t rows, int64_t n, float *sums, uint32_t *A)
+static void square(const uint32_t *panels, const uint32_t *turned, int64_t rows, int64_t n, float *sums, uint32_t *A)
 {
-    for (int64_t start = 0; start < rows / 2; start += DEPTH) {
-        int64_t depth = rows / 2 - start < DEPTH ? rows / 2 - start : DEPTH;
+    int64_t most = may_use_tiles ? rows / 2 : DEPTH;
+    for (int64_t start = 0; start < rows / 2; start += most) {
+        int64_t depth = rows / 2 - start < most ? rows / 2 - start : most;
         int last = start + depth == rows / 2;
-        for (int64_t j = 0; j < n; j += PANEL_COLUMNS) {
-            const uint32_t *right = panels + j * (rows / 2) + start * PANEL_COLUMNS;
-            for (int64_t i = 0; i < j + PANEL_COLUMNS; i += BLOCK_ROWS) {
-                const uint32_t *left = panels + i / PANEL_COLUMNS * PANEL_COLUMNS * (rows / 2) +
-                                       start * PANEL_COLUMNS + i % PANEL_COLUMNS;
+        for (int64_t j = 0; j < n; j += SIDE)
+            for (int64_t i = 0; i <= j; i += SIDE) {
                 Square s = {{0}};
-                for (int m = 0; m < BLOCK_ROWS && start; m++) memcpy(s[m], sums + (i + m) * n + j, sizeof s[m]);
-                block(left, 1, PANEL_COLUMNS, right, depth, s);
-                for (int m = 0; m < BLOCK_ROWS; m++) memcpy(sums + (i + m) * n + j, s[m], sizeof s[m]);
+                for (int m = 0; m < SIDE && start; m++) memcpy(s[m], sums + (i + m) * n + j, sizeof s[m]);
+                block(columns_of(panels, turned, rows, i, start), panels + j * (rows / 2) + start * SIDE, depth, s);
+                for (int m = 0; m < SIDE; m++) memcpy(sums + (i + m) * n + j, s[m], sizeof s[m]);
                 if (last) store_symmetric(s, i, j, n, A);
             }
-        }
     }
 }
 
 // M = b A + c A A, in panels. Both of the same rounded A: where A is near 1, b + 2 c A is small, and so is what the
 // rounding does to the sum.
-static void polynomial(const uint32_t *A, const float *sums, int64_t n, float b, float c, uint32_t *M)
+static void polynomial(const uint32_t *A, const uint32_t *turned, const float *sums, int64_t n, float b, float c,
+                       uint32_t *M)
 {
-    for (int64_t j = 0; j < n; j += PANEL_COLUMNS)
-        for (int64_t i = 0; i < j + PANEL_COLUMNS; i += BLOCK_ROWS) {
+    for (int64_t j = 0; j < n; j += SIDE)
+        for (int64_t i = 0; i <= j; i += SIDE) {
             Square s = {{0}};
-            block(A + i / PANEL_COLUMNS * PANEL_COLUMNS * (n / 2) + i % PANEL_COLUMNS, 1, PANEL_COLUMNS,
-                  A + j * (n / 2), n / 2, s);
-            for (int m = 0; m < BLOCK_ROWS; m++)
-                for (int k = 0; k < PANEL_COLUMNS; k += LANES) {
+            block(columns_of(A, turned, n, i, 0), A + j * (n / 2), n / 2, s);
+            for (int m = 0; m < SIDE; m++)
+                for (int k = 0; k < SIDE; k += LANES) {
                     vfloat first = widened(to_bf16(load(sums + (i + m) * n + j + k)));
                     store(s[m] + k, muladd(all(c), load(s[m] + k), b * first));
                 }
@@ -120,21 +178,21 @@ static void polynomial(const uint32_t *A, const float *sums, int64_t n, float b,
         }
 }
 
-// X = a X + X M, 8 rows at a time.
+// X = a X + X M, 32 rows at a time.
 static void multiply(uint16_t *X, int64_t rows, int64_t n, float a, const uint32_t *M, uint16_t *other)
 {
-    for (int64_t i = 0; i < rows; i += BLOCK_ROWS) {
+    for (int64_t i = 0; i < rows; i += SIDE) {
         uint16_t *at = X + i * n;
-        for (int64_t j = 0; j < n; j += PANEL_COLUMNS) {
+        for (int64_t j = 0; j < n; j += SIDE) {
             Square s = {{0}};
-            block((const Pair *)at, n / 2, 1, M + j * (n / 2), n / 2, s);
-            for (int m = 0; m < BLOCK_ROWS; m++)
-                for (int k = 0; k < PANEL_COLUMNS; k += LANES) {
+            block((Left){(const Pair *)at, n / 2, 1}, M + j * (n / 2), n / 2, s);
+            for (int m = 0; m < SIDE; m++)
+                for (int k = 0; k < SIDE; k += LANES) {
                     int64_t place = m * n + j + k;
                     store_bf16(other + place, muladd(all(a), from_bf16(at + place), load(s[m] + k)));
                 }
         }
-        memcpy(at, other, BLOCK_ROWS * n * sizeof(uint16_t));
+        memcpy(at, other, SIDE * n * sizeof(uint16_t));
     }
 }
 
@@ -146,8 +204,8 @@ static void interleave(uint16_t *X, int64_t rows, int64_t n, float factor, uint3
             uint16_t *one = X + k * n + j, *two = one + n;
             vhalf even = to_bf16(from_bf16(one) * factor), odd = to_bf16(from_bf16(two) * factor);
             memcpy(one, &even, sizeof even), memcpy(two, &odd, sizeof odd);
-            store_pairs(panels + j / PANEL_COLUMNS * PANEL_COLUMNS * (rows / 2) + k / 2 * PANEL_COLUMNS +
-                            j % PANEL_COLUMNS, even, odd);
+            store_pairs(panels + j / SIDE * SIDE * (rows / 2) + k / 2 * SIDE +
+                            j % SIDE, even, odd);
         }
 }
 
@@ -190,8 +248,10 @@ static void step(const Matrix *matrix, const MuonRule *rule, Space *space)
     for (int64_t k = 0; k < rule->iterations; k++, factor = 1.0f) {
         const float *p = rule->polynomials + 3 * k;
         interleave(space->X, rows, n, factor, space->panels);
-        square(space->panels, rows, n, space->sums, space->A);
-        polynomial(space->A, space->sums, n, p[1], p[2], space->M);
+        turn(space->panels, rows, n, space->turned);
+        square(space->panels, space->turned, rows, n, space->sums, space->A);
+        turn(space->A, n, n, space->turned);
+        polynomial(space->A, space->turned, space->sums, n, p[1], p[2], space->M);
         multiply(space->X, rows, n, p[0], space->M, space->other);
     }
     uint16_t *update = space->X;
@@ -206,19 +266,22 @@ static void step(const Matrix *matrix, const MuonRule *rule, Space *space)
 }
 
 // Sides are multiples of 32; `most` numbers and `least` short side bound every matrix; room: of each thread,
-// 6 most + 8 least^2 bytes.
+// 8 most + 8 least^2 bytes.
 void regpt_muon(int64_t count, const Matrix *matrices, const MuonRule *rule, int64_t most, int64_t least, char *room,
                 int64_t threads)
 {
-    int64_t bytes = 6 * most + 8 * least * least;
+    int64_t bytes = 8 * most + 8 * least * least;
     (void)threads;
+    ask_for_tiles();
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
     for (int64_t i = 0; i < count; i++) {
         char *mine = room + member() * bytes;
         Space space = {.X = (uint16_t *)mine, .other = (uint16_t *)(mine + 2 * most)};
         space.panels = (uint32_t *)(mine + 4 * most);
-        space.A = (uint32_t *)(mine + 6 * most), space.M = space.A + least * least / 2;
+        space.turned = (uint32_t *)(mine + 6 * most);
+        space.A = (uint32_t *)(mine + 8 * most), space.M = space.A + least * least / 2;
         space.sums = (float *)(space.M + least * least / 2);
         step(matrices + i, rule, &space);
+        put_tiles_away();
     }
 }
