@@ -33,7 +33,7 @@ def worst(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float
 @pytest.mark.parametrize("chunk", [1, 7, 48, 1024])
 @pytest.mark.parametrize("padded", [False, True])
 def test_equals_the_plain_loss(monkeypatch: pytest.MonkeyPatch, chunk: int, padded: bool) -> None:
-    monkeypatch.setattr(module, "CHUNK_ROWS", chunk)
+    monkeypatch.setattr(module, "chunk_rows", lambda columns: chunk)
     monkeypatch.setattr(module, "CACHED_ROWS", 5)
     model = sharpen(GPT(SHAPE))
     if padded:

@@ -26,8 +26,8 @@ from regpt.core.data import IGNORE_INDEX
 from regpt.core.model import GPT
 from regpt.system.runtime import compute_dtype
 
-CHUNK_ROWS = 1024
-"""Logits in memory at once, in rows: 1024 x 50304 in bfloat16 are 0.1 GB."""
+CHUNK_LOGITS = 1024 * 50304
+"""Logits in memory at once: 0.1 GB in bfloat16, 1,024 rows of GPT-2's vocabulary."""
 TILE = 64
 """Rows of a low-precision copy of the embedding are a multiple of this; matrix units like it."""
 CACHED_ROWS = 32
@@ -54,6 +54,11 @@ def next_token_loss(model: GPT, idx: Tensor, targets: Tensor, *, divisor: float 
     hidden = model.hidden(idx).flatten(0, 1)  # (B*T, C)
     tiles = in_tiles(model.wte.weight, compute_dtype(idx.device))
     return chunked_loss(model, hidden, tiles, targets, divisor, to_gradient)
+
+
+def chunk_rows(columns: int) -> int:
+    """Rows of logits in memory at once, of so many columns."""
+    return max(1, CHUNK_LOGITS // columns)
 
 
 ToGradient = Callable[[Tensor, Tensor, int, int], Tensor]
@@ -129,7 +134,7 @@ class ChunkedLoss(torch.autograd.Function):
         with_gradients = any(ctx.needs_input_grad)
         w, dtype = tiles, tiles.dtype
         h = hidden.to(dtype)
-        chunk = min(CHUNK_ROWS, N)
+        chunk = min(chunk_rows(len(w)), N)
         buffer = h.new_empty(chunk, len(w))
         grad_hidden = torch.empty_like(h) if with_gradients else None
         grad_weight: Tensor | None = None

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from regpt.core.loss import CHUNK_ROWS
+from regpt.core.loss import chunk_rows
 from regpt.core.model import GPT
 from regpt.core.optimizer import split_parameters
 from regpt.fast.training.blocked_attention import BLOCK
@@ -108,7 +108,7 @@ def count_memory(
         copies += 4 * (total - (layers - 2) * block)
     checkpoint = 4 * total + optimizer + 12 * left_out
     checkpoint_copy = checkpoint if on_cpu else 0
-    chunk = min(CHUNK_ROWS, config.batch_size * tokens)
+    chunk = min(chunk_rows(shape.vocab_size), config.batch_size * tokens)
     loss = chunk * shape.vocab_size * (size + (0 if on_cpu else 4))
     loss += shape.vocab_size * shape.n_embd * (4 + size)
     one_block = (8 + 14 * size) * shape.n_embd + 4 * shape.n_head

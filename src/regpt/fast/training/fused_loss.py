@@ -31,7 +31,7 @@ def next_token_loss(model: GPT, idx: Tensor, targets: Tensor, *, divisor: float 
     if kept is None or compute_dtype(idx.device) != torch.bfloat16:
         return plain.next_token_loss(model, idx, targets, divisor=divisor)
     hidden, tiles = model.hidden(idx).flatten(0, 1), kept.fresh()
-    fits = fits_kernel(tiles, logits=min(plain.CHUNK_ROWS, len(hidden)) * len(tiles))
+    fits = fits_kernel(tiles, logits=min(plain.chunk_rows(len(tiles)), len(hidden)) * len(tiles))
     function = to_gradient if fits else plain.to_gradient
     return chunked_loss(model, hidden, tiles, targets, divisor, function)
 
