@@ -3,7 +3,8 @@
 By default glibc gives every large block back to the kernel when it is freed, and takes fresh pages,
 each zeroed on first touch, when the next one is asked for. A training step frees and asks for the
 same hundreds of megabytes each time, and a quarter of its time goes into page faults. Told to keep
-its pages, the process runs the same arithmetic on memory it already has.
+its pages, the process runs the same arithmetic on memory it already has. In pages of 2 MB instead
+of 4 kB the processor finds their addresses sooner.
 
 The command line applies it to every command, before torch is loaded; a program that imports regpt
 keeps its own settings. Other C libraries have no `mallopt`, and there nothing happens.
@@ -11,6 +12,8 @@ keeps its own settings. Other C libraries have no `mallopt`, and there nothing h
 """
 
 import ctypes
+import mmap
+import os
 import sys
 
 M_TRIM_THRESHOLD = -1
@@ -27,4 +30,24 @@ def keep_pages() -> bool:
         return False
     # -1 switches trimming off (mallopt(3)); any threshold would be passed by a large step
     settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_TOP_PAD, 64 << 20))
-    return all(mallopt(name, value) == 1 for name, value in settings)
+    kept = all(mallopt(name, value) == 1 for name, value in settings)
+    if kept:
+        ask_for_huge_pages()
+    return kept
+
+
+def ask_for_huge_pages() -> None:
+    """Let the heap consist of pages of 2 MB where the system has them for those who ask.
+
+    Asked for is a quarter of the machine's memory, as addresses: nothing is taken until it is
+    written to.
+    """
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, (ctypes.c_size_t,)
+    libc.free.argtypes = (ctypes.c_void_p,)
+    libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    size = os.sysconf("SC_PHYS_PAGES") // 4 * mmap.PAGESIZE
+    block = libc.malloc(size)
+    if block:
+        libc.madvise(block + -block % mmap.PAGESIZE, size - mmap.PAGESIZE, mmap.MADV_HUGEPAGE)
+        libc.free(block)
