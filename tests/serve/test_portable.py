@@ -27,19 +27,38 @@ def test_draws_what_sample_draws(fields: dict[str, float], seed: int) -> None:
     numbers, positions = torch.arange(40) % 3, torch.arange(40) * 7
     expected = sample(logits, params, numbers=numbers, positions=positions).tolist()
     pairs = zip(numbers.tolist(), positions.tolist(), strict=True)
-    found = [
-        portable.draw(row, params, number=number, position=position)
+    draws = [
+        portable.Draw(logits=row, params=params, number=number, position=position)
         for row, (number, position) in zip(logits, pairs, strict=True)
     ]
-    assert found == expected
+    assert portable.draw_tokens(draws) == expected
 
 
-@pytest.mark.skipif(unavailable_reason() is not None, reason="there is no C kernel here")
+kernel = pytest.mark.skipif(unavailable_reason() is not None, reason="there is no C kernel here")
+
+
+def draws(logits: torch.Tensor, seed: int) -> list[portable.Draw]:
+    params = SamplingParams(top_k=None, seed=seed, rng="portable")
+    return [
+        portable.Draw(logits=row, params=params, number=5, position=position)
+        for position, row in enumerate(logits)
+    ]
+
+
+@kernel
 @pytest.mark.parametrize("seed", [1, 2**63 + 12345, -1])
-def test_the_kernel_makes_the_numbers_of_philox(seed: int) -> None:
-    from regpt.fast.kernels.build import load_library
+@pytest.mark.parametrize("size", [1003, 9001])
+def test_the_winner_is_among_the_candidates_and_has_its_number(seed: int, size: int) -> None:
+    logits = torch.randn(300, size, generator=torch.Generator().manual_seed(seed % 2**32))
+    logits *= 10.0 ** (torch.arange(300)[:, None] % 5 - 1)
+    for position, (row, ids, uniform) in enumerate(portable.candidates(draws(logits, seed))):
+        noise = exponential(seed, torch.tensor(5), torch.tensor(position), torch.arange(size))
+        assert int((row.double() - noise.log()).argmax()) in ids.tolist()
+        assert torch.equal(-torch.log(uniform), noise[ids])
 
-    uniform = torch.empty(1003, dtype=torch.float64)
-    load_library().regpt_philox(seed & (2**64 - 1), 5, 900, 1003, uniform.data_ptr(), 2)
-    expected = exponential(seed, torch.tensor([5]), torch.tensor([900]), torch.arange(1003))
-    assert torch.equal(-torch.log(uniform), expected)
+
+@kernel
+def test_nothing_is_said_of_logits_that_are_none() -> None:
+    for number in (-torch.inf, torch.nan):
+        [(_, ids, _)] = portable.candidates(draws(torch.full((1, 1003), number), 1))
+        assert not len(ids)

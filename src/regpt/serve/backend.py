@@ -22,7 +22,7 @@ from regpt.core.sampling import SamplingParams, penalize
 from regpt.fast.decoding.decoders import choose_decoder
 from regpt.fast.decoding.kernel_model import KernelModel, unusable_reason
 from regpt.fast.decoding.panels import WeightFormat
-from regpt.serve import portable
+from regpt.serve.portable import Draw, draw_tokens
 from regpt.serve.scheduler import Part, Text
 from regpt.system.errors import UserError
 from regpt.system.memory import available_memory
@@ -105,6 +105,7 @@ class KernelBackend:
         self.cache = KeyValueCache(
             config, rows=rows, length=config.block_size, dtype=native.cache_dtype, clean=False
         )
+        self.cache.tensor.zero_()  # its memory is taken now, not while texts are written
 
     def step(self, parts: Sequence[Part], top_k: int | None) -> Tensor:
         """All parts in one call."""
@@ -246,26 +247,32 @@ def top_k_of(choices: Sequence[Choice]) -> int | None:
     return max(known, default=1) if len(known) == len(needed) else None
 
 
-def draw(logits: Tensor, choice: Choice) -> Entry:
-    """Draw a choice's next token from its logits, (V,)."""
-    drawing, tokens = choice.drawing, choice.tokens
-    changed = logits[None]
-    if drawing.changes_logits:
-        changed = changed.clone()
-        if drawing.frequency_penalty or drawing.presence_penalty:
-            drawn = torch.tensor(tokens[len(choice.prompt) :], dtype=torch.int64)
-            counts = torch.bincount(drawn, minlength=logits.shape[0])
-            changed -= drawing.frequency_penalty * counts + drawing.presence_penalty * (counts > 0)
-        for token, bias in drawing.logit_bias.items():
-            changed[0, token] += bias
-    params = drawing.params
+def draw(logits: Sequence[Tensor], choices: Sequence[Choice]) -> list[Entry]:
+    """Draw the next token of each choice from its logits, (V,) float32 each, which may change."""
+    pairs = list(zip(logits, choices, strict=True))
+    known = [row if choice.drawing.logprobs is None else row.clone() for row, choice in pairs]
+    tokens = draw_tokens([as_drawn(row, choice) for row, choice in pairs])
+    return [
+        Entry(token=token)
+        if choice.drawing.logprobs is None
+        else entries(row[None], [token], choice.drawing.logprobs)[0]
+        for row, token, choice in zip(known, tokens, choices, strict=True)
+    ]
+
+
+def as_drawn(logits: Tensor, choice: Choice) -> Draw:
+    """The draw of a choice's next token, with penalties and biases in its logits."""
+    drawing, tokens, params = choice.drawing, choice.tokens, choice.drawing.params
+    if drawing.frequency_penalty or drawing.presence_penalty:
+        drawn = torch.tensor(tokens[len(choice.prompt) :], dtype=torch.int64)
+        counts = torch.bincount(drawn, minlength=logits.shape[0])
+        logits -= drawing.frequency_penalty * counts + drawing.presence_penalty * (counts > 0)
+    for token, bias in drawing.logit_bias.items():
+        logits[token] += bias
     if params.repetition_penalty != 1.0:
-        changed = penalize(changed, torch.tensor([tokens]), params.repetition_penalty)
+        logits = penalize(logits[None], torch.tensor([tokens]), params.repetition_penalty)[0]
         params = replace(params, repetition_penalty=1.0)
-    token = portable.draw(changed[0], params, number=choice.number, position=len(tokens))
-    if drawing.logprobs is None:
-        return Entry(token=token)
-    return entries(logits[None], [token], drawing.logprobs)[0]
+    return Draw(logits=logits, params=params, number=choice.number, position=len(tokens))
 
 
 def entries(logits: Tensor, tokens: Sequence[int], top: int) -> list[Entry]:

@@ -186,41 +186,49 @@ class Engine:
         top_k = None if scoring else top_k_of([choice_of(part) for part in drawing])
         logits = loaded.backend.step(plan.parts, top_k)
         self.scheduler.done(plan)
-        place, now = 0, time.monotonic()
-        touched: dict[Job, None] = {}
-        for part in drawing:
-            size = len(part.tokens) if part.wanted == "all" else 1
-            job = self._owners[choice_of(part)]
-            job.fingerprint = loaded.fingerprint
-            self._advance(job, part, logits[place : place + size], now)
-            touched[job] = None
-            place += size
+        sizes = [len(part.tokens) if part.wanted == "all" else 1 for part in drawing]
+        rows = logits.split(sizes) if sizes else ()
+        touched = dict.fromkeys(self._owners[choice_of(part)] for part in drawing)
+        ready = [
+            (choice_of(part), row[-1])
+            for part, row in zip(drawing, rows, strict=True)
+            if self._read(part, row)
+        ]
+        self._draw([choice for choice, _ in ready], [row for _, row in ready])
         for job in touched:
             job.flush()
             if not job.unfinished:
                 self._forget(job, "finished")
 
-    def _advance(self, job: Job, part: Part, logits: Tensor, now: float) -> None:
-        """Score what was read of the prompt; draw, if all of the text was read."""
+    def _read(self, part: Part, logits: Tensor) -> bool:
+        """Score what was read of a prompt; whether a token is to be drawn now."""
         choice, stop = choice_of(part), part.start + len(part.tokens)
+        job = self._owners[choice]
+        job.fingerprint = self.loaded.fingerprint
         if part.wanted == "all":
             following = choice.prompt[part.start + 1 : stop + 1]
             known = logits[: len(following)]
             job.read(choice, entries(known, following, choice.drawing.logprobs or 1))
         if stop < len(choice.tokens):
-            return
+            return False
         if stop == len(choice.prompt):
             self.metrics.prompt_tokens += stop
             self.metrics.cached_tokens += choice.reused
         if choice.max_tokens == 0:
             job.end(choice)
             self._finish(job, choice)
-            return
-        entry = draw(logits[-1], choice)
-        choice.tokens.append(entry.token)
-        self._time(job, choice, now)
-        if job.drew(choice, entry):
-            self._finish(job, choice)
+            return False
+        return True
+
+    def _draw(self, choices: Sequence[Choice], logits: Sequence[Tensor]) -> None:
+        """Give each of them its next token."""
+        now = time.monotonic()
+        for choice, entry in zip(choices, draw(logits, choices), strict=True):
+            job = self._owners[choice]
+            choice.tokens.append(entry.token)
+            self._time(job, choice, now)
+            if job.drew(choice, entry):
+                self._finish(job, choice)
 
     def _time(self, job: Job, choice: Choice, now: float) -> None:
         self.metrics.generated_tokens += 1

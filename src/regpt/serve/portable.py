@@ -1,8 +1,13 @@
-"""The portable draw over a whole vocabulary, for one text: `sampling.draw_portable`, sooner.
+"""The portable draw over a whole vocabulary, for several texts: `sampling.draw_portable`, sooner.
 
-OpenAI's default is no top-k, so every token of the vocabulary takes part and needs its number. The
-C kernel makes them; without it, or with a top-k, the plain draw is as good.
+OpenAI's default is no top-k, so every token of the vocabulary takes part. The C kernel computes all
+scores in float32 and names those that can win, mostly one; these are compared in float64, as there.
+Without the kernel, or with a top-k, the plain draw is as good.
 """
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,16 +15,85 @@ from torch import Tensor
 from regpt.core.sampling import SamplingParams, filtered, sample
 from regpt.fast.kernels.build import load_library, unavailable_reason
 
+MOST = 64
+"""Candidates of one draw; with more, as of logits that are all -inf, the plain draw decides."""
+PIECE = 4096
+"""As in philox.c."""
 
-def draw(logits: Tensor, params: SamplingParams, *, number: int, position: int) -> int:
-    """The token that `sample` draws from logits (V,), in which a penalty is already."""
-    if params.temperature == 0 or params.top_k is not None or unavailable_reason() is not None:
-        numbers, positions = torch.tensor([number]), torch.tensor([position])
-        return int(sample(logits[None], params, numbers=numbers, positions=positions))
-    masked = filtered(logits[None].float(), params)[0]
-    uniform = torch.empty(masked.shape[0], dtype=torch.float64)
-    seed = params.seed & (2**64 - 1)
-    place, threads = uniform.data_ptr(), torch.get_num_threads()
-    load_library().regpt_philox(seed, number, position, len(uniform), place, threads)
-    scores = masked.double() - torch.log(uniform).neg_().log_()
-    return int(scores.argmax())  # of equal ones the first, as there
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """What decides a token: logits (V,) float32, in which a penalty is already, and the stream."""
+
+    logits: Tensor
+    params: SamplingParams
+    number: int
+    """The text's row in the random stream."""
+    position: int
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether every token takes part."""
+        return self.params.temperature != 0 and self.params.top_k is None
+
+
+class Portable(ctypes.Structure):
+    """`Portable` of philox.c."""
+
+    _fields_ = (
+        ("seed", ctypes.c_uint64),
+        *((name, ctypes.c_int64) for name in ("row", "position")),
+        *((name, ctypes.c_void_p) for name in ("logits", "scores", "bests", "ids", "uniform")),
+        ("found", ctypes.c_int64),
+    )
+
+
+def draw_tokens(draws: Sequence[Draw]) -> list[int]:
+    """The tokens that `sample` draws."""
+    native = unavailable_reason() is None
+    fast = [draw for draw in draws if native and draw.takes_all]
+    won: dict[int, int] = {}
+    for draw, (masked, ids, uniform) in zip(fast, candidates(fast), strict=True):
+        if len(ids):
+            scores = masked[ids].double() - torch.log(uniform).neg_().log_()
+            won[id(draw)] = int(ids[scores.argmax()])  # of equal ones the first, as there
+    return [won[id(draw)] if id(draw) in won else draw_plainly(draw) for draw in draws]
+
+
+def draw_plainly(draw: Draw) -> int:
+    """The token, by `sample`."""
+    numbers, positions = torch.tensor([draw.number]), torch.tensor([draw.position])
+    return int(sample(draw.logits[None], draw.params, numbers=numbers, positions=positions))
+
+
+def candidates(draws: Sequence[Draw]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """For each draw its logits after the filters, (V,); the ids of the tokens that can win, int64
+    ascending; and their uniform numbers, float64.
+
+    There are none, if they are more than `MOST` or the logits are no numbers.
+    """
+    if not draws:
+        return []
+    count, size = len(draws), len(draws[0].logits)
+    masked = [filtered(draw.logits[None].float(), draw.params)[0].contiguous() for draw in draws]
+    scores, bests = torch.empty(count, size), torch.empty(count, -(-size // PIECE))
+    ids = torch.empty(count, MOST, dtype=torch.int64)
+    uniform = torch.empty(count, MOST, dtype=torch.float64)
+    table = (Portable * count)(
+        *(
+            Portable(
+                seed=draw.params.seed & (2**64 - 1),
+                row=draw.number,
+                position=draw.position,
+                logits=masked[i].data_ptr(),
+                scores=scores[i].data_ptr(),
+                bests=bests[i].data_ptr(),
+                ids=ids[i].data_ptr(),
+                uniform=uniform[i].data_ptr(),
+            )
+            for i, draw in enumerate(draws)
+        )
+    )
+    load_library().regpt_portable(count, table, size, MOST, torch.get_num_threads())
+    found = [each.found if each.found <= MOST else 0 for each in table]
+    return [(masked[i], ids[i, :n], uniform[i, :n]) for i, n in enumerate(found)]

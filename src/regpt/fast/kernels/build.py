@@ -113,7 +113,7 @@ SIGNATURES = {
     "regpt_squares": (COUNT, POINTER, COUNT),
     "regpt_muon": (COUNT, POINTER, POINTER, COUNT, COUNT, POINTER, COUNT),
     "regpt_words": (POINTER, COUNT, POINTER),
-    "regpt_philox": (ctypes.c_uint64, *[COUNT] * 3, POINTER, COUNT),
+    "regpt_portable": (COUNT, POINTER, COUNT, COUNT, COUNT),
     "regpt_draw": (POINTER,),
     "regpt_norm": (COUNT, COUNT, *[POINTER] * 5, NUMBER, POINTER, POINTER, COUNT),
     "regpt_norm_again": (COUNT, COUNT, *[POINTER] * 5, COUNT),
