@@ -165,7 +165,7 @@ def quality(run: str, data: str, windows: int) -> dict[str, object]:
         part = torch.tensor(tokens[number * block : (number + 1) * block + 1])
         exact = None
         for kind, decoder in decoders.items():
-            cache = decoder.new_cache()
+            cache = decoder.new_cache(block)
             with torch.no_grad():
                 logprobs = decoder.read_all(part[None, :-1], cache)[0].log_softmax(dim=-1)
             exact = logprobs if exact is None else exact
