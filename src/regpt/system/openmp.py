@@ -2,12 +2,13 @@
 
 GNU's runtime, which torch's wheels for Linux bring, spins for milliseconds at the end of each
 parallel region. Alone that costs nothing; of two busy processes on the same cores, each then holds
-the core that the other waits for. About 50 microseconds bridge the gaps between operators as well.
+the core that the other waits for. Some ten microseconds are enough for the gaps within an operator
+(`benchmarks/two_processes.py`).
 """
 
 import os
 
-SPINS = 20_000
+SPINS = 5_000
 
 
 def spin_briefly() -> None:
