@@ -50,19 +50,18 @@ def byte_alphabet() -> list[str]:
     return [chr(byte if byte in visible else 256 + hidden.index(byte)) for byte in range(256)]
 
 
-@lru_cache(maxsize=1)
-def find_merges() -> tuple[tuple[bytes, bytes], ...]:
-    """The 50,000 merges in rank order, each as its two halves; kept for the process."""
+def find_merges() -> list[tuple[bytes, bytes]]:
+    """The 50,000 merges in rank order, each as its two halves."""
     ranks = load_ranks()
     tokens = sorted(ranks, key=ranks.__getitem__)
-    return tuple(_last_merge(token, ranks) for token in tokens if len(token) > 1)
+    return [_last_merge(token, ranks) for token in tokens if len(token) > 1]
 
 
 def _last_merge(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
     """The two halves whose merge made `token`."""
-    limit = ranks[token]
+    limit, rank = ranks[token], ranks.get
     cuts = [(token[:i], token[i:]) for i in range(1, len(token))]
-    older = [cut for cut in cuts if all(ranks.get(half, limit) < limit for half in cut)]
+    older = [cut for cut in cuts if rank(cut[0], limit) < limit and rank(cut[1], limit) < limit]
     if len(older) == 1:
         return older[0]
     parts = [token[i : i + 1] for i in range(len(token))]
@@ -102,8 +101,9 @@ def _as_merges_txt(merges: Iterable[str]) -> bytes:
     return "\n".join(["#version: 0.2", *merges, ""]).encode()
 
 
-def tokenizer_files(*, block_size: int = 1024) -> dict[str, Content]:
-    """The four files by name. `block_size` is the longest text the model takes, in tokens."""
+@lru_cache(maxsize=1)
+def _tables() -> dict[str, Content]:
+    """The three files that every model shares; kept for the process: 3 MB."""
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     end_of_text = {
         "id": END_OF_TEXT_ID,
@@ -135,6 +135,15 @@ def tokenizer_files(*, block_size: int = 1024) -> dict[str, Content]:
             "merges": spelled_merges(),
         },
     }
+    return {
+        "vocab.json": _as_vocab_json(spelled_vocabulary()),
+        "merges.txt": _as_merges_txt(spelled_merges()),
+        "tokenizer.json": json.dumps(whole, ensure_ascii=False).encode(),
+    }
+
+
+def tokenizer_files(*, block_size: int = 1024) -> dict[str, Content]:
+    """The four files by name. `block_size` is the longest text the model takes, in tokens."""
     settings = {
         "add_prefix_space": False,
         "bos_token": END_OF_TEXT,
@@ -145,12 +154,7 @@ def tokenizer_files(*, block_size: int = 1024) -> dict[str, Content]:
         "tokenizer_class": "GPT2Tokenizer",
         "unk_token": END_OF_TEXT,
     }
-    return {
-        "vocab.json": _as_vocab_json(spelled_vocabulary()),
-        "merges.txt": _as_merges_txt(spelled_merges()),
-        "tokenizer.json": json.dumps(whole, ensure_ascii=False).encode(),
-        "tokenizer_config.json": json.dumps(settings, indent=2).encode() + b"\n",
-    }
+    return _tables() | {"tokenizer_config.json": json.dumps(settings, indent=2).encode() + b"\n"}
 
 
 def write_tokenizer_files(directory: Path, *, block_size: int = 1024) -> None:
