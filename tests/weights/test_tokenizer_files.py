@@ -16,6 +16,7 @@ from regpt import UserError, get_tokenizer
 from regpt.core.tokenizer import load_ranks
 from regpt.weights.tokenizer_files import (
     FOREIGN_FILES,
+    KNOWN_FILES,
     check_tokenizer,
     find_merges,
     tokenizer_files,
@@ -97,11 +98,18 @@ def test_the_longest_text_is_the_models(tmp_path: Path) -> None:
     assert theirs(tmp_path).model_max_length == 64
 
 
-def test_each_file_alone_passes_the_check(directory: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("known", [True, False], ids=["by digest", "by content"])
+def test_each_file_alone_passes_the_check(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    if not known:
+        monkeypatch.setattr("regpt.weights.tokenizer_files.KNOWN_FILES", {})
     check_tokenizer(tmp_path)  # none at all
     check_tokenizer(directory)
     for name, content in tokenizer_files().items():
         assert isinstance(content, bytes)
+        if name in KNOWN_FILES:
+            assert hashlib.sha256(content).hexdigest() == KNOWN_FILES[name]
         alone = tmp_path / name.replace(".", "-")
         alone.mkdir()
         (alone / name).write_bytes(content)
