@@ -29,6 +29,25 @@ REPOSITORY = Path(__file__).parent.parent
 SHAKESPEARE = REPOSITORY.parent / "shared" / "data" / "tinyshakespeare.txt"
 
 
+LONGEST = (
+    "bench/test_gpu_script.py",
+    "parity/test_parity.py",
+    "training/test_distributed.py",
+    "training/test_durability.py",
+    "training/test_resume.py",
+    "fast/test_kernels.py",
+    "fast/test_speculative.py",
+)
+"""The files that take most time, in the order in which they begin: one of them at the end would
+leave the other worker with nothing to do."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first."""
+    ranks = {REPOSITORY / "tests" / name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
+
+
 @pytest.fixture
 def shakespeare() -> Path:
     """Tiny Shakespeare, where this machine has it."""
