@@ -1,8 +1,6 @@
 """`regpt evaluate`, as a person would start it."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from choices import write_examples
 from test_cli import fails
 from test_model import sharpen
 
+from forks import together
 from regpt import GPT, GPTConfig, find_runtime, get_tokenizer
 from regpt.cli import main
 from regpt.core.data import ArrayDataset
@@ -95,15 +94,8 @@ def test_one_and_two_processes(
     write_examples(path, 15)
     arguments = ["--data", str(text_file), "--hellaswag", str(path), "--details"]
     alone = evaluate(model, *arguments, tmp_path / "one", capsys=capsys)
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "regpt"]
-    done = subprocess.run(
-        [
-            *[sys.executable, *launch, "evaluate", str(model), *arguments],
-            *[str(tmp_path / "two"), "--device", "cpu", "--json"],
-        ],
-        capture_output=True,
-        text=True,
-    )
+    flags = [str(tmp_path / "two"), "--device", "cpu", "--json"]
+    done = together(2, "evaluate", str(model), *arguments, *flags)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("model ") == 1, "only the first process prints"
     found = json.loads(done.stdout.splitlines()[-1])

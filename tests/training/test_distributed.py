@@ -1,14 +1,16 @@
-"""Many processes on one machine: torchrun and gloo, as a person would start them."""
+"""Many processes on one machine: gloo, started by torchrun or as torchrun would."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 from runs import forget_the_end, losses, steps
 
 from evaluation.choices import write_examples
+from forks import together
 
 BASE = [
     "--device", "cpu", "--threads", "1", "--dtype", "fp32", "--block-size", "16",
@@ -18,11 +20,16 @@ BASE = [
 ]  # fmt: skip
 
 
-def launch(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`regpt train ...` on so many processes."""
+def torchrun(processes: int, *arguments: str) -> CompletedProcess[str]:
+    """`regpt train ...` on so many processes, as a person starts them."""
     start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [sys.executable, *(start if processes > 1 else []), "-m", "regpt", "train"]
+    command = [sys.executable, *start, "-m", "regpt", "train"]
     return subprocess.run([*command, *arguments], capture_output=True, text=True)
+
+
+def launch(processes: int, *arguments: str) -> CompletedProcess[str]:
+    """The same in forks."""
+    return together(processes, "train", *arguments)
 
 
 def figures(out: Path) -> list[float]:
@@ -73,16 +80,16 @@ def test_the_same_losses_on_any_number(
 ) -> None:
     out = tmp_path / "run"
     arguments = ["quickstart", "--data", str(text), "--out", str(out), *BASE, *more]
-    done = launch(processes, *arguments, *evaluations(text))
+    plain = processes == 2 and not more
+    start = torchrun if plain else launch
+    done = start(processes, *arguments, *evaluations(text))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("regpt train quickstart:") == 1, "only the first process prints"
     assert losses(out) == pytest.approx(losses(alone), rel=1e-5)
     assert figures(out) == pytest.approx(figures(alone), rel=1e-5)
     record = json.loads((out / "checkpoints" / "step-00000006" / "state.json").read_text())
     assert record["world_size"] == processes
-    if (
-        processes == 2 and not more
-    ):  # of two gradients there is one sum, so the losses repeat to the bit
+    if plain:  # of two gradients there is one sum, so the losses repeat to the bit
         arguments[4] = str(tmp_path / "quiet")
         assert launch(processes, *arguments).returncode == 0
         assert losses(tmp_path / "quiet") == losses(out)

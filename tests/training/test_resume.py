@@ -1,11 +1,8 @@
 """A run that was stopped, and goes on, is the run that was not stopped."""
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +11,7 @@ import pytest
 import torch
 from runs import TINY, forget_the_end, losses, steps, tiny
 
+from forks import Fork
 from regpt import GPT, GPTConfig, UserError
 from regpt.core.optimizer import OptimizerConfig
 from regpt.core.schedule import ScheduleConfig
@@ -169,7 +167,6 @@ def test_options_of_earlier_versions_are_read_at_their_default(tmp_path: Path) -
         RunConfig.from_json(saved | {"keep_copies": False})
 
 
-COMMAND = [sys.executable, "-m", "regpt", "train"]
 SHAPE = [
     "--device", "cpu", "--threads", "1", "--dtype", "fp32", "--batch-size", "2",
     "--block-size", "16", "--eval-every", "7", "--save-every", "1", "--steps", "25",
@@ -181,23 +178,22 @@ SHAPE = [
 def test_killed_at_random_moments_it_still_comes_to_the_same_end(
     text_file: Path, tmp_path: Path
 ) -> None:
-    preset = ["quickstart", "--data", str(text_file), *SHAPE]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    subprocess.run([*COMMAND, *preset, "--out", str(tmp_path / "whole")], check=True, **quiet)
+    preset = ["train", "quickstart", "--data", str(text_file), *SHAPE]
+    assert Fork(*preset, "--out", str(tmp_path / "whole")).finish().returncode == 0
     run = tmp_path / "run"
     moments = random.Random(11)
     kills = 0
     arguments = [*preset, "--out", str(run)]
     for _ in range(3):
-        process = subprocess.Popen([*COMMAND, *arguments], **quiet)
-        while process.poll() is None and not list((run / "checkpoints").glob("step-*")):
-            time.sleep(0.01)
-        time.sleep(moments.uniform(0.0, 0.8))
-        process.kill()
-        kills += process.wait() == -signal.SIGKILL
-        process.stderr.close()
-        arguments = ["--resume", str(run)]
-    done = subprocess.run([*COMMAND, *arguments], text=True, **quiet)
+        fork = Fork(*arguments)
+        until = losses_so_far(run) + moments.randint(2, 6)
+        while fork.process.is_alive() and losses_so_far(run) < until:
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0.0, 0.03))  # the next step, its save or what lies between
+        fork.process.kill()
+        kills += fork.finish().returncode == -signal.SIGKILL
+        arguments = ["train", "--resume", str(run)]
+    done = Fork(*arguments).finish()
     assert done.returncode == 0, done.stderr
     assert kills >= 1
     assert steps(run) == list(range(1, 26))
@@ -206,25 +202,23 @@ def test_killed_at_random_moments_it_still_comes_to_the_same_end(
 
 def test_sigterm_saves_and_says_how_to_go_on(text_file: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    arguments = ["quickstart", "--data", str(text_file), *SHAPE, "--steps", "100000"]
+    arguments = ["train", "quickstart", "--data", str(text_file), *SHAPE, "--steps", "100000"]
     arguments[arguments.index("--save-every") + 1] = "1000000"
-    process = subprocess.Popen(
-        [*COMMAND, *arguments, "--out", str(run)], stdout=subprocess.PIPE, text=True
-    )
-    while not (run / "metrics.jsonl").exists() or not losses_so_far(run):
+    fork = Fork(*arguments, "--out", str(run))
+    while not losses_so_far(run):
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGTERM)
-    printed, _ = process.communicate()
-    assert process.returncode == 0
-    assert f"regpt train --resume {run}" in printed
+    fork.process.terminate()
+    done = fork.finish()
+    assert done.returncode == 0
+    assert f"regpt train --resume {run}" in done.stdout
     (checkpoint,) = (run / "checkpoints").glob("step-*")
     assert int(checkpoint.name[5:]) == max(steps(run))
 
 
 def losses_so_far(run: Path) -> int:
     """Whole lines in metrics.jsonl."""
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return len([line for line in lines if line.endswith("}")])
+    path = run / "metrics.jsonl"
+    return path.read_bytes().count(b"}\n") if path.exists() else 0
 
 
 def test_bad_numbers_stop_the_run_and_are_kept(text_file: Path, tmp_path: Path) -> None:
