@@ -21,6 +21,7 @@ from regpt.core.train import StepResult
 from regpt.system.distributed import World
 from regpt.training.build import check_shares
 from regpt.training.checkpoint import Snapshot, verify, write_checkpoint
+from regpt.training.config import RunConfig
 from regpt.training.events import Event, Noted, Stepped
 from regpt.training.loop import train
 
@@ -119,6 +120,17 @@ def as_nothing_named(path: Path) -> None:
     path.write_text('{"sha256": {}}\n')
 
 
+@pytest.fixture(scope="module")
+def six_steps(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A run that was killed before it recorded its end: copied, and its copy damaged."""
+    folder = tmp_path_factory.mktemp("six")
+    (folder / "text.txt").write_text("the cat saw a dog and the dog saw a bird. " * 300)
+    config = tiny(folder / "text.txt", folder / "run", save_every=2)
+    train(config)
+    forget_the_end(folder / "run")
+    return config
+
+
 @pytest.mark.parametrize(
     ("file", "damage", "said"),
     [
@@ -135,16 +147,14 @@ def as_nothing_named(path: Path) -> None:
     ],
 )
 def test_any_damage_is_named_and_the_one_before_taken(
-    text_file: Path, tmp_path: Path, file: str, damage: Callable[[Path], None], said: str
+    six_steps: RunConfig, tmp_path: Path, file: str, damage: Callable[[Path], None], said: str
 ) -> None:
     out = tmp_path / "run"
-    config = tiny(text_file, out, save_every=2)
-    train(config)
-    forget_the_end(out)
+    shutil.copytree(six_steps.out, out)
     expected, newest = losses(out), out / "checkpoints" / "step-00000006"
     damage(newest / file)
     seen: list[Event] = []
-    train(config, seen.append, resume=True)
+    train(replace(six_steps, out=str(out)), seen.append, resume=True)
     assert f"step-00000006 is not sound ({said}" in notes(seen)[0]
     assert "resumed after step 4" in notes(seen)[1]
     assert losses(out) == expected
