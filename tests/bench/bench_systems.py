@@ -59,6 +59,15 @@ def holds(*, megabytes: int) -> Callable[..., None]:
     return call
 
 
+def quick_limits(device: str) -> Callable[[], object]:
+    """The machine's limits as they are measured, over little memory and small matrices."""
+    from regpt.bench import hardware_limits
+
+    hardware_limits.SECONDS_EACH, hardware_limits.CPU_MATRIX = 0.01, 64
+    hardware_limits.buffer_bytes = lambda device: 1 << 20
+    return hardware_limits.load(device)
+
+
 def limits() -> Callable[[], dict[str, object]]:
     """A machine that is not measured."""
     return lambda: {"cpu": "a chip", "fp32_flops_per_second": 1e15}

@@ -1,6 +1,7 @@
 """`regpt bench generate` with a tiny model: the rows, the shares, what is left out."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,9 +12,10 @@ import pytest
 import torch
 
 from regpt import GPT, GPTConfig
-from regpt.bench import generate
+from regpt.bench import generate, session
 from regpt.bench.hardware_limits import Machine
 from regpt.bench.results import Row
+from regpt.bench.workers import System
 from regpt.cli import main
 
 TINY = GPTConfig(block_size=256, n_layer=1, n_head=2, n_embd=32)
@@ -39,6 +41,10 @@ def test_rows_of_one_job_beside_peers(
         "peer_systems",
         lambda *a: [p for p in peers(*a) if p.name in few and p.dtype in ("fp32", "q8_0")],
     )
+    places = [str(Path(__file__).parent), *(place for place in sys.path if place)]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(places))
+    limits = System(name="limits", load="bench_systems:quick_limits", settings={"device": "cpu"})
+    monkeypatch.setattr(session, "limits_system", lambda device: limits)
     out = tmp_path / "results" / "generate.md"
     flags = ["--jobs", "lecture-5x30", "--peers", "--json", "--rounds", "1", "--threads", "1"]
     main(["bench", "generate", str(model), *flags, "--out", str(out)])
