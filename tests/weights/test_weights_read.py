@@ -231,6 +231,16 @@ def test_a_truncated_file(
     assert "again" in message
 
 
+def test_a_pickle_cut_within_a_name_is_damaged(tmp_path: Path) -> None:
+    directory = save(tmp_path / "model", as_stored(random_tensors()), form="legacy")
+    (path,) = directory.iterdir()
+    whole = path.read_bytes()
+    begin = whole.index(b"ccollections\nOrderedDict\n")
+    for end in range(begin + 1, begin + 26):
+        path.write_bytes(whole[:end])
+        assert "again" in refusal(directory), whole[begin:end]
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(kind=st.sampled_from(["safetensors", "zip", "legacy"]), data=st.data())
 def test_damage_ends_in_one_line_or_in_tensors_of_the_right_shape(

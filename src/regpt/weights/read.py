@@ -234,7 +234,7 @@ def _read_pickle(file: Path) -> Iterable[StoredTensor]:
                 file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
             )
     except pickle.UnpicklingError as error:
-        raise UserError(f"{file}: {_explain_pickle(error)}") from error
+        raise UserError(f"{file}: {_explain_pickle(file, error)}") from error
     except Exception as error:
         # a damaged pickle can surface as nearly any exception
         raise UserError(
@@ -257,15 +257,24 @@ def _read_pickle(file: Path) -> Iterable[StoredTensor]:
     ]
 
 
-def _explain_pickle(error: pickle.UnpicklingError) -> str:
+def _explain_pickle(file: Path, error: pickle.UnpicklingError) -> str:
     """Why torch would not unpickle a file: code in it, or damage."""
     forbidden = re.search(r"GLOBAL (\S+)", str(error))
-    if forbidden:
+    if forbidden and not _ends_with(file, forbidden[1]):
         return (
             f"asks for {forbidden[1]}, which could run code; regpt reads tensors only: convert the "
             "file to safetensors with a program you trust"
         )
     return "damaged, or more than tensors in it; fetch it again or use safetensors"
+
+
+def _ends_with(file: Path, name: str) -> bool:
+    """Whether a pickle breaks off within `module.name`, so that the name is not its own."""
+    module, _, last = name.rpartition(".")
+    with file.open("rb") as stream:
+        stream.seek(max(file.stat().st_size - len(name) - 8, 0))
+        tail = stream.read()[:-1]  # torch takes the last byte of a name for the end of its line
+    return tail.rstrip(b"\n").endswith(f"{module}\n{last}".strip().encode())
 
 
 def _first_words(error: BaseException) -> str:
