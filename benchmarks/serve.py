@@ -257,6 +257,7 @@ async def connections(options: argparse.Namespace, folder: Path) -> dict[str, An
     name, model, command, port = next(commands(directory, options.dtype, 8))
     waits: list[float] = []
     async with running(command, port) as (client, _):
+        client = client.with_options(max_retries=2)  # its own idle connections are closed, too
         with contextlib.ExitStack() as stack:
             for number in range(count):
                 opened = socket.create_connection(("127.0.0.1", port), timeout=30)
