@@ -141,20 +141,23 @@ def test_a_text_too_short_for_a_batch_makes_no_directory(tmp_path: Path) -> None
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("folder", [False, True])
-def test_ids_beyond_the_models_vocabulary_are_one_line(
-    text_file: Path, tmp_path: Path, folder: bool
+@pytest.mark.parametrize("split", [None, "train", "val"])
+def test_ids_beyond_the_models_vocabulary_are_one_line_and_leave_nothing(
+    text_file: Path, tmp_path: Path, split: str | None
 ) -> None:
     small = replace(TINY, vocab_size=300)
     data = text_file
-    if folder:
+    if split is not None:
         data = tmp_path / "shards"
         data.mkdir()
-        np.save(data / "some_train_000000.npy", np.arange(600, dtype=np.uint16))
+        for name in ("train", "val"):
+            tokens = np.arange(600, dtype=np.uint16) % 300 + 300 * (name == split)
+            np.save(data / f"some_{name}_000000.npy", tokens)
     config = tiny(data, tmp_path / "run", model=small, validation_fraction=0.0, prompts=())
     with pytest.raises(UserError, match="vocabulary") as raised:
         train(config)
     assert len(str(raised.value).splitlines()) == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_validation_part_too_short_makes_no_directory(text_file: Path, tmp_path: Path) -> None:

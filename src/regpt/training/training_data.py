@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regpt.core.data import IGNORE_INDEX, ArrayDataset, BatchPlan, Dataset, Loader
+from regpt.core.data import CHUNK, IGNORE_INDEX, ArrayDataset, BatchPlan, Dataset, Loader
 from regpt.core.tokenizer import VOCAB_SIZE, get_tokenizer
 from regpt.datasets.corpora import load_corpus
 from regpt.datasets.corpus import Corpus, Say, say_encoding, say_reading, silent
@@ -74,7 +74,8 @@ class Data:
 def read_data(config: RunConfig, world: World, *, say: Say = silent) -> Data:
     """The training tokens behind a loader, and the validation tokens if any are held out.
 
-    `say` is told how far a large text is.
+    `say` is told how far a large text is. The first batch and all held-out tokens are read once, so
+    that a damaged shard is met before a run has a directory.
     """
     folder = len(config.data) == 1 and Path(config.data[0]).is_dir()
     training, held_out, record = read_folder(config) if folder else read_texts(config, say)
@@ -89,12 +90,17 @@ def read_data(config: RunConfig, world: World, *, say: Say = silent) -> Data:
         overfit=config.overfit,
     )
     plan.rows(world.rank, world.size)  # refuses a batch that cannot be shared out
+    loader = Loader(training, plan)
+    loader.batch(0)
+    if held_out is not None:
+        for start in range(0, len(held_out), CHUNK):
+            held_out.read(start, min(start + CHUNK, len(held_out)))
     record |= {
         "train_tokens": len(training),
         "validation_tokens": len(held_out) if held_out is not None else 0,
         "tokenizer": get_tokenizer().digest,
     }
-    return Data(loader=Loader(training, plan), validation=held_out, record=record)
+    return Data(loader=loader, validation=held_out, record=record)
 
 
 Splits = tuple[Dataset, Dataset | None, dict[str, Any]]
