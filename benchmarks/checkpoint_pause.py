@@ -8,12 +8,14 @@ that is still under way; the write goes on behind the next steps, which it slows
 comparison, the same checkpoint written in the foreground. Prints a table and one JSON line.
 """
 
+import re
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from regpt.bench.interleaved import Budget, Job, measure
 from regpt.bench.session import benchmark, run_script, script_options
@@ -23,7 +25,6 @@ from regpt.bench.workers import System
 def load(steps: int, save_every: int, data: str) -> Callable[[], dict[str, object]]:
     """A training with checkpoints; its parts are medians of what it timed."""
     from regpt.training.checkpoint import write_checkpoint
-    from regpt.training.events import Event, Saved, Stepped
     from regpt.training.loop import train
     from regpt.training.presets import lecture
     from regpt.training.state import take_snapshot
@@ -32,11 +33,13 @@ def load(steps: int, save_every: int, data: str) -> Callable[[], dict[str, objec
         seconds: dict[int, float] = {}
         pauses: dict[int, float] = {}
 
-        def observe(event: Event) -> None:
-            if isinstance(event, Stepped):
-                seconds[event.step] = 128 / event.tokens_per_second
-            elif isinstance(event, Saved):
-                pauses[event.step] = event.seconds
+        def observe(entry: dict[str, Any]) -> None:
+            if "loss" in entry:
+                seconds[entry["step"]] = 128 / entry["tokens_per_second"]
+
+        def say(text: str) -> None:
+            if found := re.match(r"step +(\d+)  checkpoint, (\d+) ms pause", text):
+                pauses[int(found[1])] = int(found[2]) / 1000
 
         with tempfile.TemporaryDirectory() as folder:
             config = replace(
@@ -48,7 +51,7 @@ def load(steps: int, save_every: int, data: str) -> Callable[[], dict[str, objec
                 keep=1,
                 sample_tokens=8,
             )
-            state = train(config, observe)
+            state = train(config, observe, say)
             clock = time.perf_counter()
             snapshot = take_snapshot(state)
             copied = time.perf_counter()

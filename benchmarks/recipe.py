@@ -22,7 +22,6 @@ keep_pages()  # as the command line does, before torch is loaded
 
 from regpt.core.schedule import ScheduleConfig  # noqa: E402
 from regpt.training.config import RunConfig  # noqa: E402
-from regpt.training.events import Event  # noqa: E402
 from regpt.training.loop import train  # noqa: E402
 from regpt.training.presets import quickstart  # noqa: E402
 
@@ -41,14 +40,10 @@ VARIANTS: dict[str, Change] = {
 }
 
 
-def ignore(event: Event) -> None:
-    """Nobody looks."""
-
-
 def loss_of(config: RunConfig) -> float:
     """Validation loss at the end of a run, nats per token."""
     with tempfile.TemporaryDirectory() as folder:
-        state = train(replace(config, out=str(Path(folder) / "run")), ignore)
+        state = train(replace(config, out=str(Path(folder) / "run")))
     assert state.val_loss is not None
     return state.val_loss
 

@@ -27,7 +27,6 @@ from regpt.core.optimizer import OptimizerConfig
 from regpt.core.schedule import ScheduleConfig
 from regpt.training.checkpoint import verify
 from regpt.training.config import RunConfig
-from regpt.training.events import Event, Noted
 from regpt.training.loop import train
 
 STEPS = 30
@@ -56,16 +55,16 @@ def configuration(text: Path, out: Path) -> RunConfig:
     )
 
 
-def keep_note(path: Path, event: Event) -> None:
+def keep_note(path: Path, text: str) -> None:
     """Write down what the run notes."""
-    if isinstance(event, Noted):
+    if text.startswith("note: "):
         with path.open("a") as file:
-            file.write(event.text + "\n")
+            file.write(text + "\n")
 
 
 def run(config: RunConfig, notes: Path, resume: bool) -> None:
     """The process that is killed."""
-    train(config, partial(keep_note, notes), resume=resume)
+    train(config, say=partial(keep_note, notes), resume=resume)
 
 
 def losses(out: Path) -> list[tuple[int, float]]:

@@ -36,6 +36,11 @@ def forget_the_end(out: Path) -> None:
     (out / "run.json").write_text(json.dumps(record))
 
 
+def notes(said: list[str]) -> list[str]:
+    """What a run noted, among all it said."""
+    return [text.removeprefix("note: ") for text in said if text.startswith("note: ")]
+
+
 def losses(out: Path) -> list[float]:
     """The training losses of a run, in the order they were recorded."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

@@ -10,7 +10,6 @@ import pytest
 from runs import losses, tiny
 
 from regpt.system.errors import UserError
-from regpt.training.events import Event, Started
 from regpt.training.lock import RunLock
 from regpt.training.loop import train
 from regpt.training.run_dir import RunDirectory
@@ -56,14 +55,14 @@ def test_a_run_under_way_is_neither_resumed_nor_begun_again(
     config = tiny(text_file, tmp_path / "run", save_every=2)
     refused = []
 
-    def intrude(event: Event) -> None:
-        if isinstance(event, Started):
+    def intrude(text: str) -> None:
+        if text.startswith("regpt train"):
             for resume in (True, False):
                 with pytest.raises(UserError) as error:
                     train(config, resume=resume)
                 refused.append(str(error.value))
 
-    train(config, intrude)
+    train(config, say=intrude)
     assert "is being trained by process" in refused[0]
     assert "already holds a run" in refused[1]
     assert len(losses(tmp_path / "run")) == config.steps

@@ -4,18 +4,18 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from runs import TINY, losses, tiny
+from runs import TINY, losses, notes, tiny
 
 from regpt import GPT, UserError, find_runtime
 from regpt.core.optimizer import OptimizerConfig
 from regpt.core.schedule import ScheduleConfig
 from regpt.system.plot import svg
 from regpt.training.build import decide_compile, uses_blocked_attention
-from regpt.training.events import Event, Finished, Noted, Sampled, Started, Stepped, Validated
 from regpt.training.loop import train
 from regpt.training.loss_plot import draw_loss, loss_chart
 from regpt.training.presets import quickstart
@@ -23,8 +23,9 @@ from regpt.training.presets import quickstart
 
 def test_a_run_leaves_a_model_and_its_record(text_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    seen = []
-    state = train(tiny(text_file, out, eval_every=4), seen.append)
+    seen: list[dict[str, Any]] = []
+    said: list[str] = []
+    state = train(tiny(text_file, out, eval_every=4), seen.append, said.append)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
     assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
@@ -49,27 +50,28 @@ def test_a_run_leaves_a_model_and_its_record(text_file: Path, tmp_path: Path) ->
     again = GPT.from_pretrained(out)
     for name, tensor in state.model.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
-    kinds = [type(event) for event in seen]
-    assert kinds == [Started, Sampled, *[Stepped] * 4, Validated, *[Stepped] * 2, Validated,
-                     Sampled, Finished]  # fmt: skip
+    assert seen == lines
+    kinds = [next(key for key in ("samples", "loss", "val_loss") if key in line) for line in lines]
+    assert kinds == ["samples", *["loss"] * 4, "val_loss", *["loss"] * 2, "val_loss", "samples"]
+    assert said[0].startswith(f"regpt train custom: {text_file} -> {out}\nmodel      ")
+    assert said[-1].startswith("done in ")
 
 
 def test_missing_kernels_are_said_once(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[Event] = []
+    said: list[str] = []
     monkeypatch.setattr("regpt.training.loop.refused", lambda: "no C compiler")
-    train(tiny(text_file, tmp_path / "run", dtype="bf16"), seen.append)
-    notes = [event.text for event in seen if isinstance(event, Noted)]
-    assert notes == ["no C compiler; training through torch's operators, which is slower"]
+    train(tiny(text_file, tmp_path / "run", dtype="bf16"), say=said.append)
+    assert notes(said) == ["no C compiler; training through torch's operators, which is slower"]
 
 
 def test_a_large_text_is_spoken_of_before_it_is_read(text_file: Path, tmp_path: Path) -> None:
     text_file.write_text(text_file.read_text() * 80)
-    seen = []
-    train(tiny(text_file, tmp_path / "run", steps=1, validation_tokens=64), seen.append)
-    assert seen[0] == Noted(text="reading the text, 0 of 1 MB")
-    assert isinstance(seen[1], Started)
+    said: list[str] = []
+    train(tiny(text_file, tmp_path / "run", steps=1, validation_tokens=64), say=said.append)
+    assert said[0] == "note: reading the text, 0 of 1 MB"
+    assert said[1].startswith("regpt train custom: ")
 
 
 def test_same_seed_same_losses(text_file: Path, tmp_path: Path) -> None:

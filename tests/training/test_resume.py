@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import TINY, forget_the_end, losses, steps, tiny
+from runs import TINY, forget_the_end, losses, notes, steps, tiny
 
 from forks import Fork
 from regpt import GPT, GPTConfig, UserError
 from regpt.core.optimizer import OptimizerConfig
 from regpt.core.schedule import ScheduleConfig
 from regpt.training.config import RunConfig
-from regpt.training.events import Event, Interrupted, Noted, Saved
 from regpt.training.loop import train
 
 
@@ -31,15 +30,12 @@ class StopAfter:
         return self.left == 0
 
 
-def stop_and_resume(config: RunConfig, after: int) -> list[Event]:
-    """Run, stop after some steps, go on to the end; returns the resumed run's events."""
-    stopped: list[Event] = []
-    train(config, stopped.append, stop=StopAfter(after))
-    assert isinstance(stopped[-1], Interrupted)
-    assert stopped[-1].step == after
-    seen: list[Event] = []
-    train(config, seen.append, resume=True)
-    return seen
+def stop_and_resume(config: RunConfig, after: int) -> None:
+    """Run, stop after some steps, go on to the end."""
+    said: list[str] = []
+    train(config, say=said.append, stop=StopAfter(after))
+    assert said[-1].startswith(f"stopped after step {after} and saved. Go on with:\n  regpt train")
+    train(config, resume=True)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -92,9 +88,10 @@ def test_padding_the_vocabulary_changes_nothing(text_file: Path, tmp_path: Path)
 
 
 def test_only_what_is_wanted_is_kept(text_file: Path, tmp_path: Path) -> None:
-    seen: list[Event] = []
-    train(tiny(text_file, tmp_path / "run", save_every=1, eval_every=1, keep=2), seen.append)
-    assert [event.step for event in seen if isinstance(event, Saved)] == [1, 2, 3, 4, 5, 6]
+    said: list[str] = []
+    train(tiny(text_file, tmp_path / "run", save_every=1, eval_every=1, keep=2), say=said.append)
+    saved = [int(text.split()[1]) for text in said if "  checkpoint, " in text]
+    assert saved == [1, 2, 3, 4, 5, 6]
     folder = tmp_path / "run" / "checkpoints"
     best = (folder / "best").read_text().strip()
     assert (folder / "latest").read_text().strip() == "step-00000006"
@@ -114,12 +111,11 @@ def test_a_damaged_checkpoint_is_passed_over(text_file: Path, tmp_path: Path) ->
     damaged.write_bytes(data)
     (folder / "step-00000004" / "model.safetensors").unlink()
     forget_the_end(tmp_path / "run")
-    seen: list[Event] = []
-    train(config, seen.append, resume=True)
-    notes = [event.text for event in seen if isinstance(event, Noted)]
-    assert "step-00000006 is not sound (optimizer.safetensors does not match" in notes[0]
-    assert "step-00000004 is not sound (model.safetensors is missing)" in notes[1]
-    assert "resumed after step 2" in notes[2]
+    said: list[str] = []
+    train(config, say=said.append, resume=True)
+    assert "step-00000006 is not sound (optimizer.safetensors does not match" in notes(said)[0]
+    assert "step-00000004 is not sound (model.safetensors is missing)" in notes(said)[1]
+    assert "resumed after step 2" in notes(said)[2]
     assert losses(tmp_path / "run") == expected
 
 
@@ -236,11 +232,11 @@ def test_bad_numbers_stop_the_run_and_are_kept(text_file: Path, tmp_path: Path) 
 
 def test_bad_steps_can_be_skipped(text_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    seen: list[Event] = []
+    said: list[str] = []
     config = tiny(text_file, out, lr=1e20, skip_bad_steps=2, optimizer=OptimizerConfig(clip=None))
     with pytest.raises(UserError, match="was not applied"):
-        train(config, seen.append)
-    skipped = [event.text for event in seen if isinstance(event, Noted)]
+        train(config, say=said.append)
+    skipped = notes(said)
     assert len(skipped) == 2
     assert "skipped" in skipped[0]
     assert len(list((out / "incidents").iterdir())) == 3

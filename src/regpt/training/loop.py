@@ -1,7 +1,8 @@
 """A run: build, resume, then for each step train, record, maybe evaluate, maybe save.
 
-`train(config)` is a library function; the command line only prints what it tells its observer. One
-loop serves one process and many: the first prints and writes, all compute.
+`train(config)` is a library function: it prints nothing, it hands lines for people to `say` and the
+lines of metrics.jsonl to `observe`. One loop serves one process and many: the first tells and
+writes, all compute.
 """
 
 import time
@@ -14,22 +15,14 @@ from regpt import weights
 from regpt.core.data import Batch
 from regpt.core.train import StepResult
 from regpt.core.train import train as train_model
+from regpt.datasets.corpus import Say, silent
 from regpt.fast.kernels.build import refused
 from regpt.system.distributed import open_world
 from regpt.system.runtime import find_runtime, peak_memory
 from regpt.training.background_save import CheckpointWriter
-from regpt.training.build import StateHooks, build, decide_compile, uses_bf16_weights
+from regpt.training.build import StateHooks, build, uses_bf16_weights
 from regpt.training.config import RunConfig
-from regpt.training.events import (
-    Event,
-    Finished,
-    Interrupted,
-    Noted,
-    Observer,
-    Saved,
-    Started,
-    Stepped,
-)
+from regpt.training.describe import beginning, end, interruption
 from regpt.training.loss_plot import draw_loss
 from regpt.training.nonfinite import handle_nonfinite_step, nonfinite_reason, spike_reason
 from regpt.training.periodic_evaluation import PeriodicEvaluation
@@ -38,14 +31,18 @@ from regpt.training.run_dir import RunDirectory
 from regpt.training.state import SPIKE_WINDOW, TrainState, snapshot_bytes, take_snapshot
 from regpt.training.tensorboard import TensorBoard, check_installed
 
+Observe = Callable[[dict[str, Any]], None]
+"""Takes a line of metrics.jsonl."""
 
-def ignore(event: Event) -> None:
+
+def ignore(entry: dict[str, Any]) -> None:
     """An observer that does nothing."""
 
 
 def train(
     config: RunConfig,
-    observe: Observer = ignore,
+    observe: Observe = ignore,
+    say: Say = silent,
     *,
     resume: bool = False,
     stop: Callable[[], bool] = lambda: False,
@@ -54,7 +51,8 @@ def train(
 
     Args:
         config: the run; with `resume`, `config.out` is the directory to go on in.
-        observe: told what happens, on the first process.
+        observe: told every line of metrics.jsonl, on the first process.
+        say: told what happens, in lines for people, on the first process.
         resume: go on where the newest sound checkpoint stands.
         stop: asked after every step; True saves the run and ends it there.
 
@@ -67,23 +65,24 @@ def train(
         check_installed()
     runtime = find_runtime(config.device, dtype=config.dtype, threads=config.threads)
     with open_world(runtime) as world:
-        observe = observe if world.is_first else ignore
+        say = say if world.is_first else silent
         config = config.with_batch_tokens(world.size)
-        state = build(config, runtime, world, say=lambda text: observe(Noted(text=text)))
+        state = build(config, runtime, world, say=lambda text: say(f"note: {text}"))
         evaluation = PeriodicEvaluation(config, world)
         directory = open_directory(state, resume=resume)
         try:
             if resume and directory.is_complete(config.steps):
-                load_finished(state, directory, observe)
+                load_finished(state, directory, say)
                 return state
             if resume:
-                restore_latest(state, directory, observe)
-            run = Run(state, directory, evaluation, observe, stop)
+                restore_latest(state, directory, say)
+            say(beginning(state, directory.path, evaluation))
+            run = Run(state, directory, evaluation, observe, say, stop)
             if run.to_the_end():
                 run.finish()
-                observe(Finished(directory=directory.path, seconds=time.perf_counter() - started))
+                say(end(state, directory.path, time.perf_counter() - started))
             else:
-                observe(Interrupted(directory=directory.path, step=state.step))
+                say(interruption(state, directory.path))
         finally:
             directory.release()
         return state
@@ -97,37 +96,35 @@ class Run(StateHooks):
         state: TrainState,
         directory: RunDirectory,
         evaluation: PeriodicEvaluation,
-        observe: Observer,
+        observe: Observe,
+        say: Say,
         stop: Callable[[], bool],
     ) -> None:
         super().__init__(state)
-        self.directory, self.evaluation, self.stop = directory, evaluation, stop
-        self.observe = observe
-        self.recorders: list[Callable[[dict[str, Any]], None]] = []
-        """Where lines of metrics.jsonl are written."""
+        self.directory, self.evaluation, self.stop, self.say = directory, evaluation, stop, say
+        self.observers = [directory.append_metrics, observe] if state.world.is_first else []
         self.writer = CheckpointWriter(directory.checkpoints, keep=state.config.keep)
         self.first_step = state.step + 1
         self.stopped = False
         self.clock = time.perf_counter()
 
-    def tell(self, event: Event) -> None:
-        """Write down what has a line in metrics.jsonl, then tell the observer."""
-        entry = event.metrics()
-        if entry is not None:
-            for write in self.recorders:
-                write(entry)
-        self.observe(event)
+    def record(self, entry: dict[str, Any]) -> None:
+        """Write down a line of metrics.jsonl and show it."""
+        for observe in self.observers:
+            observe(entry)
 
     def to_the_end(self) -> bool:
         """All steps that are left; False if asked to stop before the last."""
         state, config, world = self.state, self.state.config, self.state.world
-        self.tell(describe(state, self.directory, self.evaluation))
         with ExitStack() as open_files:
             open_files.callback(self.writer.close)
-            if world.is_first:
-                self.open_recorders(open_files)
-            for event in self.evaluation.before_training(state):
-                self.tell(event)
+            if world.is_first and config.tensorboard:
+                earlier = self.directory.read_metrics()
+                board = TensorBoard(self.directory.path, earlier, step=state.step)
+                open_files.callback(board.close)
+                self.observers.insert(1, board.write)
+            for entry in self.evaluation.before_training(state):
+                self.record(entry)
             loader = state.data.loader
             rows = loader.plan.rows(world.rank, world.size)
             self.clock = time.perf_counter()
@@ -143,21 +140,12 @@ class Run(StateHooks):
         world.barrier()
         return not self.stopped
 
-    def open_recorders(self, open_files: ExitStack) -> None:
-        """metrics.jsonl, and TensorBoard's event file if asked for."""
-        self.recorders.append(self.directory.append_metrics)
-        if self.state.config.tensorboard:
-            earlier = self.directory.read_metrics()
-            board = TensorBoard(self.directory.path, earlier, step=self.state.step)
-            open_files.callback(board.close)
-            self.recorders.append(board.write)
-
     def accept(self, batch: Batch, result: StepResult) -> bool:
         """Whether loss and gradient are finite; if not, keep the evidence, or end the run."""
         reason = nonfinite_reason(result) or spike_reason(self.state, result)
         if reason is not None:
             note = handle_nonfinite_step(self.state, self.directory, batch, result, reason)
-            self.tell(Noted(text=note))
+            self.say(f"note: {note}")
             return False
         self.state.recent_losses = [*self.state.recent_losses, result.loss][-SPIKE_WINDOW:]
         return True
@@ -167,21 +155,21 @@ class Run(StateHooks):
         state, config = self.state, self.state.config
         state.step += 1
         state.tokens += batch.num_targets
-        self.tell(
-            Stepped(
-                step=state.step,
-                loss=result.loss,
-                learning_rate=state.optimizer.lr,
-                grad_norm=result.grad_norm,
-                tokens=state.tokens,
-                tokens_per_second=batch.num_targets / (time.perf_counter() - self.clock),
-                peak_memory=peak_memory(state.runtime.device),
-            )
+        self.record(
+            {
+                "step": state.step,
+                "loss": result.loss,
+                "learning_rate": state.optimizer.lr,
+                "grad_norm": result.grad_norm,
+                "tokens": state.tokens,
+                "tokens_per_second": batch.num_targets / (time.perf_counter() - self.clock),
+                "peak_memory": peak_memory(state.runtime.device),
+            }
         )
         if state.step == self.first_step:
             self.after_first_step()
-        for event in self.evaluation.after_step(state):
-            self.tell(event)
+        for entry in self.evaluation.after_step(state):
+            self.record(entry)
         last = state.step == config.steps
         self.stopped = state.world.any(self.stop()) and not last
         every = config.save_every
@@ -197,8 +185,7 @@ class Run(StateHooks):
         uses_kernels = uses_bf16_weights(state.config, state.runtime, state.world)
         reason = refused() if uses_kernels else None
         if reason is not None:
-            text = f"{reason}; training through torch's operators, which is slower"
-            self.tell(Noted(text=text))
+            self.say(f"note: {reason}; training through torch's operators, which is slower")
         if state.config.save_every and state.world.is_first:
             self.writer.allocate(snapshot_bytes(state))
 
@@ -208,7 +195,7 @@ class Run(StateHooks):
         if state.world.is_first:
             self.directory.sync_metrics()
             seconds = self.writer.save(lambda memory: take_snapshot(state, memory))
-            self.tell(Saved(step=state.step, seconds=seconds))
+            self.say(f"step {state.step:>6}  checkpoint, {seconds * 1000:.0f} ms pause")
         elif state.config.shard:
             take_snapshot(state)  # gathering whole tensors takes every process
 
@@ -225,21 +212,3 @@ class Run(StateHooks):
             draw_loss(metrics, directory.picture, title=title, vocab_size=vocab_size)
             directory.mark_finished(state.step)
         state.world.barrier()
-
-
-def describe(state: TrainState, directory: RunDirectory, evaluation: PeriodicEvaluation) -> Started:
-    """The run that is about to start."""
-    data = state.data
-    return Started(
-        config=state.config,
-        directory=directory.path,
-        place=state.runtime.describe(),
-        num_parameters=state.whole_model().num_parameters(),
-        train_tokens=len(data.loader.dataset),
-        validation_tokens=len(data.validation) if data.validation else 0,
-        steps_per_epoch=data.loader.plan.steps_per_epoch,
-        sequences=data.loader.plan.sequences,
-        processes=state.world.size,
-        compiling=decide_compile(state.config, state.runtime.device),
-        hellaswag=(len(evaluation.examples), evaluation.num_published),
-    )

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,9 +25,10 @@ from regpt.fast.decoding.topk_sampling import sample
 from regpt.system.distributed import World
 from regpt.training.build import decide_compile
 from regpt.training.config import RunConfig
-from regpt.training.events import Event, HellaSwagScored, Sampled, Validated, ValidatedQuickly
 from regpt.training.state import TrainState
 
+Entry = dict[str, Any]
+"""A line of metrics.jsonl."""
 DOWNLOAD = "download"
 """Instead of a file: the published one, fetched once."""
 QUICK_TOKENS = 1024
@@ -48,12 +50,12 @@ class PeriodicEvaluation:
             self.num_published = len(examples)
             self.examples = hellaswag.spread(examples, config.hellaswag_examples)
 
-    def before_training(self, state: TrainState) -> Iterator[Event]:
+    def before_training(self, state: TrainState) -> Iterator[Entry]:
         """What the untrained model writes; a resumed run has it already."""
         if state.step == 0:
             yield from write_samples(state)
 
-    def after_step(self, state: TrainState) -> Iterator[Event]:
+    def after_step(self, state: TrainState) -> Iterator[Entry]:
         """Whatever is due now that the step is counted; after the last step everything is."""
         config, last = self.config, state.step == self.config.steps
 
@@ -103,7 +105,7 @@ def evaluation_world(state: TrainState) -> World:
     return World(device=state.world.device) if state.config.shard else state.world
 
 
-def score_validation(state: TrainState) -> Iterator[Event]:
+def score_validation(state: TrainState) -> Iterator[Entry]:
     """Score the validation text, if there is one."""
     if state.data.validation is None:
         return
@@ -116,11 +118,21 @@ def score_validation(state: TrainState) -> Iterator[Event]:
         world=evaluation_world(state),
     )
     state.val_loss, state.val_step = result.loss, state.step
-    yield Validated(step=state.step, result=result)
+    yield {
+        "step": state.step,
+        "val_loss": result.loss,
+        "val_bits_per_byte": result.bits_per_byte,
+        "val_nats_per_character": result.nats_per_character,
+        "val_tokens": result.tokens,
+    }
 
 
-def score_quick_validation(state: TrainState) -> Iterator[Event]:
-    """Score the same few windows each time, from all over the validation text."""
+def score_quick_validation(state: TrainState) -> Iterator[Entry]:
+    """Score the same few windows each time, from all over the validation text.
+
+    The keys are not the whole text's, so that neither "best" nor a comparison of runs takes one
+    figure for the other.
+    """
     if state.data.validation is None:
         return
     block_size = state.config.block_size
@@ -134,11 +146,14 @@ def score_quick_validation(state: TrainState) -> Iterator[Event]:
         batch_tokens=batch_tokens(state.config),
         world=evaluation_world(state),
     )
-    loss = nll.sum().item() / windows.targets
-    yield ValidatedQuickly(step=state.step, loss=loss, tokens=windows.targets)
+    yield {
+        "step": state.step,
+        "quick_val_loss": nll.sum().item() / windows.targets,
+        "quick_val_tokens": windows.targets,
+    }
 
 
-def score_hellaswag(state: TrainState, examples: list[hellaswag.Example]) -> Event:
+def score_hellaswag(state: TrainState, examples: list[hellaswag.Example]) -> Entry:
     """Score the examples by the lecture's rules, in float32."""
     runtime = replace(state.runtime, dtype=torch.float32)
     model = state.whole_model()
@@ -152,10 +167,17 @@ def score_hellaswag(state: TrainState, examples: list[hellaswag.Example]) -> Eve
             world=evaluation_world(state),
         )
     acc, acc_norm = hellaswag.accuracies(answers)
-    return HellaSwagScored(step=state.step, acc=acc, acc_norm=acc_norm, examples=len(examples))
+    return {
+        "step": state.step,
+        "hellaswag_acc": acc.value,
+        "hellaswag_acc_norm": acc_norm.value,
+        "hellaswag_acc_norm_stderr": acc_norm.stderr,
+        "hellaswag_examples": len(examples),
+        "hellaswag_scoring": "lecture",
+    }
 
 
-def write_samples(state: TrainState) -> Iterator[Event]:
+def write_samples(state: TrainState) -> Iterator[Entry]:
     """Let the model continue the prompts; the random stream is its own, and the same each time."""
     config = state.config
     if not config.prompts or not (state.world.is_first or config.shard):
@@ -171,4 +193,4 @@ def write_samples(state: TrainState) -> Iterator[Event]:
         with state.runtime.autocast(), uncompiled(state):
             rows = complete(model, ids, params, generate=generate)
             samples[prompt] = [tokenizer.decode(row) for row in rows]
-    yield Sampled(step=state.step, samples=samples)
+    yield {"step": state.step, "samples": samples}

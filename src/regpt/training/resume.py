@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
+from regpt.datasets.corpus import Say
 from regpt.system.errors import UserError
 from regpt.training.checkpoint import Checkpoint, load, load_newest, name_of
-from regpt.training.events import Noted, Observer
 from regpt.training.run_dir import RunDirectory, free_name
 from regpt.training.state import TrainState, load_model, restore
 
@@ -26,15 +26,15 @@ def open_directory(state: TrainState, *, resume: bool) -> RunDirectory:
     return directory
 
 
-def load_finished(state: TrainState, directory: RunDirectory, observe: Observer) -> None:
+def load_finished(state: TrainState, directory: RunDirectory, say: Say) -> None:
     """Take the weights of a run that is complete; nothing is left to do."""
     load_model(state, directory.path)
     state.step = directory.read_record()["finished"]
     text = f"{directory.path} is complete, {state.step:,} steps: nothing is left to do"
-    observe(Noted(text=f"{text}; --steps N goes on to more, from its newest checkpoint"))
+    say(f"note: {text}; --steps N goes on to more, from its newest checkpoint")
 
 
-def restore_latest(state: TrainState, directory: RunDirectory, observe: Observer) -> None:
+def restore_latest(state: TrainState, directory: RunDirectory, say: Say) -> None:
     """Restore the newest sound checkpoint and forget what was recorded after it.
 
     The first process looks for it and the others take the same one. A run that was killed before
@@ -42,7 +42,7 @@ def restore_latest(state: TrainState, directory: RunDirectory, observe: Observer
     """
     world = state.world
     with world.fail_together():
-        checkpoint = find_checkpoint(directory, observe) if world.is_first else None
+        checkpoint = find_checkpoint(directory, say) if world.is_first else None
     step = torch.tensor(checkpoint.step if checkpoint else 0, device=world.device)
     step = int(world.sum(step).item())
     if step:
@@ -51,21 +51,21 @@ def restore_latest(state: TrainState, directory: RunDirectory, observe: Observer
         saved = checkpoint.progress["world_size"]
         if saved != world.size:
             text = f"saved by {saved} processes, resumed by {world.size}: same data, step by step"
-            observe(Noted(text=text))
-        observe(Noted(text=f"resumed after step {step} from {checkpoint.path}"))
+            say(f"note: {text}")
+        say(f"note: resumed after step {step} from {checkpoint.path}")
     else:
-        observe(Noted(text=f"{directory.path} has no checkpoint yet: it begins again"))
+        say(f"note: {directory.path} has no checkpoint yet: it begins again")
     world.barrier()
     if world.is_first:
         for change in directory.change_record(state.config, step):
-            observe(Noted(text=f"from here on {change}"))
+            say(f"note: from here on {change}")
         for dropped in directory.rewind(step):
-            observe(Noted(text=dropped))
+            say(f"note: {dropped}")
 
 
-def find_checkpoint(directory: RunDirectory, observe: Observer) -> Checkpoint | None:
+def find_checkpoint(directory: RunDirectory, say: Say) -> Checkpoint | None:
     """The newest sound checkpoint; None if none was ever completed and the run never ended."""
-    checkpoint = load_newest(directory.checkpoints, note=lambda text: observe(Noted(text=text)))
+    checkpoint = load_newest(directory.checkpoints, note=lambda text: say(f"note: {text}"))
     unsaved = "finished" not in directory.read_record() and not list(
         directory.checkpoints.glob("step-*")
     )
