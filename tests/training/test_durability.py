@@ -238,7 +238,7 @@ def test_a_save_that_fails_stops_the_training_in_one_line(
             raise UserError("no space left")
         return write_checkpoint(folder, snapshot, keep=keep)
 
-    monkeypatch.setattr("regpt.training.background_save.write_checkpoint", refuse)
+    monkeypatch.setattr("regpt.training.checkpoint.write_checkpoint", refuse)
     out = tmp_path / "run"
     config = tiny(text_file, out, steps=100_000, save_every=2, validation_fraction=0.0)
     with pytest.raises(UserError, match="no space left"):

@@ -1,6 +1,5 @@
-"""One run, one writer: the second is refused by name, and a killed holder holds nothing."""
+"""One run, one writer: the second is refused, and a killed holder holds nothing."""
 
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,7 +9,6 @@ import pytest
 from runs import losses, tiny
 
 from regpt.system.errors import UserError
-from regpt.training.lock import RunLock
 from regpt.training.loop import train
 from regpt.training.run_dir import RunDirectory
 
@@ -19,34 +17,38 @@ pytest.importorskip("fcntl", reason="no locks of files on this system")
 HOLD = """
 import sys, time
 from pathlib import Path
-from regpt.training.lock import RunLock
-RunLock(Path(sys.argv[1]))
+from regpt.training.run_dir import RunDirectory
+run = RunDirectory(Path(sys.argv[1]))
+run.lock()
 print("held", flush=True)
 time.sleep(600)
 """
 
 
 def test_a_lock_has_one_holder_at_a_time(tmp_path: Path) -> None:
-    first = RunLock(tmp_path / "lock")
-    holder = f"{tmp_path} is being trained by process {os.getpid()} on "
-    with pytest.raises(UserError) as refused:
-        RunLock(tmp_path / "lock")
-    assert str(refused.value).startswith(holder)
+    first, second = RunDirectory(tmp_path), RunDirectory(tmp_path)
+    first.lock()
+    with pytest.raises(UserError, match="is being trained by another process") as refused:
+        second.lock()
+    assert str(refused.value).startswith(f"{tmp_path} ")
     assert "\n" not in str(refused.value)
     first.release()
-    RunLock(tmp_path / "lock").release()
+    second.lock()
+    second.release()
 
 
 def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", HOLD, str(tmp_path / "lock")]
+    run = RunDirectory(tmp_path)
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"held\n"
-        with pytest.raises(UserError, match=f"by process {process.pid} on"):
-            RunLock(tmp_path / "lock")
+        with pytest.raises(UserError, match="by another process"):
+            run.lock()
         process.kill()
         process.wait()
-    RunLock(tmp_path / "lock").release()
+    run.lock()
+    run.release()
 
 
 def test_a_run_under_way_is_neither_resumed_nor_begun_again(
@@ -63,7 +65,7 @@ def test_a_run_under_way_is_neither_resumed_nor_begun_again(
                 refused.append(str(error.value))
 
     train(config, say=intrude)
-    assert "is being trained by process" in refused[0]
+    assert "is being trained by another process" in refused[0]
     assert "already holds a run" in refused[1]
     assert len(losses(tmp_path / "run")) == config.steps
     train(replace(config, steps=8), resume=True)  # its end gave the lock back
@@ -72,9 +74,10 @@ def test_a_run_under_way_is_neither_resumed_nor_begun_again(
 
 def test_a_run_that_begins_this_moment_counts(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    lock = RunLock(tmp_path / "run" / "lock")
-    with pytest.raises(UserError, match="is being trained by process"):
+    other = RunDirectory(tmp_path / "run")
+    other.lock()
+    with pytest.raises(UserError, match="is being trained by another process"):
         RunDirectory.create(tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]
-    lock.release()
+    other.release()
     RunDirectory.create(tmp_path / "run").release()

@@ -74,7 +74,6 @@ def test_a_nonfinite_step_is_replayed_from_its_own_weights(
     report = json.loads((evidence / "report.json").read_text())
     assert found["source"] == str(evidence / "model")
     assert found["fault"] == report["fault"]
-    assert found["first_layer_not_finite"] == report["first_layer_not_finite"]
     broken = {line["name"] for line in found["layers"] if line["output"]["not_finite"]}
     assert broken, "the weights are beyond float32, and so must some layer be"
     main(["replay", str(out), "--step", step])

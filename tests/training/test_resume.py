@@ -225,7 +225,6 @@ def test_bad_numbers_stop_the_run_and_are_kept(text_file: Path, tmp_path: Path) 
     (incident,) = (out / "incidents").iterdir()
     report = json.loads((incident / "report.json").read_text())
     assert report["step"] == int(incident.name[5:])
-    assert set(report["parameters"]) == set(GPT(TINY).state_dict())
     assert "sequence 0" in (incident / "batch.txt").read_text()
     GPT.from_pretrained(incident / "model")
 

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from regpt.core.model import GPT
-from regpt.system.distributed import World
 
 LOGITS = "logits"
 
@@ -108,24 +107,6 @@ def record_activations(model: GPT) -> Iterator[dict[str, LayerStats]]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def over_processes(layers: dict[str, LayerStats], world: World) -> dict[str, LayerStats]:
-    """The same lines over the whole global batch; every process must ask."""
-    if world.size == 1:
-        return layers
-    stats = [stat for layer in layers.values() for stat in (layer.output, layer.gradient)]
-    table = torch.zeros(len(stats), 3 + world.size, dtype=torch.float64)
-    for row, stat in zip(table, stats, strict=True):
-        row[:3] = torch.tensor([stat.numbers, stat.squares, stat.not_finite])
-        row[3 + world.rank] = stat.largest
-    rows = world.sum(table.to(world.device)).tolist()
-    summed = [
-        TensorStats(numbers=int(n), squares=squares, not_finite=int(bad), largest=max(largest))
-        for n, squares, bad, *largest in rows
-    ]
-    pairs = zip(layers, summed[::2], summed[1::2], strict=True)
-    return {name: LayerStats(name=name, output=out, gradient=grad) for name, out, grad in pairs}
 
 
 def first_not_finite(layers: dict[str, LayerStats]) -> str | None:

@@ -21,6 +21,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -110,6 +111,38 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, *, keep: int) -> Path:
     replace_files(folder, {file: f"{name}\n".encode() for file, name in names.items()})
     prune(folder, keep)
     return path
+
+
+class CheckpointWriter:
+    """Writes a run's checkpoints in a thread, one at a time, while training goes on."""
+
+    def __init__(self, folder: Path, *, keep: int) -> None:
+        self.folder = folder
+        self.keep = keep
+        self.pool = ThreadPoolExecutor(1, "checkpoint")
+        self.pending: Future[Path] | None = None
+
+    def save(self, take: Callable[[], Snapshot]) -> None:
+        """Take a snapshot now, once the save before has ended; write it in the thread."""
+        self.wait()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.pending = self.pool.submit(write_checkpoint, self.folder, take(), keep=self.keep)
+
+    def check(self) -> None:
+        """Raise what the save under way met, if it has ended; does not wait."""
+        if self.pending is not None and self.pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for the save under way; raises what it met."""
+        if self.pending is not None:
+            pending, self.pending = self.pending, None
+            pending.result()
+
+    def close(self) -> None:
+        """Wait, and end the thread."""
+        with self.pool:
+            self.wait()
 
 
 def read_pointer(folder: Path, pointer: str) -> str | None:

@@ -19,8 +19,8 @@ from regpt.datasets.corpus import Say, silent
 from regpt.fast.kernels.build import refused
 from regpt.system.distributed import open_world
 from regpt.system.runtime import find_runtime, peak_memory
-from regpt.training.background_save import CheckpointWriter
 from regpt.training.build import StateHooks, build, uses_bf16_weights
+from regpt.training.checkpoint import CheckpointWriter
 from regpt.training.config import RunConfig
 from regpt.training.describe import beginning, end, interruption
 from regpt.training.loss_plot import draw_loss
@@ -28,7 +28,7 @@ from regpt.training.nonfinite import handle_nonfinite_step, nonfinite_reason, sp
 from regpt.training.periodic_evaluation import PeriodicEvaluation
 from regpt.training.resume import load_finished, open_directory, restore_latest
 from regpt.training.run_dir import RunDirectory
-from regpt.training.state import SPIKE_WINDOW, TrainState, snapshot_bytes, take_snapshot
+from regpt.training.state import SPIKE_WINDOW, TrainState, take_snapshot
 from regpt.training.tensorboard import TensorBoard, check_installed
 
 Observe = Callable[[dict[str, Any]], None]
@@ -144,7 +144,7 @@ class Run(StateHooks):
         """Whether loss and gradient are finite; if not, keep the evidence, or end the run."""
         reason = nonfinite_reason(result) or spike_reason(self.state, result)
         if reason is not None:
-            note = handle_nonfinite_step(self.state, self.directory, batch, result, reason)
+            note = handle_nonfinite_step(self.state, self.directory, result, reason)
             self.say(f"note: {note}")
             return False
         self.state.recent_losses = [*self.state.recent_losses, result.loss][-SPIKE_WINDOW:]
@@ -167,7 +167,7 @@ class Run(StateHooks):
             }
         )
         if state.step == self.first_step:
-            self.after_first_step()
+            self.explain_missing_kernels()
         for entry in self.evaluation.after_step(state):
             self.record(entry)
         last = state.step == config.steps
@@ -179,22 +179,22 @@ class Run(StateHooks):
         self.writer.check()
         return not self.stopped
 
-    def after_first_step(self) -> None:
-        """Say why the C kernels are not used, if so; allocate the memory of checkpoints."""
+    def explain_missing_kernels(self) -> None:
+        """Say why the C kernels are not used, if so."""
         state = self.state
         uses_kernels = uses_bf16_weights(state.config, state.runtime, state.world)
         reason = refused() if uses_kernels else None
         if reason is not None:
             self.say(f"note: {reason}; training through torch's operators, which is slower")
-        if state.config.save_every and state.world.is_first:
-            self.writer.allocate(snapshot_bytes(state))
 
     def save(self) -> None:
         """Start a checkpoint; training goes on once the numbers are copied."""
         state = self.state
         if state.world.is_first:
             self.directory.sync_metrics()
-            seconds = self.writer.save(lambda memory: take_snapshot(state, memory))
+            started = time.perf_counter()
+            self.writer.save(lambda: take_snapshot(state))
+            seconds = time.perf_counter() - started
             self.say(f"step {state.step:>6}  checkpoint, {seconds * 1000:.0f} ms pause")
         elif state.config.shard:
             take_snapshot(state)  # gathering whole tensors takes every process

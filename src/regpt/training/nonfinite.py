@@ -4,39 +4,28 @@ With `spike_score`, so is a step whose loss is far above those before it.
 
 RUN/incidents/step-N/ then holds
 
-    report.json    step, loss, gradient norm, the reason; activations per layer, and the first
-                   layer that is not finite; weights and gradients per parameter
+    report.json    step, loss, gradient norm, the reason, the losses before
     batch.txt      the texts of the batch
     model/         the weights that met it, a model directory; of the newest KEPT_MODELS only
 
 and training stops, naming the directory; or goes on without the step, up to `skip_bad_steps` times.
-`regpt replay RUN --step N` computes such a step again in float32; one without weights, from the
-checkpoint before it.
+`regpt replay RUN --step N` computes such a step again in float32, layer by layer; one without
+weights, from the checkpoint before it.
 """
 
 import math
 import statistics
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from regpt import weights
-from regpt.core.data import Batch, describe_batch
-from regpt.core.model import GPT
+from regpt.core.data import describe_batch
 from regpt.core.tokenizer import get_tokenizer
 from regpt.core.train import StepResult
 from regpt.system.distributed import full
 from regpt.system.errors import UserError
 from regpt.system.files import new_directory, replace_files, writing_to
 from regpt.system.json_text import finite, json_bytes
-from regpt.training.activation_stats import (
-    LayerStats,
-    first_not_finite,
-    over_processes,
-    record_activations,
-)
 from regpt.training.checkpoint import remove
 from regpt.training.run_dir import RunDirectory
 from regpt.training.state import SPIKE_WINDOW, TrainState
@@ -67,29 +56,6 @@ def spike_reason(state: TrainState, result: StepResult) -> str | None:
     return f"loss {result.loss:.4f} is {above}"
 
 
-@torch.no_grad()
-def activation_statistics(state: TrainState, batch: Batch) -> dict[str, LayerStats]:
-    """A forward of the batch again, in the run's own dtype, with every layer recorded."""
-    with record_activations(state.model) as layers, state.runtime.autocast():
-        for x in batch.x.split(state.config.batch_size):
-            state.model.hidden(x)
-    return over_processes(layers, state.world)
-
-
-def parameter_statistics(model: GPT) -> dict[str, dict[str, float | int]]:
-    """Per parameter: norms and non-finite counts of weight and gradient."""
-    report: dict[str, dict[str, float | int]] = {}
-    for name, parameter in model.named_parameters():
-        entry = report[name] = {}
-        for kind, tensor in (("weight", parameter.detach()), ("grad", parameter.grad)):
-            if tensor is not None:
-                tensor = full(tensor).float()
-                entry[f"{kind}_norm"] = tensor.norm().item()
-                entry[f"{kind}_max"] = tensor.abs().max().item()
-                entry[f"{kind}_not_finite"] = int((~tensor.isfinite()).sum())
-    return report
-
-
 def report_directory(directory: RunDirectory, step: int) -> Path:
     """Where a step's evidence lies; steps count from 1, as in metrics.jsonl."""
     return directory.nonfinite / f"step-{step:08d}"
@@ -104,20 +70,16 @@ def remove_oldest_models(directory: RunDirectory) -> None:
 
 
 def write_report(
-    state: TrainState, directory: RunDirectory, batch: Batch, result: StepResult, reason: str
+    state: TrainState, directory: RunDirectory, result: StepResult, reason: str
 ) -> Path:
     """Keep the step's evidence; every process must ask."""
     path = report_directory(directory, state.step + 1)
-    layers = activation_statistics(state, batch)
-    report: dict[str, Any] = {
+    report = {
         "step": state.step + 1,
         "fault": reason,
         "loss": result.loss,
         "grad_norm": result.grad_norm,
         "recent_losses": state.recent_losses[-16:],
-        "first_layer_not_finite": first_not_finite(layers),
-        "layers": [layer.to_json() for layer in layers.values()],
-        "parameters": parameter_statistics(state.model),
     }
     tensors = {name: full(t.detach()).cpu() for name, t in state.whole_model().state_dict().items()}
     texts = describe_batch(state.data.loader, state.step, get_tokenizer())
@@ -136,16 +98,16 @@ def write_report(
 
 
 def handle_nonfinite_step(
-    state: TrainState, directory: RunDirectory, batch: Batch, result: StepResult, reason: str
+    state: TrainState, directory: RunDirectory, result: StepResult, reason: str
 ) -> str:
     """Keep the evidence; returns a note that the step is skipped, or raises UserError."""
-    path = write_report(state, directory, batch, result, reason)
+    path = write_report(state, directory, result, reason)
     state.world.barrier()
     state.bad_steps += 1
     left = state.config.skip_bad_steps - state.bad_steps
     if left < 0:
         raise UserError(
-            f"step {state.step + 1}: {reason}; the step was not applied. Its batch and statistics "
+            f"step {state.step + 1}: {reason}; the step was not applied. Its batch and weights "
             f"are in {path}: look with regpt replay {directory.path} --step {state.step + 1}, "
             "lower --lr, or allow --skip-bad-steps N"
         )

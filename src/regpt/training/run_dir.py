@@ -8,7 +8,7 @@
     events.out.*    the figures for TensorBoard (tensorboard.py), if asked for
     checkpoints/    what a resume needs (checkpoint.py), if any was asked for
     incidents/      steps that were not finite (nonfinite.py), if any
-    lock            held by the process that trains (lock.py)
+    lock            held by the process that trains; the system frees it when that ends
 
 A directory that already holds a run is never written to but by its resume, one at a time.
 """
@@ -21,12 +21,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypedDict
 
+from filelock import FileLock, Timeout
+
 from regpt.system.errors import UserError
 from regpt.system.files import replace_files, writing_to
 from regpt.system.json_text import check_types, finite, json_bytes, read_json
 from regpt.system.jsonl import read_lines
 from regpt.training.config import RunConfig
-from regpt.training.lock import RunLock
 
 NAMED_LINES = 5
 LARGEST_COUNT, LARGEST_NUMBER = 1 << 53, 1e100
@@ -136,16 +137,22 @@ class RunDirectory:
         self.samples = path / "samples.txt"
         self.checkpoints = path / "checkpoints"
         self.nonfinite = path / "incidents"
-        self._lock: RunLock | None = None
+        self._lock = FileLock(path / "lock")
 
     def lock(self) -> None:
         """Be the one process that writes here, until `release` or the process ends."""
-        self._lock = RunLock(self.path / "lock")
+        with writing_to(self.path / "lock"):
+            try:
+                self._lock.acquire(blocking=False)
+            except Timeout:
+                raise UserError(
+                    f"{self.path} is being trained by another process: wait for it or end it, or "
+                    "name another directory with --out"
+                ) from None
 
     def release(self) -> None:
         """Let another process write here."""
-        if self._lock is not None:
-            self._lock.release()
+        self._lock.release()
 
     @classmethod
     def create(cls, path: Path) -> "RunDirectory":

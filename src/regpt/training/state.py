@@ -15,7 +15,6 @@ from regpt.fast.training.compact_vocabulary import CompactVocabulary, expand
 from regpt.system.distributed import World, full
 from regpt.system.errors import UserError
 from regpt.system.runtime import Runtime
-from regpt.training.background_save import HostMemory, aligned_size
 from regpt.training.checkpoint import Checkpoint, Snapshot
 from regpt.training.config import RunConfig
 from regpt.training.distributed import GradientSum, fill
@@ -58,24 +57,11 @@ class TrainState:
         return self.model if self.vocabulary is None else expand(self.model, self.vocabulary)
 
 
-def snapshot_bytes(state: TrainState) -> int:
-    """The memory that a snapshot's copies take, once the optimizer has its state."""
-    sizes = [aligned_size(tensor) for tensor in state.whole_model().state_dict().values()]
-
-    def count(tensor: torch.Tensor) -> torch.Tensor:
-        sizes.append(aligned_size(tensor))
-        return torch.empty(tensor.shape, device="meta")
-
-    state_tensors(state.optimizer, count)
-    return sum(sizes)
-
-
-def take_snapshot(state: TrainState, memory: HostMemory | None = None) -> Snapshot:
+def take_snapshot(state: TrainState) -> Snapshot:
     """A copy in host memory; with a sharded model every process must ask."""
-    memory = memory or HostMemory()
 
     def copy(tensor: torch.Tensor) -> torch.Tensor:
-        return memory.copy(full(tensor.detach()))
+        return full(tensor.detach()).to("cpu", copy=True)
 
     vocab_size = state.config.model.vocab_size
     whole = state.whole_model().state_dict()
