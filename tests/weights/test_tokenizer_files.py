@@ -178,18 +178,16 @@ def test_another_vocabulary_of_the_same_size(directory: Path, tmp_path: Path) ->
     vocabulary = json.loads((directory / "vocab.json").read_text(encoding="utf-8"))
     vocabulary["the"], vocabulary["cat"] = vocabulary["cat"], vocabulary["the"]
     (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
-    message = refusal(tmp_path)
-    assert "vocab.json" in message
-    assert "'the'" in message
+    assert "vocab.json: not GPT-2's tokenizer (another vocabulary" in refusal(tmp_path)
 
 
 def test_merges_in_another_order(directory: Path, tmp_path: Path) -> None:
     lines = (directory / "merges.txt").read_text(encoding="utf-8").splitlines()
     lines[500], lines[501] = lines[501], lines[500]
     (tmp_path / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
-    assert "merge 500 is" in refusal(tmp_path)
+    assert "other merges, 50000 of them" in refusal(tmp_path)
     (tmp_path / "merges.txt").write_text("\n".join(lines[:9]), encoding="utf-8")
-    assert "8 merges, expected 50000" in refusal(tmp_path)
+    assert "other merges, 8 of them" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(

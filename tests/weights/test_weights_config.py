@@ -17,7 +17,6 @@ from regpt.weights.config import (
     DEFAULT_DROPOUT,
     DEFAULT_EPSILON,
     DROPOUTS,
-    HARMLESS,
     IMPLEMENTED,
     hugging_face_config,
 )
@@ -186,9 +185,7 @@ def test_a_needed_setting_that_is_missing_is_named(tmp_path: Path, name: str) ->
         ("tie_word_embeddings", False),
         ("pruned_heads", {"0": [1]}),
         ("quantization_config", {"bits": 4}),
-        ("per_layer_config", {"0": {"n_head": 1}}),
         ("auto_map", {"AutoModel": "modeling.Model"}),
-        ("rope_theta", 10000.0),
         ("embd_pdrop", 0.2),
         ("attn_pdrop", 0.2),
         ("resid_pdrop", 0.2),
@@ -200,9 +197,13 @@ def test_what_we_do_not_implement_is_refused_by_name(
     assert name in refusal(tmp_path, SMALLEST | {name: value})
 
 
+def test_what_transformers_does_not_read_is_passed_over(tmp_path: Path) -> None:
+    assert read(tmp_path, SMALLEST | {"rope_theta": 10000.0}) == read(tmp_path, SMALLEST)
+
+
 def test_all_that_is_wrong_is_named_at_once(tmp_path: Path) -> None:
-    message = refusal(tmp_path, SMALLEST | {"n_inner": 5, "alibi": True, "n_head": 0})
-    assert all(name in message for name in ("n_inner", "alibi", "n_head"))
+    message = refusal(tmp_path, SMALLEST | {"n_inner": 5, "auto_map": {}, "n_head": 0})
+    assert all(name in message for name in ("n_inner", "auto_map", "n_head"))
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt_neo", "openai-gpt", 2])
@@ -249,12 +250,8 @@ def test_what_we_write_we_read(tmp_path: Path, config: dict[str, int | float]) -
     assert (theirs.n_ctx, theirs.dtype) == (config["block_size"], torch.float32)
 
 
-def test_no_setting_is_both_harmless_and_not() -> None:
-    assert not HARMLESS & IMPLEMENTED.keys()
-
-
 @pytest.mark.parametrize("change", [{"reorder_and_upcast_attn": True}, {"is_decoder": True}])
-def test_what_is_called_harmless_changes_no_logits(change: dict[str, bool]) -> None:
+def test_what_is_passed_over_changes_no_logits(change: dict[str, bool]) -> None:
     logits = []
     for settings_ in ({}, change):
         torch.manual_seed(0)

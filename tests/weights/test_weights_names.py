@@ -61,8 +61,7 @@ def test_prefixes_are_stripped_in_any_order() -> None:
     assert strip_prefixes("lm_head.weight") == "lm_head.weight"
 
 
-def test_summaries_name_everything_once() -> None:
-    names = ["wte.weight", *(f"h.{i}.ln_1.bias" for i in (11, 0, 1, 2, 5)), "h.1.ln_2.bias"]
-    assert summarize(names) == "wte.weight, h.0-2,5,11.ln_1.bias, h.1.ln_2.bias"
-    assert summarize(["model.layers.3.up.weight"]) == "model.layers.3.up.weight"
-    assert summarize([]) == ""
+def test_summaries_name_the_first() -> None:
+    names = [f"h.{layer}.ln_1.bias" for layer in range(12)]
+    assert summarize(names) == f"{', '.join(names[:8])} and 4 more"
+    assert summarize(names[:8]) == ", ".join(names[:8])

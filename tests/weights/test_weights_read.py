@@ -146,7 +146,7 @@ def test_every_tensor_is_accounted_for_in_one_error(tmp_path: Path, form: str) -
     stored["transformer.wpe.weight"] = torch.zeros(15, 8)
     stored["transformer.h.1.mlp.c_fc.weight"] = torch.zeros(32, 8)  # nn.Linear's way round
     message = refusal(save(tmp_path, stored, form=form))
-    assert "missing h.0-1.ln_1.bias, ln_f.weight;" in message
+    assert "missing h.0.ln_1.bias, h.1.ln_1.bias, ln_f.weight;" in message
     assert "unexpected" in message
     assert "score.weight" in message
     assert "transformer.h.5.attn.extra" in message

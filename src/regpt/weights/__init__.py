@@ -9,8 +9,8 @@ them. This one form serves the hub's models, our own runs and our exports. The w
 
 and the way out, `write_model(directory, tensors, settings)`. The rules of the house:
 
-- nothing is guessed and nothing ignored: a setting we do not implement is refused by name, and
-  every tensor is accounted for, missing, unexpected and misshapen ones in one error;
+- nothing is guessed: a setting that would change the numbers is refused by name, and every tensor
+  is accounted for, missing, unexpected and misshapen ones in one error;
 - nothing is executed: pickles are read as tensors only;
 - nothing is half-written: a directory or a file is there whole or not at all;
 - one copy of the model in memory: tensors go through one by one (read.py, write.py).

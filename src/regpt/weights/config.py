@@ -1,9 +1,8 @@
 """config.json, both ways: Hugging Face's settings of a GPT-2 and the fields of our GPTConfig.
 
-A setting is one of four kinds, and each is in a table below: a size we need, a setting that
-changes the mathematics and of which we implement some values, a setting known to have no part in
-the forward pass, and everything else. Everything else is refused by name: a setting we have never
-heard of may be the one that makes this model another model. A setting that is null is not set.
+The sizes are needed, and a setting that changes the mathematics of transformers' GPT-2 must have a
+value that we implement (the two tables below). Any other setting is passed over, as transformers
+does. A setting that is null is not set.
 """
 
 from collections.abc import Mapping
@@ -40,47 +39,18 @@ IMPLEMENTED: dict[str, tuple[object, ...]] = {
     "tie_encoder_decoder": (False,),
     "tie_word_embeddings": (True,),
     "pruned_heads": ({},),
+    # weights in a form of their own; another model under GPT-2's name
+    "quantization_config": (None,),
+    "auto_map": (None,),
 }
 """Settings that change the mathematics, with the values that mean GPT-2."""
-
-_HARMLESS_GROUPS = (
-    # what the file is, who wrote it, for which class and in which dtype (read from the tensors)
-    "_name_or_path name_or_path _commit_hash architectures dtype torch_dtype transformers_version "
-    "tokenizer_class finetuning_task tf_legacy_loss torchscript use_bfloat16",
-    # how to begin and how to run: checkpointing, caching, what to return, and the same attention
-    # in another order (reorder_and_upcast_attn computes it in fp32, as we do anyway)
-    "initializer_range gradient_checkpointing use_cache reorder_and_upcast_attn is_decoder "
-    "_attn_implementation attn_implementation _attn_implementation_autoset "
-    "_attn_implementation_internal "
-    "chunk_size_feed_forward cross_attention_hidden_size output_attentions output_hidden_states "
-    "output_past return_dict tie_last_hidden_states",
-    # n_positions once more, for readers of the first versions; where the two differ, transformers
-    # takes n_positions, and so do we
-    "n_ctx",
-    # classification heads, which we do not have: their tensors would be refused
-    "summary_activation summary_first_dropout summary_proj_to_labels summary_type "
-    "summary_use_proj id2label label2id num_labels _num_labels problem_type n_special "
-    "predict_special_tokens",
-    # text generation, which the caller decides here
-    "bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id prefix "
-    "task_specific_params bad_words_ids begin_suppress_tokens diversity_penalty do_sample "
-    "early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty "
-    "forced_bos_token_id forced_eos_token_id length_penalty max_length min_length "
-    "no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_scores "
-    "remove_invalid_values repetition_penalty return_dict_in_generate suppress_tokens temperature "
-    "top_k top_p typical_p",
-)
-HARMLESS = frozenset(name for group in _HARMLESS_GROUPS for name in group.split())
-"""Settings with no part in the forward pass of a language model."""
-
-_HANDLED = {"model_type", "n_inner", "layer_norm_epsilon", *DROPOUTS}.union(*SIZES.values())
 
 
 def read_config(directory: Path) -> dict[str, int | float]:
     """The keyword arguments of GPTConfig that a directory's config.json asks for.
 
     Raises `UserError` in one line for a file that is missing or damaged, for another architecture,
-    for sizes that are missing, and for every setting we do not implement, each by name.
+    for sizes that are missing, and for every value we do not implement, each by name.
     """
     path = directory / FILE_NAME
     settings = _read_json(path)
@@ -151,11 +121,6 @@ def _unimplemented(settings: Mapping[str, object]) -> list[str]:
     inner = settings.get("n_inner")
     if inner is not None and isinstance(width, int) and inner != 4 * width:
         problems.append(f"n_inner {inner!r} is not implemented (only 4 n_embd = {4 * width})")
-    unknown = settings.keys() - IMPLEMENTED.keys() - HARMLESS - _HANDLED
-    problems += [
-        f"setting {name!r} is unknown to regpt and might change the model"
-        for name in sorted(unknown)
-    ]
     return problems
 
 

@@ -13,15 +13,16 @@ so little is left to translate:
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 PREFIXES = ("transformer.", "module.", "_orig_mod.")
 EMBEDDING = "wte.weight"
 HEAD = "lm_head.weight"
+NAMED = 8
+"""Tensors that an error names."""
 
 _CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 _MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def tensor_shapes(config: Mapping[str, int | float]) -> dict[str, tuple[int, ...]]:
@@ -70,29 +71,7 @@ def strip_prefixes(key: str) -> str:
     return key
 
 
-def summarize(names: Iterable[str]) -> str:
-    """All the names, with runs of layers drawn together: `h.0-11.ln_1.bias, wte.weight`.
-
-    >>> summarize(["h.0.ln_1.bias", "h.1.ln_1.bias", "h.3.ln_1.bias", "wte.weight"])
-    'h.0-1,3.ln_1.bias, wte.weight'
-    """
-    layers: dict[str, list[int]] = {}
-    for name in names:
-        number = _NUMBER.search(name)
-        pattern = _NUMBER.sub("\0", name, count=1)
-        layers.setdefault(pattern, []).extend([int(number[0])] if number else [])
-    return ", ".join(
-        pattern.replace("\0", _runs(numbers)) if numbers else pattern
-        for pattern, numbers in layers.items()
-    )
-
-
-def _runs(numbers: list[int]) -> str:
-    """Numbers as runs: 0-2,5."""
-    runs: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if runs and runs[-1][-1] == number - 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+def summarize(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    first, more = names[:NAMED], len(names) - NAMED
+    return ", ".join(first) + (f" and {more} more" if more > 0 else "")

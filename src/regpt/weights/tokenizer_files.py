@@ -12,7 +12,7 @@ replayed for the few where several cuts are possible.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
@@ -174,7 +174,7 @@ def check_tokenizer(directory: Path) -> None:
     Compares vocab.json, merges.txt, tokenizer.json and the settings that change tokens, whichever
     are there. Raises `UserError` naming the file and what differs.
     """
-    checks = {
+    checks: dict[str, Callable[[str], str | None]] = {
         "vocab.json": lambda text: _differs_in_vocabulary(parse_json(text)),
         "merges.txt": lambda text: _differs_in_merges(
             [line for line in text.splitlines() if line and not line.startswith("#version")]
@@ -214,42 +214,29 @@ def _refuse(path: Path, difference: str) -> NoReturn:
 
 def _differs_in_vocabulary(theirs: dict[str, int]) -> str | None:
     in_order = dict(sorted(theirs.items(), key=lambda item: item[1]))
-    if hashlib.sha256(_as_vocab_json(in_order)).hexdigest() == VOCABULARY_DIGEST:
-        return None
-    ours = spelled_vocabulary()
-    if len(theirs) != len(ours):
-        return f"{len(theirs)} tokens, expected {len(ours)}"
-    for token, i in ours.items():
-        if theirs.get(token) != i:
-            return f"token {token!r} has id {theirs.get(token)}, expected {i}"
-    return "its ids are not whole numbers"
+    same = hashlib.sha256(_as_vocab_json(in_order)).hexdigest() == VOCABULARY_DIGEST
+    return None if same else f"another vocabulary, of {len(theirs)} tokens"
 
 
 def _differs_in_merges(theirs: list[str]) -> str | None:
-    if hashlib.sha256(_as_merges_txt(theirs)).hexdigest() == MERGES_DIGEST:
-        return None
-    ours = spelled_merges()
-    if len(theirs) != len(ours):
-        return f"{len(theirs)} merges, expected {len(ours)}"
-    i = next(i for i, merge in enumerate(ours) if theirs[i] != merge)
-    return f"merge {i + 1} is {theirs[i]!r}, expected {ours[i]!r}"
+    same = hashlib.sha256(_as_merges_txt(theirs)).hexdigest() == MERGES_DIGEST
+    return None if same else f"other merges, {len(theirs)} of them"
 
 
 def _differs_as_a_whole(whole: dict[str, Any]) -> str | None:
     """tokenizer.json: the model, and every step around it that could change tokens."""
-    model = whole["model"]
-    if model.get("type", "BPE") != "BPE":
-        return f"model type {model['type']}, expected BPE"
-    if whole.get("normalizer") is not None:
-        return f"normalizer {whole['normalizer'].get('type')}, expected none"
-    splitter = whole.get("pre_tokenizer") or {}
-    if splitter.get("type") != "ByteLevel" or not splitter.get("use_regex", True):
-        return f"pre_tokenizer {splitter.get('type')}, expected ByteLevel with its pattern"
-    if splitter.get("add_prefix_space"):
-        return "add_prefix_space is true"
+    model, splitter = whole["model"], whole.get("pre_tokenizer") or {}
     last = whole.get("post_processor") or {"type": "ByteLevel"}
-    if last.get("type") != "ByteLevel":
-        return f"post_processor {last.get('type')}, expected ByteLevel"
+    right = {
+        "model": model.get("type", "BPE") == "BPE",
+        "normalizer": whole.get("normalizer") is None,
+        "pre_tokenizer": splitter.get("type") == "ByteLevel"
+        and splitter.get("use_regex", True)
+        and not splitter.get("add_prefix_space"),
+        "post_processor": last.get("type") == "ByteLevel",
+    }
+    if wrong := [part for part, is_right in right.items() if not is_right]:
+        return f"another {', '.join(wrong)}"
     added = {token["content"]: token["id"] for token in whole.get("added_tokens") or []}
     # newer writers keep the special token out of the vocabulary proper
     special = {token: i for token, i in added.items() if token == END_OF_TEXT}

@@ -22,7 +22,7 @@ from regpt.core.tokenizer import VOCAB_SIZE
 from regpt.system.errors import UserError
 from regpt.system.files import Content, is_leftover, new_directory, replace_files
 from regpt.weights.config import FILE_NAME, end_of_text_id, hugging_face_config
-from regpt.weights.names import EMBEDDING, is_transposed, summarize, tensor_shapes
+from regpt.weights.names import EMBEDDING, is_transposed, tensor_shapes
 from regpt.weights.tokenizer_files import tokenizer_files
 
 PREFIX = "transformer."
@@ -68,7 +68,8 @@ def _contents(
     tensors: Mapping[str, torch.Tensor], config: Mapping[str, int | float]
 ) -> dict[str, Content]:
     """Every file of the layout, config.json last: the seal."""
-    _check(tensors, config)
+    shapes = tensor_shapes(config)
+    assert tensors.keys() == shapes.keys(), f"not a GPT-2's: {tensors.keys() ^ shapes.keys()}"
     settings = hugging_face_config(
         config, dtype=str(tensors[EMBEDDING].dtype).removeprefix("torch.")
     )
@@ -86,28 +87,6 @@ def _contents(
 
 def _json(settings: Mapping[str, object]) -> bytes:
     return json.dumps(settings, indent=2, sort_keys=True).encode() + b"\n"
-
-
-def _check(tensors: Mapping[str, torch.Tensor], config: Mapping[str, int | float]) -> None:
-    """Refuse tensors that are not the GPT-2 that `config` describes."""
-    shapes = tensor_shapes(config)
-    problems = []
-    if missing := [name for name in shapes if name not in tensors]:
-        problems.append(f"missing {summarize(missing)}")
-    if unexpected := [name for name in tensors if name not in shapes]:
-        problems.append(f"unexpected {summarize(unexpected)}")
-    misfits = []
-    for name in shapes.keys() & tensors.keys():
-        shape, dtype = tuple(tensors[name].shape), tensors[name].dtype
-        rows_to_spare = shape[0] - shapes[name][0] if name == EMBEDDING else 0
-        if dtype not in DTYPES or (shape[0] - rows_to_spare, *shape[1:]) != shapes[name]:
-            misfits.append(f"{name} is {shape} {dtype} instead of {shapes[name]}")
-        elif rows_to_spare < 0:
-            misfits.append(f"{name} has {shape[0]} rows for {shapes[name][0]} tokens")
-    if misfits:
-        problems.append(f"misshapen {summarize(sorted(misfits))}")
-    if problems:
-        raise UserError(f"not the GPT-2 of its config: {'; '.join(problems)}")
 
 
 def _stored(
