@@ -31,7 +31,7 @@ from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 
-from regpt.datasets.corpus import Corpus, Document, Progress, TextFile, count_characters, ignore
+from regpt.datasets.corpus import Corpus, Document, Say, TextFile, count_characters, silent
 from regpt.system.cache_folder import cache_folder, file_lock
 from regpt.system.errors import UserError
 from regpt.system.files import refuse_device, replace_files
@@ -57,16 +57,8 @@ DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 STATEMENTS = (ast.stmt, ast.ExceptHandler, ast.match_case)
 
 
-def load_corpus(
-    sources: Sequence[str | Path],
-    *,
-    cache_dir: Path | None = None,
-    progress: Progress = ignore,
-) -> Corpus:
-    """One name from CORPORA, or files.
-
-    `cache_dir` is for what is downloaded; `progress` hears of a download, and of files read over.
-    """
+def load_corpus(sources: Sequence[str | Path], *, say: Say = silent) -> Corpus:
+    """One name from CORPORA, or files. `say` is told of a download, and of large files."""
     if isinstance(sources, str | Path):  # a str is a Sequence[str], so no type checker objects
         sources = [sources]
     if not sources:
@@ -79,13 +71,13 @@ def load_corpus(
     if named == ["pydocs"]:
         return Corpus("pydocs", read_pydocs())
     if named == ["shakespeare"]:
-        return Corpus("shakespeare", (read_shakespeare(cache_dir, progress),))
+        return Corpus("shakespeare", (read_shakespeare(say),))
     paths = [Path(source) for source in sources]
     name = ", ".join(path.name for path in paths)
-    return Corpus(name, tuple(read_text_file(path, progress) for path in paths))
+    return Corpus(name, tuple(read_text_file(path, say) for path in paths))
 
 
-def read_text_file(path: Path, progress: Progress = ignore) -> Document:
+def read_text_file(path: Path, say: Say = silent) -> Document:
     """One UTF-8 file, read over once: every character as it stands, but for a byte order mark.
 
     What is not on a disk, as a pipe, can be read only once: it is held in memory.
@@ -96,10 +88,10 @@ def read_text_file(path: Path, progress: Progress = ignore) -> Document:
             raise UserError(f"data {shown} is a folder; name the files in it")
         refuse_device(path)
         if path.is_file():
-            text = TextFile.check(path, progress)
+            text = TextFile.check(path, say)
         else:
             data = path.read_bytes()
-            start, _ = count_characters(io.BytesIO(data), path, lambda n: progress(n, len(data)))
+            start, _ = count_characters(io.BytesIO(data), path)
             text = data[start:].decode()
     except FileNotFoundError:
         names = ", ".join(CORPORA)
@@ -111,16 +103,16 @@ def read_text_file(path: Path, progress: Progress = ignore) -> Document:
     return text
 
 
-def read_shakespeare(cache_dir: Path | None = None, progress: Progress = ignore) -> str:
+def read_shakespeare(say: Say = silent) -> str:
     """Tiny Shakespeare from the cache folder, downloaded into it first where need be."""
     data = download_once(
         "shakespeare",
         SHAKESPEARE_URL,
-        (cache_folder() if cache_dir is None else cache_dir) / "tinyshakespeare.txt",
+        cache_folder() / "tinyshakespeare.txt",
         verify=verify_shakespeare,
         limit=SHAKESPEARE_BYTES,
         way_out="give a text with --data FILE, or take --data pydocs",
-        progress=progress,
+        say=say,
     )
     return data.decode("utf-8")
 
@@ -140,7 +132,7 @@ def download_once(
     verify: Callable[[bytes], None],
     limit: int,
     way_out: str,
-    progress: Progress = ignore,
+    say: Say = silent,
 ) -> bytes:
     """The bytes of a file, downloaded where it is absent or damaged; one process does it.
 
@@ -151,7 +143,7 @@ def download_once(
         verify: raises OSError for other bytes than expected; asked at every reading.
         limit: bytes to read at most, about.
         way_out: completes the error: what to do without a network.
-        progress: told bytes so far and in all.
+        say: told of a download.
 
     Raises:
         UserError: it is not there, and cannot be downloaded or kept.
@@ -164,12 +156,12 @@ def download_once(
 
     with contextlib.suppress(OSError):  # absent, damaged, or not readable: writing will tell why
         return kept()
-    progress(0, limit)
+    say(f"downloading {name}, {limit / 1e6:.1f} MB at most, from {url}")
     try:
         with file_lock(path):
             with contextlib.suppress(OSError):  # another process has fetched it meanwhile
                 return kept()
-            data = download(url, limit=limit, progress=progress)
+            data = download(url, limit=limit)
             verify(data)
             replace_files(path.parent, {path.name: data})
     except (OSError, HTTPException, UserError) as error:
@@ -179,24 +171,15 @@ def download_once(
     return data
 
 
-def download(url: str, *, limit: int, progress: Progress = ignore) -> bytes:
-    """The bytes behind `url`, at most about `limit` of them; OSError when the connection ends."""
+def download(url: str, *, limit: int) -> bytes:
+    """The bytes behind `url`, or one more than `limit` of them."""
     request = urllib.request.Request(url, headers={"User-Agent": "regpt"})
     try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
+            return response.read(limit + 1)
     except HTTPError as error:
         error.close()  # it is also a response, and holds the connection
         raise
-    with response:
-        length = response.headers.get("Content-Length", "")
-        total = int(length) if length.isdecimal() else None
-        data = bytearray()
-        while len(data) <= limit and (chunk := response.read(1 << 16)):
-            data += chunk
-            progress(len(data), total)
-    if total is not None and len(data) < min(total, limit):  # http.client does not complain
-        raise ConnectionError(f"the connection ended after {len(data)} of {total} bytes")
-    return bytes(data)
 
 
 def error_reason(error: BaseException) -> str:

@@ -24,46 +24,27 @@ from regpt.core.tokenizer import Tokenizer
 from regpt.datasets.encode import BLOCK_BYTES, encode_pieces, read_pieces
 from regpt.system.errors import UserError
 
-Progress = Callable[[int, int | None], None]
-"""Told the bytes so far; and in all, if that is known."""
-
-
 Say = Callable[[str], None]
 """Takes a line for people."""
 
 SPEAK_SECONDS = 10.0
 
 
-def ignore(done: int, total: int | None) -> None:
-    """The progress that nobody looks at."""
-
-
 def silent(text: str) -> None:
     """Lines that nobody reads."""
 
 
-def speak(say: Say, doing: str, *, small: int) -> Progress:
-    """Progress in lines: at once and every ten seconds; none for less than `small` bytes."""
+def speak(say: Say, doing: str, total: int, *, small: int) -> Callable[[int], None]:
+    """Takes the bytes done; says them at once and every ten seconds, of `small` bytes or more."""
     due = -math.inf
 
-    def progress(done: int, total: int | None) -> None:
+    def progress(done: int) -> None:
         nonlocal due
-        if time.monotonic() >= due and (total is None or total >= small):
+        if total >= small and time.monotonic() >= due:
             due = time.monotonic() + SPEAK_SECONDS
-            whole = "" if total is None else f" of {total / 1e6:,.0f}"
-            say(f"{doing} the text, {done / 1e6:,.0f}{whole} MB")
+            say(f"{doing} the text, {done / 1e6:,.0f} of {total / 1e6:,.0f} MB")
 
     return progress
-
-
-def say_reading(say: Say) -> Progress:
-    """Tell of what is downloaded or read over."""
-    return speak(say, "reading", small=10**6)
-
-
-def say_encoding(say: Say) -> Progress:
-    """Tell of what becomes tokens: a megabyte takes a twentieth of a second."""
-    return speak(say, "encoding", small=10**7)
 
 
 @dataclass(frozen=True)
@@ -80,11 +61,12 @@ class TextFile:
     """Size and time of change when it was first read: it must not change in between."""
 
     @classmethod
-    def check(cls, path: Path, progress: Progress = ignore) -> "TextFile":
+    def check(cls, path: Path, say: Say = silent) -> "TextFile":
         """Read over a file once, so that it is known to be UTF-8. Raises OSError and UserError."""
         with path.open("rb") as file:
             state = state_of(file)
-            start, num_characters = count_characters(file, path, lambda n: progress(n, state[0]))
+            progress = speak(say, "reading", state[0], small=10**6)
+            start, num_characters = count_characters(file, path, progress)
         return cls(path, start, state[0], num_characters, state)
 
     def __len__(self) -> int:
@@ -135,7 +117,7 @@ def state_of(file: IO[bytes]) -> tuple[int, int]:
 
 
 def count_characters(
-    file: IO[bytes], path: Path, progress: Callable[[int], None]
+    file: IO[bytes], path: Path, progress: Callable[[int], None] = lambda done: None
 ) -> tuple[int, int]:
     """Where the text begins in a file of UTF-8, after a byte order mark, and its characters."""
     start = len(codecs.BOM_UTF8) if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0
@@ -241,7 +223,7 @@ class Corpus:
             cut = max(0, cut - len(part))
         return Corpus(self.name, tuple(first)), Corpus(self.name, tuple(last))
 
-    def tokens(self, tokenizer: Tokenizer, *, progress: Progress = ignore) -> NDArray[np.uint16]:
+    def tokens(self, tokenizer: Tokenizer, *, say: Say = silent) -> NDArray[np.uint16]:
         """All documents as one array (num_tokens,), `tokenizer.eot` between two documents.
 
         A single document therefore has none: tiny Shakespeare is the lecture's 338,025 tokens.
@@ -252,7 +234,9 @@ class Corpus:
         # No token is shorter than a byte. Memory that is never written to takes no room.
         tokens = np.empty(self.num_bytes + len(self.parts), dtype=np.uint16)
         count = done = 0
-        progress(done, self.num_bytes)
+        # a megabyte takes a twentieth of a second
+        progress = speak(say, "encoding", self.num_bytes, small=10**7)
+        progress(done)
         for number, part in enumerate(self.parts):
             if number:
                 tokens[count] = tokenizer.eot
@@ -262,6 +246,6 @@ class Corpus:
                     tokens[count : count + len(ids)] = ids
                     count += len(ids)
                 done += count_bytes(text)
-                progress(done, self.num_bytes)
+                progress(done)
         tokens.resize(count, refcheck=False)
         return tokens

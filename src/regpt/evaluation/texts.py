@@ -15,7 +15,7 @@ from pathlib import Path
 from regpt.core.data import ArrayDataset, Dataset
 from regpt.core.tokenizer import get_tokenizer
 from regpt.datasets.corpora import load_corpus
-from regpt.datasets.corpus import Corpus, Say, say_encoding, say_reading, silent
+from regpt.datasets.corpus import Corpus, Say, silent
 from regpt.datasets.manifest import NAME as MANIFEST
 from regpt.datasets.shards import SUFFIXES, ShardDataset
 from regpt.system.errors import UserError
@@ -42,7 +42,7 @@ def open_texts(
     corpus = open_corpus(sources, say)
     if validation_fraction:
         _, corpus = corpus.split(validation_fraction)
-    return ArrayDataset(corpus.tokens(get_tokenizer(), progress=say_encoding(say)))
+    return ArrayDataset(corpus.tokens(get_tokenizer(), say=say))
 
 
 def open_tokens(path: Path) -> Dataset | None:
@@ -64,10 +64,10 @@ def open_corpus(sources: Sequence[str], say: Say) -> Corpus:
             raise UserError(
                 f"{folder} has no documents: neither shards of tokens nor .txt files are in it"
             )
-        return load_corpus(files, progress=say_reading(say))
+        return load_corpus(files, say=say)
     lines = [Path(source) for source in sources if source.endswith(".jsonl")]
     if not lines:
-        return load_corpus(sources, progress=say_reading(say))
+        return load_corpus(sources, say=say)
     if len(lines) < len(sources):
         raise UserError("--data takes .jsonl files or texts, not both: evaluate them one by one")
     documents = [

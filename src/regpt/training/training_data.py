@@ -11,7 +11,7 @@ from torch import Tensor
 from regpt.core.data import CHUNK, IGNORE_INDEX, ArrayDataset, BatchPlan, Dataset, Loader
 from regpt.core.tokenizer import VOCAB_SIZE, get_tokenizer
 from regpt.datasets.corpora import load_corpus
-from regpt.datasets.corpus import Corpus, Say, say_encoding, say_reading, silent
+from regpt.datasets.corpus import Corpus, Say, silent
 from regpt.datasets.manifest import Manifest
 from regpt.datasets.shards import ShardDataset, find_shards
 from regpt.fast.training.compact_vocabulary import CompactVocabulary
@@ -138,7 +138,7 @@ def holds_validation(folder: Path) -> bool:
 
 def read_texts(config: RunConfig, say: Say) -> Splits:
     """Texts, encoded now; the last part of them held out if asked for."""
-    corpus = load_corpus(config.data, progress=say_reading(say))
+    corpus = load_corpus(config.data, say=say)
     record = {"sources": corpus.name, "fingerprint": corpus.fingerprint}
     return *split(corpus, config, say), record
 
@@ -148,7 +148,7 @@ def split(corpus: Corpus, config: RunConfig, say: Say) -> tuple[ArrayDataset, Ar
     tokenizer, vocab_size = get_tokenizer(), known_tokens(config)
 
     def encode(part: Corpus) -> ArrayDataset:
-        tokens = part.tokens(tokenizer, progress=say_encoding(say))
+        tokens = part.tokens(tokenizer, say=say)
         return ArrayDataset(tokens, vocab_size=vocab_size)
 
     if not config.validation_fraction:
