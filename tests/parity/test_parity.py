@@ -6,16 +6,15 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from regpt import GPTConfig, SamplingParams, UserError, complete, get_tokenizer
+from regpt import GPTConfig, SamplingParams, complete, get_tokenizer
 from regpt.cli import main
-from regpt.parity import Check, Comparison, diagnose, published, run, tensors, text
+from regpt.parity import Check, Comparison, diagnose, published, references, run, tensors, text
 from regpt.parity.compare import Tally
 from regpt.parity.model_pair import Pair, draw_peaked, load_tokenizer, random_pair
 from regpt.parity.references import generated
@@ -67,9 +66,9 @@ def test_everything_agrees_and_every_kind_is_checked(comparison: Comparison) -> 
     expected = {
         "tokens", "weights there and back", "logits, float32", "logits, bfloat16", "loss",
         "gradients", "ten AdamW steps", "greedy text, generate", "sampled text, generate",
-        "sampled text, pipeline", "stream `lecture`", "stream `portable`",
+        "sampled text, pipeline", "stream `lecture`",
     }  # fmt: skip
-    facts_left = {"published greedy text", "published validation loss"}
+    facts_left = {"published greedy text"}
     assert {name for name, check in checks.items() if check.status == "agrees"} == expected
     assert {name for name, check in checks.items() if check.status == "not checked"} == facts_left
     values = checks["sampled text, generate"].values
@@ -80,9 +79,8 @@ def test_everything_agrees_and_every_kind_is_checked(comparison: Comparison) -> 
 
 
 def test_logits_have_the_scale_of_a_trained_models(comparison: Comparison) -> None:
-    values = tensors.check_logits(comparison.pairs, torch.float32).values
-    assert 3 < values["smallest_std"] < 5
-    logits = comparison.pairs[0].ours(tensors.windows(comparison.pairs[0], 2, length=32))[0]
+    logits = comparison.pairs[0].ours(tensors.windows(comparison.pairs[0], 2, length=64))[0]
+    assert 3 < logits.std() < 5
     assert logits.softmax(-1).max(-1).values.mean() > 0.1, "the distributions must be peaked"
 
 
@@ -154,9 +152,36 @@ def test_peaked_weights_are_a_function_of_the_seed_and_leave_the_random_state() 
 # What must be found
 
 
+def mistake(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make one on one side only."""
+    if kind == "temperature":  # unsaid: `generate` has 1.0 for it, the pipeline its own default
+
+        def unsaid(pair: Pair, params: SamplingParams) -> dict[str, object]:
+            stated = in_their_words(pair, params)
+            return {name: value for name, value in stated.items() if name != "temperature"}
+
+        monkeypatch.setattr(references, "settings", unsaid)
+    elif kind == "order":
+        monkeypatch.setattr(
+            text,
+            "complete",
+            lambda model, prompt, params: complete(model, prompt, replace(params, rng="lecture")),
+        )
+    else:
+        for name in ("generated", "piped_texts", "piped_tokens"):
+            honest = getattr(references, name)
+            monkeypatch.setattr(
+                text,
+                name,
+                lambda *given, honest=honest: honest(
+                    *given[:-1], replace(given[-1], stop_at_eot=False)
+                ),
+            )
+
+
 @pytest.mark.usefixtures("lecture_only")
 @pytest.mark.parametrize(
-    ("provoke", "cause", "says"),
+    ("kind", "cause", "says"),
     [
         ("temperature", "temperature", "the pipeline drew at temperature 0.7"),
         ("order", "order of draw", "regpt drew in the lecture's order"),
@@ -164,26 +189,26 @@ def test_peaked_weights_are_a_function_of_the_seed_and_leave_the_random_state() 
     ],
 )
 def test_a_mistake_is_found_and_named(
-    comparison: Comparison, provoke: str, cause: str, says: str
+    comparison: Comparison, kind: str, cause: str, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generate, pipeline = text.check_sampled(
-        comparison.pairs, comparison.tokenizer, seeds=3, provoke=provoke
-    )
-    found = pipeline if provoke == "temperature" else generate
+    mistake(kind, monkeypatch)
+    generate, pipeline = text.check_sampled(comparison.pairs, comparison.tokenizer, seeds=3)
+    found = pipeline if kind == "temperature" else generate
     assert says in failing(found)
     assert found.values["cause"] == cause
     assert found.values["equal"] < found.values["tokens"]
-    if provoke == "temperature":
+    if kind == "temperature":
         assert generate.status == "agrees", "only the pipeline has this default"
     else:
         assert pipeline.values["cause"] == cause
 
 
 @pytest.mark.usefixtures("lecture_only")
-def test_the_first_difference_is_where_it_says(comparison: Comparison) -> None:
-    generate, _ = text.check_sampled(
-        comparison.pairs, comparison.tokenizer, seeds=1, provoke="order"
-    )
+def test_the_first_difference_is_where_it_says(
+    comparison: Comparison, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mistake("order", monkeypatch)
+    generate, _ = text.check_sampled(comparison.pairs, comparison.tokenizer, seeds=1)
     (pair,) = comparison.pairs
     prompt = text.prompt_tokens(pair, text.PROMPT)
     params = SamplingParams(seed=0)
@@ -219,48 +244,6 @@ def test_other_settings_of_the_other_side(pair: Pair, change: dict, cause: str) 
     found = diagnose.explain(difference(pair, theirs, SamplingParams()))
     assert found.name == cause
     assert f"Likely cause: {cause}" in found.text
-
-
-def test_another_device_is_named_where_one_was_used(pair: Pair) -> None:
-    prompt = text.prompt_tokens(pair, text.PROMPT)
-    elsewhere = replace(pair, theirs=SimpleNamespace(device=torch.device("cuda")))
-    theirs = complete(pair.ours, prompt, SamplingParams(seed=99))  # as good as another generator
-    found = diagnose.explain(difference(elsewhere, theirs, SamplingParams()))
-    assert found.name == "device"
-    assert "generate ran on cuda, regpt on cpu" in found.text
-
-
-def test_another_device_is_tried_where_there_is_one(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prompt = text.prompt_tokens(pair, text.PROMPT)
-    # stands for a second device: its generator starts from another state for the same seed
-    other = complete(pair.ours, prompt, SamplingParams(seed=99))
-    unlike = difference(pair, other, SamplingParams())
-    monkeypatch.setattr(diagnose, "other_devices", lambda device: [device])
-    monkeypatch.setattr(diagnose, "complete", lambda model, prompt, params: other)
-    found = diagnose.find_device(unlike)
-    assert found is not None
-    assert "with the generator of cpu" in found[1]
-
-
-@pytest.mark.gpu
-@pytest.mark.usefixtures("lecture_only")
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_another_device_is_found_out(comparison: Comparison) -> None:
-    generate, _ = text.check_sampled(
-        comparison.pairs, comparison.tokenizer, seeds=1, provoke="device"
-    )
-    failing(generate)
-    assert generate.values["cause"] == "device"
-
-
-def test_provoking_a_device_that_is_not_there(
-    comparison: Comparison, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(text, "other_devices", lambda device: [])
-    with pytest.raises(UserError, match="one device only"):
-        text.check_sampled(comparison.pairs, comparison.tokenizer, seeds=1, provoke="device")
 
 
 def test_wrong_logits_are_the_cause_of_another_text(damaged: Pair) -> None:
@@ -381,20 +364,13 @@ def test_every_parameter_is_stated_to_generate(pair: Pair) -> None:
 # What is published about the released weights
 
 
-def test_the_speeches_are_tiny_shakespeares_first_257_tokens(shakespeare: Path) -> None:
-    whole = "<|endoftext|>" + shakespeare.read_text(encoding="utf-8")[:2000]
-    ids = get_tokenizer().encode(whole.replace("\n\n", "\n\n<|endoftext|>"), allow_special=True)
-    assert published.speeches().tolist() == ids[:257]
-
-
 def test_the_dog_is_english() -> None:
     assert get_tokenizer().decode(published.DOG[:2]) == "The dog"
     assert get_tokenizer().decode(published.DOG).startswith("The dog was found in a field")
 
 
 def test_other_weights_have_no_published_facts(pair: Pair, tmp_path: Path) -> None:
-    for check in published.check_published(str(pair.directory), pair):
-        assert check.status == "not checked"
+    assert published.check_published(str(pair.directory), pair).status == "not checked"
     assert not published.are_released("gpt2-medium", tmp_path)
 
 
@@ -421,10 +397,7 @@ def test_released_weights_are_known_by_name_or_digest(
 def test_random_weights_under_the_name_gpt2_do_not_pass(tmp_path: Path) -> None:
     shape = GPTConfig(block_size=64, n_layer=1, n_head=1, n_embd=16)
     pair = random_pair(shape, tmp_path / "model", seed=3, device=CPU)
-    dog, loss = published.check_published("gpt2", pair)
-    assert dog.status == "differs"
-    assert loss.status == "agrees", "both sides compute the same"
-    assert "llm.c publishes 5.2700" in loss.detail
+    assert published.check_published("gpt2", pair).status == "differs"
 
 
 # The command
@@ -443,7 +416,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         Check(name="loss", status="agrees", figure="1e-7", bound="1e-5", detail="[model] x"),
         Check(name="published greedy text", status="not checked", detail="random weights"),
     ]
-    monkeypatch.setattr("regpt.commands.parity.run", lambda comparison, **options: iter(found))
+    monkeypatch.setattr("regpt.parity.run", lambda comparison, **options: iter(found))
     return iter(())
 
 
@@ -459,9 +432,10 @@ def test_the_table_says_what_was_not_checked(pair: Pair, capsys: pytest.CaptureF
 
 @pytest.mark.usefixtures("lecture_only")
 def test_json_is_one_object_and_a_difference_is_exit_code_1(
-    pair: Pair, capsys: pytest.CaptureFixture
+    pair: Pair, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ends_with(1, str(pair.directory), "--quick", "--json", "--provoke", "order")
+    mistake("order", monkeypatch)
+    ends_with(1, str(pair.directory), "--quick", "--json")
     out, error = capsys.readouterr()
     report = json.loads(out)
     assert report["ok"] is False
@@ -469,7 +443,7 @@ def test_json_is_one_object_and_a_difference_is_exit_code_1(
     checks = {check["name"]: check for check in report["checks"]}
     assert checks["tokens"]["status"] == "agrees"
     assert checks["sampled text, generate"]["values"]["cause"] == "order of draw"
-    assert checks["stream `lecture`"]["status"] == "agrees"
+    assert checks["greedy text, generate"]["status"] == "agrees"
     assert error == ""
 
 
@@ -479,7 +453,6 @@ def test_json_is_one_object_and_a_difference_is_exit_code_1(
         (["gpt2"], "HF_HUB_OFFLINE"),
         (["./nowhere"], "nowhere"),
         (["random", "--quick", "--seeds", "many"], "--seeds"),
-        (["random", "--provoke", "magic"], "--provoke"),
         (["random", "--device", "tpu"], "device 'tpu'"),
     ],
 )

@@ -2,63 +2,11 @@
 
 import json as json_text
 import sys
-from collections.abc import Iterator
-
-import torch
-from rich.live import Live
-from rich.table import Table
+from dataclasses import asdict
 
 from regpt import __version__
-from regpt.parity import Check, Comparison, Provocation, open_pairs, run
-from regpt.parity.model_pair import need_transformers
 from regpt.system.console import Console
-from regpt.system.runtime import find_runtime
-
-COLORS = {"agrees": "green", "differs": "bold red", "not checked": "yellow"}
-
-
-def verdict(checks: list[Check]) -> str:
-    """The last line: how many of what."""
-    counts = {
-        status: sum(check.status == status for check in checks)
-        for status in ("agrees", "differs", "not checked")
-    }
-    line = f"{counts['agrees']} agree, {counts['differs']} differ"
-    return f"{line}, {counts['not checked']} not checked"
-
-
-def show(checks: Iterator[Check], console: Console) -> list[Check]:
-    """Print the table, a row as soon as it is known; then what was compared, and differences."""
-    table = Table(box=None, pad_edge=False)
-    for heading in ("check", "", "measured", "required"):
-        table.add_column(heading, no_wrap=True)
-    done = []
-    with Live(table, console=console, vertical_overflow="visible"):
-        for check in checks:
-            done.append(check)
-            status = f"[{COLORS[check.status]}]{check.status}[/]"
-            table.add_row(check.name, status, check.figure, check.bound)
-    console.print()
-    for check in sorted(done, key=lambda check: check.status == "differs"):
-        mark = "DIFFERS: " if check.status == "differs" else ""
-        console.say(f"{mark}{check.name}: {check.detail}")
-    console.say(f"\n{verdict(done)}")
-    return done
-
-
-def as_json(comparison: Comparison, checks: list[Check], place: str) -> str:
-    """One object: what ran, and every check."""
-    report = {
-        "ok": not any(check.status == "differs" for check in checks),
-        "model": comparison.model,
-        "models": [pair.name for pair in comparison.pairs],
-        "regpt": __version__,
-        "transformers": need_transformers(),
-        "torch": torch.__version__,
-        "place": place,
-        "checks": [check.to_json() for check in checks],
-    }
-    return json_text.dumps(report)
+from regpt.system.json_text import finite
 
 
 def parity(
@@ -68,7 +16,6 @@ def parity(
     seeds: int = 5,
     quick: bool = False,
     device: str = "cpu",
-    provoke: Provocation | None = None,
     json: bool = False,
 ) -> None:
     """Compare with transformers: tokens, logits, loss, gradients, training steps, text.
@@ -80,22 +27,44 @@ def parity(
         seeds: Random streams per model and kind of text.
         quick: Two seeds; of the random models the small ones only.
         device: Where both sides run: cpu, cuda, cuda:N or mps.
-        provoke: Make one mistake on purpose, to see it found.
         json: Print one JSON object and nothing else.
     """
+    import torch
+
+    from regpt.parity import open_pairs, run
+    from regpt.parity.model_pair import need_transformers
+    from regpt.system.runtime import find_runtime
+
     runtime = find_runtime(device, dtype="fp32")
-    console = Console()
+    versions = {
+        "regpt": __version__, "transformers": need_transformers(), "torch": torch.__version__
+    }  # fmt: skip
+    say = Console(stderr=json).say
+    done = []
     with open_pairs(model, device=runtime.device, small=quick) as comparison:
-        checks = run(comparison, seeds=2 if quick else seeds, provoke=provoke)
-        if json:
-            done = list(checks)
-            sys.stdout.write(as_json(comparison, done, runtime.describe()) + "\n")
-        else:
-            console.say(
-                f"regpt {__version__} against transformers {need_transformers()}, torch "
-                f"{torch.__version__}, {runtime.describe()}\nmodels: "
-                f"{'; '.join(pair.name for pair in comparison.pairs)}\n"
-            )
-            done = show(checks, console)
-    if any(check.status == "differs" for check in done):
+        names = [pair.name for pair in comparison.pairs]
+        if not json:
+            told = ", ".join(f"{name} {version}" for name, version in versions.items())
+            say(f"{told}, {runtime.describe()}\nmodels: {'; '.join(names)}\n")
+            say(f"{'check':<24}{'':<13}{'measured':>16}  required")
+        for check in run(comparison, seeds=2 if quick else seeds):
+            done.append(check)
+            if not json:
+                say(f"{check.name:<24}{check.status:<13}{check.figure:>16}  {check.bound}")
+    counts = {
+        status: sum(check.status == status for check in done)
+        for status in ("agrees", "differs", "not checked")
+    }
+    if json:
+        facts = {"ok": not counts["differs"], "model": model, "models": names, **versions}
+        checks = [asdict(check) for check in done]
+        report = finite({**facts, "place": runtime.describe(), "checks": checks})
+        sys.stdout.write(json_text.dumps(report) + "\n")
+    else:
+        say()
+        for check in sorted(done, key=lambda check: check.status == "differs"):
+            say(f"{'DIFFERS: ' * (check.status == 'differs')}{check.name}: {check.detail}")
+        agree, differ, unchecked = counts.values()
+        say(f"\n{agree} agree, {differ} differ, {unchecked} not checked")
+    if counts["differs"]:
         raise SystemExit(1)

@@ -8,12 +8,10 @@ Nothing here is compared with a stored text: torch's version, the processor and 
 the numbers, so a golden string would fail on sound machines and prove little on the rest. Both
 sides read one directory (model_pair.py) and run, here and now: their numbers (tensors.py), their
 texts (text.py, with the references in references.py), and what is published about the released
-weights (published.py). Where two texts part, diagnose.py finds out why. A check is a value
-(report.py); the command prints them.
+weights (published.py). Where two texts part, diagnose.py finds out why.
 """
 
 from regpt.parity.plan import Comparison, open_pairs, run
 from regpt.parity.report import Check, Status
-from regpt.parity.text import Provocation
 
-__all__ = ["Check", "Comparison", "Provocation", "Status", "open_pairs", "run"]
+__all__ = ["Check", "Comparison", "Status", "open_pairs", "run"]

@@ -4,9 +4,7 @@ from dataclasses import dataclass
 
 from regpt.core.sampling import SamplingParams
 from regpt.parity.model_pair import Pair
-
-Rows = list[list[int]]
-"""Texts as token ids, the prompt included, cut after end-of-text where rows end there."""
+from regpt.parity.references import Rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +54,6 @@ class Tally:
             ours: Rows, theirs: Rows, against: str) -> None:  # fmt: skip
         """Count the rows of one call and its references."""
         unequal = []
-        assert len(ours) == len(theirs)
         for row, (our, their) in enumerate(zip(ours, theirs, strict=True)):
             places = range(len(prompt), max(len(our), len(their)))
             same = [our[place : place + 1] == their[place : place + 1] for place in places]

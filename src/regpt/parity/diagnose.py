@@ -4,13 +4,12 @@ A seed means a stream of random numbers, and a text is what a program makes of i
 differs there is usually one setting that differs, and with that setting changed the whole text
 agrees. `explain` draws regpt's text again, once per candidate, and looks whether it becomes the
 other's: the pipeline's default temperature, another stream, end-of-text heeded or not, top-k left
-to a default, another device. If no setting explains it, it replays the step: both sides' logits,
-the same random numbers. Equal draws from unequal logits mean rounding, or logits that are wrong.
+to a default. If no setting explains it, it replays the step: both sides' logits, the same random
+numbers. Other draws from other logits mean rounding, or logits that are wrong.
 
 Only the first difference is explained. What follows it is a different text.
 """
 
-import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
@@ -92,16 +91,6 @@ def switches(params: SamplingParams) -> Iterator[Switch]:
             )
 
 
-def other_devices(device: torch.device) -> list[torch.device]:
-    """The other kinds of device this machine has."""
-    found = ["cpu"]
-    if torch.cuda.is_available():
-        found.append("cuda")
-    if torch.backends.mps.is_available():
-        found.append("mps")
-    return [torch.device(name) for name in found if name != device.type]
-
-
 def place(difference: Difference) -> str:
     """Where the first difference is, and which tokens."""
 
@@ -120,16 +109,13 @@ def place(difference: Difference) -> str:
 def explain(difference: Difference) -> Cause:
     """Find the setting that makes the two texts one, or what else it was."""
     where = place(difference)
-    finders = (find_switch, find_device, find_in_logits)
-    for finder in finders:
-        found = finder(difference)
-        if found is not None:
-            return Cause(found[0], where, f"Likely cause: {found[0]}: {found[1]}.")
+    if found := find_switch(difference) or find_in_logits(difference):
+        return Cause(found[0], where, f"Likely cause: {found[0]}: {found[1]}.")
     return Cause(
         "unknown",
         where,
-        "Likely cause: unknown: no other temperature, stream, end-of-text, top-k or device gives "
-        "this text, and both sides' logits draw the same token here. Something took a random "
+        "Likely cause: unknown: no other temperature, stream, end-of-text or top-k gives this "
+        "text, and both sides' logits draw the same token here. Something took a random "
         "number between the seed and the text, or a setting differs that is not tried here.",
     )
 
@@ -149,30 +135,13 @@ def find_switch(difference: Difference) -> tuple[str, str] | None:
     return None
 
 
-def find_device(difference: Difference) -> tuple[str, str] | None:
-    """Another device's random numbers: drawn there, or merely where the other side ran."""
-    ours, theirs = difference.pair.ours, difference.pair.theirs
-    way_out = "a seed means other numbers on each kind of device: run both on one"
-    for device in other_devices(ours.device):
-        model = copy.deepcopy(ours).to(device)
-        if complete(model, difference.prompt, difference.params) == difference.theirs:
-            return "device", f"{difference.against} drew with the generator of {device}; {way_out}"
-    if theirs.device.type != ours.device.type:
-        return "device", (
-            f"{difference.against} ran on {theirs.device.type}, regpt on {ours.device.type}; "
-            f"{way_out}"
-        )
-    return None
-
-
 @torch.no_grad()
 def find_in_logits(difference: Difference) -> tuple[str, str] | None:
     """Whether the same random numbers give the two tokens because the logits are not the same."""
     idx = context(difference)  # (B, T)
     ours = difference.pair.ours(idx)[0][:, -1].float()
     with quiet():
-        theirs = difference.pair.theirs(idx.to(difference.pair.theirs.device)).logits[:, -1].float()
-    theirs = theirs.to(ours.device)
+        theirs = difference.pair.theirs(idx).logits[:, -1].float()
     row = difference.row
     drawn = [int(redraw(difference, idx, logits)[row]) for logits in (ours, theirs)]
     if tuple(drawn) != difference.tokens:

@@ -2,20 +2,21 @@
 
 - `generated` and `piped`: transformers' `generate` and `pipeline("text-generation")`, told every
   parameter and left no default, because their defaults have changed since the lecture;
-- `lecture_loop`: the loop as the lecture teaches it, written out on transformers' model;
-- `rows_alone`: the rows of a `portable` sample, each drawn with no other row beside it.
+- `lecture_loop`: the loop as the lecture teaches it, written out on transformers' model.
 """
 
 import contextlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from regpt.core.generate import until_end
-from regpt.core.sampling import SamplingParams, sample
+from regpt.core.sampling import SamplingParams
 from regpt.core.tokenizer import END_OF_TEXT_ID
-from regpt.parity.compare import Rows
 from regpt.parity.model_pair import Pair, Tokenizer, quiet
+
+Rows = list[list[int]]
+"""Texts as token ids, the prompt included, cut after end-of-text where rows end there."""
 
 NEVER = -1
 """An end-of-text that no row ever draws."""
@@ -67,52 +68,28 @@ def generated(pair: Pair, prompt: list[int], params: SamplingParams) -> Rows:
     return until_ends(rows.tolist(), prompt, params)  # pyright: ignore
 
 
-def _pipe(
-    pair: Pair,
-    tokenizer: Tokenizer,
-    text: str,
-    params: SamplingParams,
-    *,
-    key: str,
-    unsaid: Collection[str],
-    **options: object,
-) -> list:
+def piped(
+    pair: Pair, tokenizer: Tokenizer, text: str, params: SamplingParams, **options: object
+) -> list[dict]:
+    """The pipeline's records: `generated_text`, or with return_tensors `generated_token_ids`."""
     from transformers import pipeline
 
     device = pair.theirs.device
-    said = {name: value for name, value in settings(pair, params).items() if name not in unsaid}
     with quiet():
         pipe = pipeline("text-generation", model=pair.theirs, tokenizer=tokenizer, device=device)
         with global_seed(params.seed, device):
-            records = pipe(text, **said, **options)  # pyright: ignore
-    return [record[key] for record in records]  # pyright: ignore
+            return pipe(text, **settings(pair, params), **options)  # pyright: ignore
 
 
-def piped_texts(
-    pair: Pair,
-    tokenizer: Tokenizer,
-    text: str,
-    params: SamplingParams,
-    *,
-    unsaid: Collection[str] = (),
-) -> list[str]:
-    """The texts that the pipeline writes; parameters named in `unsaid` are left to its defaults."""
-    return _pipe(pair, tokenizer, text, params, key="generated_text", unsaid=unsaid)
+def piped_texts(pair: Pair, tokenizer: Tokenizer, text: str, params: SamplingParams) -> list[str]:
+    """The texts that the pipeline writes."""
+    return [record["generated_text"] for record in piped(pair, tokenizer, text, params)]
 
 
-def piped_tokens(
-    pair: Pair,
-    tokenizer: Tokenizer,
-    text: str,
-    params: SamplingParams,
-    *,
-    unsaid: Collection[str] = (),
-) -> Rows:
+def piped_tokens(pair: Pair, tokenizer: Tokenizer, text: str, params: SamplingParams) -> Rows:
     """The same as tokens: drawn once more, because the pipeline gives one or the other."""
-    rows = _pipe(
-        pair, tokenizer, text, params,
-        key="generated_token_ids", unsaid=unsaid, return_tensors=True,
-    )  # fmt: skip
+    records = piped(pair, tokenizer, text, params, return_tensors=True)
+    rows = [record["generated_token_ids"] for record in records]
     return until_ends(rows, tokenizer.encode(text), params)
 
 
@@ -128,19 +105,3 @@ def lecture_loop(pair: Pair, prompt: list[int], params: SamplingParams) -> Rows:
             choice = torch.multinomial(likely, 1)  # (B, 1), an index into the k sorted
             x = torch.cat((x, torch.gather(ids, -1, choice)), dim=1)
     return x.tolist()
-
-
-@torch.no_grad()
-def rows_alone(pair: Pair, prompt: list[int], params: SamplingParams) -> Rows:
-    """The rows of a `portable` sample, each in a batch of its own."""
-    device, texts = pair.ours.device, []
-    for row in range(params.num_samples):
-        text, number = list(prompt), torch.tensor([row], device=device)
-        while len(text) < params.max_length:
-            logits, _ = pair.ours(torch.tensor([text], device=device))
-            position = torch.tensor([len(text)], device=device)
-            text.append(int(sample(logits[:, -1], params, rows=number, positions=position)))
-            if params.stop_at_eot and text[-1] == END_OF_TEXT_ID:
-                break
-        texts.append(text)
-    return texts

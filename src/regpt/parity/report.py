@@ -1,7 +1,7 @@
 """What a check found: a value, for the table, for JSON and for the exit code alike."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Literal
 
 Status = Literal["agrees", "differs", "not checked"]
@@ -22,10 +22,6 @@ class Check:
     """What was compared with what; why it was not checked; or the first difference."""
     values: Mapping[str, float | int | str | None] = field(default_factory=dict)
     """The same for programs."""
-
-    def to_json(self) -> dict[str, object]:
-        """A plain dictionary."""
-        return asdict(self)
 
 
 def judge(agrees: bool) -> Status:

@@ -5,35 +5,17 @@ transformers goes on drawing for a row that has ended and throws the draw away, 
 live on get their own numbers only if we do the same.
 """
 
-import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Literal
 
 from regpt.core.generate import complete
 from regpt.core.sampling import SamplingParams
 from regpt.core.tokenizer import END_OF_TEXT_ID, get_tokenizer
-from regpt.parity.compare import Rows, Tally
-from regpt.parity.diagnose import explain, other_devices
+from regpt.parity.compare import Tally
+from regpt.parity.diagnose import explain
 from regpt.parity.model_pair import Pair, Tokenizer
-from regpt.parity.references import (
-    generated,
-    lecture_loop,
-    piped_texts,
-    piped_tokens,
-    rows_alone,
-)
+from regpt.parity.references import Rows, generated, lecture_loop, piped_texts, piped_tokens
 from regpt.parity.report import Check, judge
-from regpt.system.errors import UserError
-
-Provocation = Literal["temperature", "order", "end-of-text", "device"]
-"""A mistake made on purpose, on one side only, to see it found:
-
-temperature     the pipeline is not told one, and takes its default
-order           regpt draws the lecture's stream
-end-of-text     transformers is not told to stop there
-device          transformers runs on another device of this machine
-"""
 
 PROMPT = "Hello, I'm a language model,"
 PROMPTS = (PROMPT, "The dog", "ROMEO:\n", "import torch\n", "Es war einmal")
@@ -99,31 +81,14 @@ def report(name: str, tally: Tally, detail: str) -> Check:
     )
 
 
-def elsewhere(pair: Pair) -> Pair:
-    """The pair with transformers' model on another device of this machine."""
-    others = other_devices(pair.ours.device)
-    if not others:
-        raise UserError("provoke device: this machine has one device only; choose another mistake")
-    return replace(pair, theirs=copy.deepcopy(pair.theirs).to(others[0]))  # pyright: ignore
-
-
 def add_pipeline(
-    tally: Tally,
-    pair: Pair,
-    tokenizer: Tokenizer,
-    params: SamplingParams,
-    *,
-    ours: Rows,
-    asked: SamplingParams,
-    unsaid: Sequence[str],
+    tally: Tally, pair: Pair, tokenizer: Tokenizer, params: SamplingParams, ours: Rows
 ) -> None:
     """Compare with the pipeline's texts; with its tokens too, if the texts are not the same."""
-    prompt = prompt_tokens(pair, PROMPT)
     found = [text_of(row) for row in ours]
-    expected = piped_texts(pair, tokenizer, PROMPT, asked, unsaid=unsaid)
-    theirs = ours
-    if found != expected:
-        theirs = piped_tokens(pair, tokenizer, PROMPT, asked, unsaid=unsaid)
+    expected = piped_texts(pair, tokenizer, PROMPT, params)
+    theirs = ours if found == expected else piped_tokens(pair, tokenizer, PROMPT, params)
+    prompt = prompt_tokens(pair, PROMPT)
     tally.add(pair, params, prompt, ours=ours, theirs=theirs, against="the pipeline")
     if found != expected and ours == theirs and not tally.decoding:
         row = next(i for i in range(len(found)) if found[i] != expected[i])
@@ -134,24 +99,17 @@ def add_pipeline(
 
 
 def check_sampled(
-    pairs: Sequence[Pair], tokenizer: Tokenizer, *, seeds: int, provoke: Provocation | None = None
+    pairs: Sequence[Pair], tokenizer: Tokenizer, *, seeds: int
 ) -> tuple[Check, Check]:
     """The `hf` stream against `generate` and against the pipeline."""
     generate, pipeline = Tally(), Tally()
-    unsaid = ["temperature"] if provoke == "temperature" else []
     for pair in pairs:
-        partner = elsewhere(pair) if provoke == "device" else pair
         prompt = prompt_tokens(pair, PROMPT)
         for params in draws(pair, seeds):
-            drawn = replace(params, rng="lecture") if provoke == "order" else params
-            asked = replace(params, stop_at_eot=False) if provoke == "end-of-text" else params
-            ours = complete(pair.ours, prompt, drawn)
-            theirs = generated(partner, prompt, asked)
-            generate.add(partner, params, prompt, ours=ours, theirs=theirs, against="generate")
+            ours, theirs = complete(pair.ours, prompt, params), generated(pair, prompt, params)
+            generate.add(pair, params, prompt, ours=ours, theirs=theirs, against="generate")
             if pair.has_gpt2_vocabulary:
-                add_pipeline(
-                    pipeline, partner, tokenizer, params, ours=ours, asked=asked, unsaid=unsaid
-                )
+                add_pipeline(pipeline, pair, tokenizer, params, ours)
     detail = (
         f"{generate.texts:,} texts under {seeds} seeds, {generate.ended:,} of them ended early; "
         "top-k, top-p, min-p, temperature, repetition penalty"
@@ -178,43 +136,15 @@ def check_greedy(pairs: Sequence[Pair]) -> Check:
     return report("greedy text, generate", tally, f"{tally.texts} prompts")
 
 
-def check_stream(
-    pairs: Sequence[Pair],
-    params: SamplingParams,
-    *,
-    seeds: int,
-    reference: Callable[[Pair, list[int], SamplingParams], Rows],
-    against: str,
-) -> Check:
-    """A stream of ours, `params.rng`, against a plain statement of it."""
+def check_lecture(pairs: Sequence[Pair], *, seeds: int) -> Check:
+    """The `lecture` stream against the lecture's loop, written out."""
     tally = Tally()
     for pair in pairs:
         prompt = prompt_tokens(pair, PROMPT)
-        length = min(params.max_length, pair.ours.config.block_size)
+        length = min(LECTURE.max_length, pair.ours.config.block_size)
         for seed in range(seeds):
-            asked = replace(params, seed=seed, max_length=length)
-            ours, theirs = complete(pair.ours, prompt, asked), reference(pair, prompt, asked)
-            tally.add(pair, asked, prompt, ours=ours, theirs=theirs, against=against)
-    detail = f"{tally.texts:,} texts under {seeds} seeds, against {against}"
-    return report(f"stream `{params.rng}`", tally, detail)
-
-
-def check_streams(pairs: Sequence[Pair], *, seeds: int) -> Iterator[Check]:
-    """The `lecture` stream, and the `portable` one, of which a row does not depend on the others.
-
-    The latter under a fifth of the seeds: eight rows, each in a batch of its own, take long.
-    """
-    yield check_stream(
-        pairs,
-        SamplingParams(rng="lecture", stop_at_eot=False),
-        seeds=seeds,
-        reference=lecture_loop,
-        against="the lecture's loop",
-    )
-    yield check_stream(
-        pairs,
-        SamplingParams(rng="portable", num_samples=8, max_length=24),
-        seeds=max(1, seeds // 5),
-        reference=rows_alone,
-        against="each row alone",
-    )
+            params = SamplingParams(rng="lecture", stop_at_eot=False, seed=seed, max_length=length)
+            ours, theirs = complete(pair.ours, prompt, params), lecture_loop(pair, prompt, params)
+            tally.add(pair, params, prompt, ours=ours, theirs=theirs, against="the lecture's loop")
+    detail = f"{tally.texts:,} texts under {seeds} seeds, against the lecture's loop"
+    return report("stream `lecture`", tally, detail)
