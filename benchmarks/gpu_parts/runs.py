@@ -143,10 +143,10 @@ def nccl(part: Part) -> None:
 
 def doctor(part: Part) -> None:
     """`regpt doctor gpt2-124m`: the memory it counted, beside the peak of the steps it timed."""
-    from regpt.doctor.memory import count_memory
-    from regpt.doctor.preflight import examine
     from regpt.system.memory import available_memory
     from regpt.system.runtime import find_runtime
+    from regpt.training.memory import count_memory
+    from regpt.training.preflight import examine
     from regpt.training.presets import gpt2_124m
 
     config = replace(

@@ -5,11 +5,11 @@ import sys
 from dataclasses import dataclass, fields
 from typing import Any
 
-from regpt.doctor.memory import gigabytes
-from regpt.doctor.preflight import Report, examine
 from regpt.system.console import Console
 from regpt.system.json_text import finite
 from regpt.training.config import RunConfig
+from regpt.training.memory import gigabytes
+from regpt.training.preflight import Report, examine
 
 
 @dataclass(frozen=True, kw_only=True)

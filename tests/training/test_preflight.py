@@ -13,15 +13,15 @@ from regpt import GPT, GPTConfig, UserError
 from regpt.cli import main
 from regpt.core.loss import next_token_loss
 from regpt.core.optimizer import OptimizerConfig
-from regpt.doctor import memory as arithmetic
-from regpt.doctor.memory import count_memory
-from regpt.doctor.preflight import Disk, check_disk, count_disk, examine
 from regpt.fast.training.bf16_weights import keep_bf16_weights
 from regpt.fast.training.blocked_attention import attend_in_blocks
 from regpt.system.memory import container_memory
 from regpt.system.runtime import find_runtime
+from regpt.training import memory as arithmetic
 from regpt.training.config import RunConfig
+from regpt.training.memory import count_memory
 from regpt.training.nonfinite import KEPT_MODELS
+from regpt.training.preflight import Disk, check_disk, count_disk, examine
 
 RUNTIME = find_runtime("cpu", dtype="fp32")
 LEARNS = ["--lr", "1e-2", "--optimizer.clip", "None"]
@@ -119,8 +119,8 @@ def test_the_count_follows_what_was_measured(
     """A peak far above the arithmetic lowers the largest micro-batch and fails the check."""
     config = tiny(text_file, tmp_path / "run", batch_tokens=8 * 16, batch_size=8)
     peaks = iter([0, 3 * 10**9])
-    monkeypatch.setattr("regpt.doctor.preflight.peak_memory", lambda device: next(peaks))
-    monkeypatch.setattr("regpt.doctor.preflight.available_memory", lambda device: 2 * 10**9)
+    monkeypatch.setattr("regpt.training.preflight.peak_memory", lambda device: next(peaks))
+    monkeypatch.setattr("regpt.training.preflight.available_memory", lambda device: 2 * 10**9)
     report = examine(config)
     assert report.memory.activations > 3 * 10**8
     assert report.largest_batch == 5
@@ -172,14 +172,14 @@ def test_what_does_not_fit_is_said(
     config = tiny(text_file, tmp_path / "run", batch_tokens=64 * 16, batch_size=64)
     memory = count_memory(config, RUNTIME, processes=1, available=0)
     room = (memory.needed(5) + memory.activations) / arithmetic.HEADROOM
-    monkeypatch.setattr("regpt.doctor.preflight.available_memory", lambda device: int(room))
+    monkeypatch.setattr("regpt.training.preflight.available_memory", lambda device: int(room))
     report = examine(config)
     assert not report.ok
     assert report.largest_batch == 5
     assert report.checks[0].text.endswith("use --batch-size 5")
     assert report.speed is not None
     assert report.speed.rows <= 5
-    monkeypatch.setattr("regpt.doctor.preflight.available_memory", lambda device: memory.fixed)
+    monkeypatch.setattr("regpt.training.preflight.available_memory", lambda device: memory.fixed)
     report = examine(config)
     assert report.speed is None
     assert "not one sequence fits" in report.checks[0].text

@@ -19,16 +19,16 @@ import torch
 from regpt.core.data import IGNORE_INDEX, Batch
 from regpt.core.train import StepResult, compute_gradients
 from regpt.datasets.corpus import Say, silent
-from regpt.doctor.learning import ROWS, Check, check_first_loss, check_one_batch
-from regpt.doctor.memory import HEADROOM, Memory, count_memory, gigabytes
 from regpt.system.distributed import World
 from regpt.system.errors import UserError
 from regpt.system.memory import available_memory
 from regpt.system.runtime import find_runtime, peak_memory
 from regpt.training.build import StateHooks, build, decide_compile
 from regpt.training.config import RunConfig
+from regpt.training.memory import HEADROOM, Memory, count_memory, gigabytes
 from regpt.training.nonfinite import KEPT_MODELS
 from regpt.training.run_dir import free_name
+from regpt.training.sanity import ROWS, Check, check_first_loss, check_one_batch
 from regpt.training.state import TrainState
 
 TIMED_STEPS = 3

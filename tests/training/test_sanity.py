@@ -10,9 +10,9 @@ from torch import Tensor
 
 from regpt import GPT, GPTConfig
 from regpt.core.optimizer import OptimizerConfig
-from regpt.doctor.learning import check_first_loss, check_one_batch, is_learnt
 from regpt.system.runtime import find_runtime
 from regpt.training.config import RunConfig
+from regpt.training.sanity import check_first_loss, check_one_batch, is_learnt
 
 VOCABULARY = 512
 SHAPE = GPTConfig(block_size=16, vocab_size=VOCABULARY, n_layer=2, n_head=2, n_embd=32)
