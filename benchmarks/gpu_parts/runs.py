@@ -165,8 +165,7 @@ def doctor(part: Part) -> None:
     for check in report.checks:
         verdict = "agrees" if check.passed else "DIFFERS"
         part.row(what=check.name, verdict=verdict, measured=check.text)
-    part.row(what="largest micro-batch", measured=f"{report.largest_batch}, "
-             f"{'tried' if report.tried else 'by arithmetic'}")  # fmt: skip
+    part.row(what="largest micro-batch", measured=f"{report.memory.largest_batch}, by arithmetic")
     speed = report.speed
     if speed is None or speed.peak is None:
         part.note("no step could be timed, or the system does not say what memory it took")

@@ -37,44 +37,29 @@ def duration(hours: float) -> str:
     return f"{hours:.1f} h" if hours < 72 else f"{hours / 24:.1f} days"
 
 
-def memory_lines(report: Report) -> list[str]:
-    """The arithmetic, spelled out."""
-    memory = report.memory
-    most = f"{report.largest_batch} sequences"
-    how = "tried" if report.tried else "by arithmetic, not tried"
-    parts = (
-        f"parameters {gigabytes(memory.parameters)}",
-        f"gradients {gigabytes(memory.gradients)}",
-        f"optimizer {gigabytes(memory.optimizer)}",
-        f"copies {gigabytes(memory.copies)}",
-        f"loss {gigabytes(memory.loss)}",
-    )
+def lines_of(report: Report, price_per_hour: float | None) -> list[str]:
+    """What was counted and measured, a line each."""
+    memory, speed, config = report.memory, report.speed, report.config
+    parts = ("parameters", "gradients", "optimizer", "copies", "loss")
+    counted = ", ".join(f"{name} {gigabytes(getattr(memory, name))}" for name in parts)
     lines = [
-        f"fixed      {gigabytes(memory.fixed)}: {', '.join(parts)}",
-        f"activations {gigabytes(memory.activations)} for each sequence of a micro-batch",
-        f"largest    micro-batch that fits and is of use: {most} ({how})",
+        f"fixed      {gigabytes(memory.fixed)}: {counted}",
+        f"activations {gigabytes(memory.activations)} for each sequence of a micro-batch, "
+        f"of which {memory.largest_batch} fit",
     ]
-    if report.speed and report.speed.peak:
-        lines.append(
-            f"measured   peak {gigabytes(report.speed.peak)} with {report.speed.rows} sequences"
-        )
-    return lines
-
-
-def speed_lines(report: Report, price_per_hour: float | None) -> list[str]:
-    """How fast, how long, how much."""
-    speed, config = report.speed, report.config
-    if speed is None or report.hours is None or report.epochs is None:
-        return ["speed      not timed: not one sequence fits here"]
+    if speed is None or report.hours is None:
+        return [*lines, "speed      not timed: not one sequence fits here"]
+    if speed.peak:
+        lines.append(f"measured   peak {gigabytes(speed.peak)} with {speed.rows} sequences")
     many = f" on {report.processes} processes" if report.processes > 1 else ""
-    lines = [
+    lines += [
         f"speed      {report.tokens_per_second:,.0f} tokens/s{many}, {report.step_seconds:.2f} s a "
         f"step (three timed, micro-batches of {speed.rows})",
         f"time       {duration(report.hours)} for {config.steps:,} steps of "
         f"{config.batch_tokens:,} tokens, {report.epochs:.2f} epochs; validation and saving extra",
     ]
-    cost = report.cost(price_per_hour)
-    if cost is not None:
+    if price_per_hour is not None:
+        cost = report.hours * price_per_hour
         lines.append(f"cost       {cost:,.2f} at {price_per_hour:g} per hour")
     return lines
 
@@ -82,6 +67,7 @@ def speed_lines(report: Report, price_per_hour: float | None) -> list[str]:
 def as_json(report: Report, price_per_hour: float | None) -> dict[str, Any]:
     """Everything as JSON values."""
     memory, speed = report.memory, report.speed
+    priced = price_per_hour is not None and report.hours is not None
     return {
         "ok": report.ok,
         "preset": report.config.preset,
@@ -94,15 +80,11 @@ def as_json(report: Report, price_per_hour: float | None) -> dict[str, Any]:
             "available": memory.available,
             "measured_peak": speed.peak if speed else None,
         },
-        "largest_batch_size": report.largest_batch,
-        "largest_was_tried": report.tried,
-        "disk": {"needed": report.disk.needed, "free": report.disk.free},
         "timed_sequences": speed.rows if speed else None,
         "step_seconds": report.step_seconds,
         "tokens_per_second": report.tokens_per_second,
         "hours": report.hours,
-        "cost": report.cost(price_per_hour),
-        "first_loss": speed.first_loss if speed else None,
+        "cost": report.hours * price_per_hour if priced else None,
         "checks": [vars(check) for check in report.checks],
     }
 
@@ -114,12 +96,11 @@ def doctor(config: DoctorConfig) -> None:
     if config.json:
         sys.stdout.write(json_text.dumps(finite(as_json(report, config.price_per_hour))) + "\n")
         raise SystemExit(0 if report.ok else 1)
-    lines = [f"regpt doctor {config.preset}, on {report.place}"]
-    lines += memory_lines(report) + speed_lines(report, config.price_per_hour)
-    for check in report.checks:
-        lines.append(f"{check.name:<12} {'ok   ' if check.passed else 'FAULT'}  {check.text}")
-    faults = [check.name for check in report.checks if not check.passed]
-    lines.append(f"not fit to run: {', '.join(faults)}" if faults else "fit to run")
-    for line in lines:
+    console.say(f"regpt doctor {config.preset}, on {report.place}")
+    for line in lines_of(report, config.price_per_hour):
         console.say(line)
+    for check in report.checks:
+        console.say(f"{check.name:<12} {'ok   ' if check.passed else 'FAULT'}  {check.text}")
+    faults = [check.name for check in report.checks if not check.passed]
+    console.say(f"not fit to run: {', '.join(faults)}" if faults else "fit to run")
     raise SystemExit(0 if report.ok else 1)

@@ -1,8 +1,7 @@
-"""Before a long run: does it fit, how long will it take, what will it cost, does it learn?
+"""Before a long run: does it fit, how long will it take, does it learn?
 
-Memory and disk are counted, then three steps are timed (their peak corrects the count of the
-memory), the largest micro-batch is tried, and one small batch is learnt by heart, which a sound
-setup does in a few dozen steps.
+Memory and disk are counted, three steps are timed (their peak corrects the count of the memory),
+and one small batch is learnt by heart, which a sound setup does in a few dozen steps.
 """
 
 import math
@@ -10,7 +9,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,9 +25,8 @@ from regpt.system.runtime import find_runtime, peak_memory
 from regpt.training.build import StateHooks, build, decide_compile
 from regpt.training.config import RunConfig
 from regpt.training.memory import HEADROOM, Memory, count_memory, gigabytes
-from regpt.training.nonfinite import KEPT_MODELS
 from regpt.training.run_dir import free_name
-from regpt.training.sanity import ROWS, Check, check_first_loss, check_one_batch
+from regpt.training.sanity import ROWS, Check, check_one_batch
 from regpt.training.state import TrainState
 
 TIMED_STEPS = 3
@@ -37,27 +35,11 @@ PATIENCE_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Disk:
-    """What a run leaves at its output place, against what is free there."""
-
-    place: Path
-    checkpoints: int
-    """Most that stand at once: the newest, the best, and one being written."""
-    bad_steps: int
-    """Most skipped steps whose weights are kept as evidence."""
-    needed: int
-    """Bytes, the final model included."""
-    free: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class Speed:
     """What the timed steps came to, on one process."""
 
     rows: int
     """Sequences in a timed micro-batch."""
-    first_loss: float
-    """Before any update."""
     row_seconds: float
     """Forward and backward of one sequence."""
     update_seconds: float
@@ -66,52 +48,23 @@ class Speed:
     """Most bytes the device held meanwhile; of a CPU, the process; None: not known."""
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Report:
-    """What was found, as far as a step could be tried."""
+    """What was found; where not one sequence fits here, nothing was timed."""
 
     config: RunConfig
     place: str
     processes: int
     memory: Memory
-    disk: Disk
-    largest_batch: int = 0
-    """Sequences per micro-batch that fit, at most what a process gets of a global batch."""
-    tried: bool = False
-    """Whether the largest was tried, not only computed."""
     speed: Speed | None = None
     epochs: float | None = None
-    checks: list[Check] = field(default_factory=list)
-
-    @property
-    def rows(self) -> int:
-        """What one process gets of a global batch, in sequences."""
-        return -(-self.config.sequences(self.processes) // self.processes)
-
-    @property
-    def step_seconds(self) -> float | None:
-        """A whole step: forward and backward of a process's sequences, and the update."""
-        if self.speed is None:
-            return None
-        return self.rows * self.speed.row_seconds + self.speed.update_seconds
-
-    @property
-    def tokens_per_second(self) -> float | None:
-        """Of all processes together, if each is as fast as this one."""
-        seconds, tokens = self.step_seconds, self.config.batch_tokens
-        return None if seconds is None or tokens is None else tokens / seconds
-
-    @property
-    def hours(self) -> float | None:
-        """Steps times the seconds of one; validation and saving come on top."""
-        seconds = self.step_seconds
-        return None if seconds is None else self.config.steps * seconds / 3600
-
-    def cost(self, price_per_hour: float | None) -> float | None:
-        """Of the whole run, in the price's currency."""
-        if self.hours is None or price_per_hour is None:
-            return None
-        return self.hours * price_per_hour
+    step_seconds: float | None = None
+    """A whole step: forward and backward of a process's sequences, and the update."""
+    tokens_per_second: float | None = None
+    """Of all processes together, if each is as fast as this one."""
+    hours: float | None = None
+    """Steps times the seconds of one; validation and saving come on top."""
+    checks: list[Check]
 
     @property
     def ok(self) -> bool:
@@ -136,58 +89,39 @@ def examine(config: RunConfig, *, processes: int = 1, say: Say = silent) -> Repo
     if processes < 1:
         raise UserError(f"processes must be at least 1, got {processes}")
     config = config.with_batch_tokens(processes)
+    assert config.batch_tokens is not None
+    rows = -(-config.sequences(processes) // processes)  # a process's part of a global batch
     count = partial(count_memory, config, runtime, available=available_memory(runtime.device))
-    memory = count(processes=processes)
-    learning: list[Check] = []
-    report = Report(
-        config=config,
-        place=runtime.describe(),
-        processes=processes,
-        memory=memory,
-        disk=count_disk(config, memory),
-    )
-    report.largest_batch = min(memory.largest_batch, report.rows)
-    if count(processes=1).largest_batch > 0:  # a step can be tried here
-        held = peak_memory(runtime.device) or 0
-        alone = World(device=runtime.device)
-        state = build(replace(config, shard=False), runtime, alone, say=say)
-        if state.vocabulary is not None:
-            count = partial(count, rows=len(state.model.wte.weight))
-        measure(report, state, count(processes=processes), count(processes=1), held)
-        assert report.speed is not None
-        batch = some_rows(state, min(ROWS, report.rows))
-        learning = [
-            check_first_loss(report.speed.first_loss, config),
-            check_one_batch(state.model, config, runtime, batch.x, batch.y),
-        ]
-    report.checks = [check_memory(report), check_disk(report.disk), *learning]
-    return report
+    memory, alone = count(processes=processes), count(processes=1)
+    report = partial(Report, config=config, place=runtime.describe(), processes=processes)
+    if alone.largest_batch == 0:
+        checks = [check_memory(config, memory, rows), check_disk(config, memory)]
+        return report(memory=memory, checks=checks)
 
-
-def measure(report: Report, state: TrainState, memory: Memory, alone: Memory, held: int) -> None:
-    """Speed and peak of real steps, and the largest micro-batch tried.
-
-    `memory` is counted for the run, `alone` for this one process, which held `held` bytes before.
-    """
-    config = report.config
-    rows = min(report.rows, config.batch_size, alone.largest_batch)
-    speed = report.speed = time_steps(state, rows=rows)
-    report.epochs = config.steps * (config.batch_tokens or 0) / len(state.data.loader.dataset)
+    held = peak_memory(runtime.device) or 0
+    state = build(replace(config, shard=False), runtime, World(device=runtime.device), say=say)
+    if state.vocabulary is not None:
+        count = partial(count, rows=len(state.model.wte.weight))
+        memory, alone = count(processes=processes), count(processes=1)
+    speed = time_steps(state, rows=min(rows, config.batch_size, alone.largest_batch))
     if speed.peak is not None:
         found = alone.corrected(speed.peak - held, speed.rows).activations
-        if found > alone.activations:
-            memory = replace(memory, activations=found)
-    report.memory, report.disk = memory, count_disk(config, memory)
-    largest = min(memory.largest_batch, report.rows)
-    # a GPU refuses what does not fit, but a CPU's system kills
-    roomy = memory.needed(largest) < memory.available / 2 or state.runtime.device.type == "cuda"
-    if largest <= speed.rows:
-        report.tried = True
-    elif roomy and largest * speed.row_seconds <= PATIENCE_SECONDS:
-        report.tried = True
-        while largest > speed.rows and not fits(state, largest):
-            largest -= max(largest // 10, 1)
-    report.largest_batch = largest
+        memory = replace(memory, activations=max(memory.activations, found))
+    batch = some_rows(state, min(ROWS, rows))
+    seconds = rows * speed.row_seconds + speed.update_seconds
+    return report(
+        memory=memory,
+        speed=speed,
+        epochs=config.steps * config.batch_tokens / len(state.data.loader.dataset),
+        step_seconds=seconds,
+        tokens_per_second=config.batch_tokens / seconds,
+        hours=config.steps * seconds / 3600,
+        checks=[
+            check_memory(config, memory, rows),
+            check_disk(config, memory),
+            check_one_batch(state.model, config, runtime, batch.x, batch.y),
+        ],
+    )
 
 
 def some_rows(state: TrainState, rows: int) -> Batch:
@@ -220,78 +154,58 @@ def time_steps(state: TrainState, *, rows: int) -> Speed:
         return time.perf_counter() - clock
 
     one = some_rows(state, 1)
-    seconds_of(lambda: gradients_of(state, one))  # allocates and compiles
+    gradients_of(state, one)  # allocates and compiles
     rows = max(1, min(rows, int(PATIENCE_SECONDS / seconds_of(lambda: gradients_of(state, one)))))
     batch = some_rows(state, rows)
     if decide_compile(state.config, runtime.device)[0]:
         gradients_of(state, batch)
     state.optimizer.set_factor(1.0 / max(state.config.schedule.warmup_steps, 1))
-    losses, gradient, update = [], [], []
+    gradient, update = [], []
     for _ in range(TIMED_STEPS):
-        gradient.append(seconds_of(lambda: losses.append(gradients_of(state, batch).loss)))
+        gradient.append(seconds_of(lambda: gradients_of(state, batch)))
         update.append(seconds_of(state.optimizer.step))
     return Speed(
         rows=rows,
-        first_loss=losses[0],
         row_seconds=statistics.median(gradient) / rows,
         update_seconds=statistics.median(update),
         peak=peak_memory(runtime.device),
     )
 
 
-def fits(state: TrainState, rows: int) -> bool:
-    """Whether a micro-batch of so many sequences goes through forward and backward."""
-    try:
-        gradients_of(state, some_rows(state, rows))
-    except torch.OutOfMemoryError:
-        return False
-    finally:
-        state.optimizer.zero_grad()
-    return True
-
-
-def check_memory(report: Report) -> Check:
-    """Does the configured micro-batch fit?"""
-    memory, wanted = report.memory, min(report.config.batch_size, report.rows)
+def check_memory(config: RunConfig, memory: Memory, rows: int) -> Check:
+    """Does the configured micro-batch fit, of a process that gets so many sequences a step?"""
+    wanted, largest = min(config.batch_size, rows), min(memory.largest_batch, rows)
     needed = memory.needed(wanted)
     passed = needed <= memory.available * HEADROOM
     text = f"{gigabytes(needed)} for micro-batches of {wanted}, {gigabytes(memory.available)} free"
-    if not passed and memory.largest_batch:
-        text += f": use --batch-size {report.largest_batch}"
+    if not passed and largest:
+        text += f": use --batch-size {largest}"
     elif not passed:
         text += ": not one sequence fits; try --checkpoint-activations, --shard, --block-size"
     return Check(name="memory", passed=passed, text=text)
 
 
-def count_disk(config: RunConfig, memory: Memory) -> Disk:
-    """The checkpoints that stand at once, where the run will write."""
+def checkpoints_at_once(config: RunConfig) -> int:
+    """The newest, the best, and one being written; a run that is interrupted saves in any case."""
+    if config.save_every is None:
+        return 1
+    saves = math.ceil(config.steps / config.save_every)
+    return min(saves, config.keep + 1) + (config.eval_every is not None)
+
+
+def check_disk(config: RunConfig, memory: Memory) -> Check:
+    """Is there room for checkpoints and model where the run will write?"""
     place = Path(config.out) if config.out else free_name(config.preset)
     while not place.exists():
         place = place.absolute().parent
-    checkpoints = 1  # a run that is interrupted saves, whatever the configuration
-    if config.save_every is not None:
-        saves = math.ceil(config.steps / config.save_every)
-        checkpoints = min(saves, config.keep + 1) + (config.eval_every is not None)
-    # the step that ends a run leaves its weights as well, but then there is no final model
-    bad_steps = min(config.skip_bad_steps, KEPT_MODELS)
-    return Disk(
-        place=place,
-        checkpoints=checkpoints,
-        bad_steps=bad_steps,
-        needed=checkpoints * memory.checkpoint + (1 + bad_steps) * memory.parameters_whole,
-        free=shutil.disk_usage(place).free,
-    )
-
-
-def check_disk(disk: Disk) -> Check:
-    """Is there room for the checkpoints and the weights of skipped steps?"""
-    noun = "checkpoint" if disk.checkpoints == 1 else "checkpoints"
-    evidence = f", the weights of {disk.bad_steps} bad steps" if disk.bad_steps else ""
+    checkpoints = checkpoints_at_once(config)
+    needed = checkpoints * memory.checkpoint + memory.parameters_whole
+    free = shutil.disk_usage(place).free
+    noun = "checkpoint" if checkpoints == 1 else "checkpoints"
     text = (
-        f"{gigabytes(disk.needed)} for {disk.checkpoints} {noun} at once{evidence} and the model, "
-        f"{gigabytes(disk.free)} free at {disk.place}"
+        f"{gigabytes(needed)} for {checkpoints} {noun} at once and the model, "
+        f"{gigabytes(free)} free at {place}"
     )
-    passed = disk.needed <= disk.free
-    if not passed:
+    if needed > free:
         text += ": choose another --out, or a smaller --keep"
-    return Check(name="disk", passed=passed, text=text)
+    return Check(name="disk", passed=needed <= free, text=text)

@@ -1,4 +1,4 @@
-"""Does it learn? The first loss, and one small batch learnt by heart.
+"""Does it learn? One small batch, learnt by heart.
 
 A sound model, loss, loader and optimizer bring the loss of a single small batch from ln(V) towards
 zero in a few dozen steps. Where they do not, rates 10 and 100 times lower and higher are tried.
@@ -6,7 +6,6 @@ zero in a few dozen steps. Where they do not, rates 10 and 100 times lower and h
 
 import math
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,7 +24,6 @@ STEPS, ROWS, TOKENS = 50, 4, 32
 LEARNT = 0.5
 """The share of its first loss below which a batch counts as learnt."""
 SCALES = (0.1, 10.0, 0.01, 100.0)
-INITIAL_TOLERANCE = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,24 +33,6 @@ class Check:
     name: str
     passed: bool
     text: str
-
-
-def check_first_loss(loss: float, config: RunConfig) -> Check:
-    """Before training every token is about equally likely: ln(V), and a little for the spread.
-
-    Logits of a fresh GPT-2 have variance 0.02² C (weights of deviation 0.02 on normalised inputs),
-    which raises the expected cross-entropy by half of that.
-    """
-    uniform = math.log(config.model.vocab_size)
-    spread = 0.02**2 * config.model.n_embd / 2
-    text = f"{loss:.3f}; ln({config.model.vocab_size}) is {uniform:.3f}"
-    low = loss < uniform - INITIAL_TOLERANCE
-    passed = not low and loss <= uniform + spread + INITIAL_TOLERANCE
-    if low:
-        text += ": the model knows the answers before training"
-    elif not passed:
-        text += ": the initialisation is too wide, or the loss is not a mean of cross-entropies"
-    return Check(name="first loss", passed=passed, text=text)
 
 
 def learn_by_heart(
@@ -92,21 +72,20 @@ def check_one_batch(model: GPT, config: RunConfig, runtime: Runtime, x: Tensor, 
 
     x, y: (B, T) int64. The model's weights are not kept.
     """
-    check = partial(Check, name="one batch")
     x, y = x[:ROWS, :TOKENS], y[:ROWS, :TOKENS]
-    learn = partial(learn_by_heart, model, config, runtime, x, y)
-    losses = learn()
+    losses = learn_by_heart(model, config, runtime, x, y)
     path = f"{losses[0]:.2f} to {losses[-1]:.2f} in {len(losses)} steps"
     if is_learnt(losses):
-        return check(passed=True, text=f"learnt by heart: loss {path}")
+        return Check(name="one batch", passed=True, text=f"learnt by heart: loss {path}")
+    text = f"not learnt, loss {path}"
     for scale in SCALES:
-        other = learn(scale=scale)
+        other = learn_by_heart(model, config, runtime, x, y, scale=scale)
         if is_learnt(other):
-            word = "low" if scale > 1 else "high"
-            text = (
-                f"not learnt, loss {path}: the learning rate is too {word}; at {scale:g} times "
+            text += (
+                f": the learning rate is too {'low' if scale > 1 else 'high'}; at {scale:g} times "
                 f"({config.lr * scale:g}) the loss comes to {other[-1]:.2f}"
             )
-            return check(passed=False, text=text)
-    text = f"not learnt, loss {path}, nor at rates 100 times lower or higher: model, loss or data"
-    return check(passed=False, text=text)
+            break
+    else:
+        text += ", nor at rates 100 times lower or higher: model, loss or data"
+    return Check(name="one batch", passed=False, text=text)
