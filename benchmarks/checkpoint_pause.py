@@ -17,8 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from regpt.bench.interleaved import Budget, Job, measure
-from regpt.bench.session import benchmark, run_script, script_options
+from regpt.bench.harness import Benchmark, Job
+from regpt.bench.scripts import run_script, script_options
 from regpt.bench.workers import System
 
 
@@ -84,16 +84,20 @@ def load(steps: int, save_every: int, data: str) -> Callable[[], dict[str, objec
 
 def main() -> None:
     """Measure and print."""
-    parser = script_options(__doc__, rounds=1)
+    parser = script_options(__doc__, seconds=3600.0, rounds=1)
     parser.add_argument("--steps", type=int, default=33)
     parser.add_argument("--save-every", type=int, default=16)
     parser.add_argument("--data", default="pydocs")
     given = parser.parse_args()
     settings = {"steps": given.steps, "save_every": given.save_every, "data": given.data}
     system = System(name="regpt", load=f"{Path(__file__)}:load", settings=settings, ours=True)
-    with benchmark("checkpoint-pause", threads=given.threads, out=given.out, json=True) as session:
-        job = Job(name=f"{given.steps} steps", tokens=128 * given.steps)
-        measure(session, [system], job, Budget(seconds=3600, rounds=given.rounds))
+    job = Job(name=f"{given.steps} steps", tokens=128 * given.steps)
+    bench = Benchmark(
+        name="checkpoint-pause", seconds=given.seconds, rounds=given.rounds,
+        threads=given.threads, out=given.out, json=True,
+    )  # fmt: skip
+    with bench.running():
+        bench.measure([system], job)
 
 
 if __name__ == "__main__":

@@ -14,13 +14,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-from regpt.bench.hardware_limits import Machine
-from regpt.bench.interleaved import Budget, Job, alternate, loaded, measure
-from regpt.bench.results import Column, Row, usual_columns
-from regpt.bench.session import Session, benchmark, plain, run_script, script_options
+from regpt.bench.harness import Benchmark, Job
+from regpt.bench.results import usual_columns
+from regpt.bench.scripts import run_script, script_options
 from regpt.bench.workers import System
 
 KINDS = ("fp32", "bf16", "int8")
@@ -60,7 +59,7 @@ def load_steps(dtype: str) -> Callable[[int], Parts]:
     return call
 
 
-def growth(session: Session, rounds: int) -> None:
+def growth(bench: Benchmark) -> None:
     """Seconds per step at a position, 1 and 5 rows."""
     systems = [
         System(
@@ -72,11 +71,11 @@ def growth(session: Session, rounds: int) -> None:
         )
         for kind in KINDS
     ]
-    with loaded(session, systems) as workers:
+    with bench.loaded(systems) as workers:
         for rows in (1, 5):
             name = f"{rows} row{'s' if rows > 1 else ''}"
             job = Job(name=name, tokens=rows * len(POSITIONS), arguments={"rows": rows})
-            alternate(session, workers, job, Budget(seconds=600, rounds=rounds))
+            bench.run(workers, job)
 
 
 STAGES = """
@@ -124,12 +123,7 @@ def load_command(model: str) -> Callable[[], Parts]:
     return call
 
 
-def judge_start(machine: Machine, rows: Sequence[Row]) -> tuple[Machine, list[Column]]:
-    """The usual columns, but for the memory of workers that only start programs."""
-    return machine, usual_columns(memory=False)
-
-
-def start(session: Session, rounds: int) -> None:
+def start(bench: Benchmark) -> None:
     """Seconds from the command to the first token, files in the cache; and its stages."""
     import torch
 
@@ -143,7 +137,8 @@ def start(session: Session, rounds: int) -> None:
             System(name=name, load=f"{__file__}:{load}", settings=settings)
             for name, load in (("command", "load_command"), ("stages", "load_stages"))
         ]
-        measure(session, systems, Job(name="start"), Budget(seconds=600, rounds=rounds))
+        bench.columns = lambda machine, rows: usual_columns(memory=False)  # not the programs' own
+        bench.measure(systems, Job(name="start"))
 
 
 def quality(run: str, data: str, windows: int) -> dict[str, object]:
@@ -186,7 +181,7 @@ def quality(run: str, data: str, windows: int) -> dict[str, object]:
 
 def main() -> None:
     """Parse and run."""
-    parser = script_options(__doc__, rounds=7)
+    parser = script_options(__doc__, seconds=600.0, rounds=7)
     parser.add_argument("what", choices=("growth", "start", "quality"))
     parser.add_argument("run", nargs="?", help="for quality: a trained model")
     parser.add_argument("--data", help="for quality: a text")
@@ -197,11 +192,12 @@ def main() -> None:
             parser.error("quality needs RUN and --data FILE")
         print(json.dumps(quality(given.run, given.data, given.windows)))
         return
-    run, judge = {"growth": (growth, plain), "start": (start, judge_start)}[given.what]
-    with benchmark(
-        f"decoding-{given.what}", judge=judge, threads=given.threads, out=given.out, json=True
-    ) as session:
-        run(session, given.rounds)
+    bench = Benchmark(
+        name=f"decoding-{given.what}", seconds=given.seconds, rounds=given.rounds,
+        threads=given.threads, out=given.out, json=True,
+    )  # fmt: skip
+    with bench.running():
+        {"growth": growth, "start": start}[given.what](bench)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from regpt.bench.hardware_limits import Machine
-from regpt.bench.interleaved import Budget, Job, measure
+from regpt.bench.harness import Benchmark, Job
 from regpt.bench.results import Column, Row, against, usual_columns
-from regpt.bench.session import benchmark, run_script, script_options
+from regpt.bench.scripts import run_script, script_options
 from regpt.bench.workers import System
 
 T = 1024
@@ -67,15 +67,15 @@ def load_theirs(model: str, tokens: str, dtype: str, batch: int) -> Callable[[],
     return call
 
 
-def judge(machine: Machine, rows: Sequence[Row]) -> tuple[Machine, list[Column]]:
+def columns(machine: Machine, rows: Sequence[Row]) -> list[Column]:
     """The losses, and how many times as fast."""
     loss = Column(heading="loss", cell=lambda row: f"{row.facts['loss']:.6f}")
-    return machine, [*usual_columns(), loss, against(rows, "transformers", rows[0].dtype)]
+    return [*usual_columns(), loss, against(rows, "transformers", rows[0].dtype)]
 
 
 def main() -> None:
     """Measure and print."""
-    parser = script_options(__doc__, rounds=3)
+    parser = script_options(__doc__, seconds=3600.0, rounds=3)
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--windows", type=int, default=8, help=f"of {T} tokens")
     parser.add_argument("--batch", type=int, default=4, help="windows per batch of transformers")
@@ -87,13 +87,12 @@ def main() -> None:
     from regpt import GPT, GPTConfig, get_tokenizer
     from regpt.datasets.corpora import load_corpus
 
-    with (
-        benchmark(
-            "evaluate", judge=judge, threads=given.threads, out=given.out, json=True
-        ) as session,
-        tempfile.TemporaryDirectory() as folder,
-    ):
-        session.doing("writing a model and its tokens")
+    bench = Benchmark(
+        name="evaluate", seconds=given.seconds, rounds=given.rounds, columns=columns,
+        threads=given.threads, out=given.out, json=True,
+    )  # fmt: skip
+    with bench.running(), tempfile.TemporaryDirectory() as folder:
+        bench.tell("writing a model and its tokens")
         torch.manual_seed(0)
         GPT(GPTConfig()).save_pretrained(f"{folder}/model")
         tokens = load_corpus(["pydocs"]).tokens(get_tokenizer())[: given.windows * T + 1]
@@ -113,7 +112,7 @@ def main() -> None:
             )
         ]  # fmt: skip
         job = Job(name=f"loss-{given.windows}x{T}", tokens=given.windows * T)
-        measure(session, systems, job, Budget(seconds=3600, rounds=given.rounds))
+        bench.measure(systems, job)
 
 
 if __name__ == "__main__":

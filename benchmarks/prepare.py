@@ -26,9 +26,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from regpt.bench.hardware_limits import Machine
-from regpt.bench.interleaved import Budget, Job, measure
+from regpt.bench.harness import Benchmark, Job
 from regpt.bench.results import Column, Row, against, usual_columns
-from regpt.bench.session import Judge, Session, benchmark, run_script, script_options
+from regpt.bench.scripts import run_script, script_options
 from regpt.bench.workers import System
 from regpt.datasets.corpora import load_corpus
 
@@ -145,10 +145,10 @@ def processor_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def judge_for(size: int) -> Judge:
+def columns_for(size: int) -> Callable[[Machine, Sequence[Row]], list[Column]]:
     """MB/s of the input, processor seconds, and how many times as fast."""
 
-    def judge(machine: Machine, rows: Sequence[Row]) -> tuple[Machine, list[Column]]:
+    def columns(machine: Machine, rows: Sequence[Row]) -> list[Column]:
         usual = usual_columns(memory=False)
         speed = Column(heading="MB/s", cell=lambda row: f"{size / row.seconds / 1e6:.2f}")
         work = Column(
@@ -156,12 +156,12 @@ def judge_for(size: int) -> Judge:
             cell=lambda row: str(row.facts.get("processor_seconds", "")),
         )
         baselines = [against(rows, name, "") for name in ("one process", "tiktoken")]
-        return machine, [*usual, speed, work, *baselines]
+        return [*usual, speed, work, *baselines]
 
-    return judge
+    return columns
 
 
-def compare(session: Session, source: Path, folder: Path, rounds: int) -> None:
+def compare(bench: Benchmark, source: Path, folder: Path) -> None:
     """One process, two, and tiktoken, in interleaved rounds."""
     systems = [System(name="tiktoken", load=f"{__file__}:load_tiktoken",
                       settings={"source": str(source)})]  # fmt: skip
@@ -171,7 +171,7 @@ def compare(session: Session, source: Path, folder: Path, rounds: int) -> None:
         settings = {"source": str(source), "out": str(outs[-1]), "processes": processes}
         systems.append(System(name=name, load=f"{__file__}:load_prepare", settings=settings))
     job = Job(name=f"{source.stat().st_size / 1e6:.0f} MB")
-    measure(session, systems, job, Budget(seconds=3600, rounds=rounds))
+    bench.measure(systems, job)
     assert digest(outs[0]) == digest(outs[1]), "the output depends on the number of processes"
 
 
@@ -194,7 +194,7 @@ def gigabyte(texts: list[str], folder: Path, size: int) -> dict[str, object]:
 
 def main() -> None:
     """Make the input, run, print."""
-    parser = script_options(__doc__, rounds=2)
+    parser = script_options(__doc__, seconds=3600.0, rounds=2)
     parser.add_argument("--text", action="append", default=[], help="a text beside pydocs")
     parser.add_argument("--megabytes", type=int, default=None, help="default 500, or 1000")
     parser.add_argument("--gigabyte", action="store_true", help="the memory row only")
@@ -209,11 +209,13 @@ def main() -> None:
             return
         source = folder / "input.jsonl"
         write_input(source, texts, (options.megabytes or 500) * 10**6)
-        judge = judge_for(source.stat().st_size)
-        with benchmark(
-            "prepare", judge=judge, threads=options.threads, out=options.out, json=True
-        ) as session:
-            compare(session, source, folder, options.rounds)
+        bench = Benchmark(
+            name="prepare", seconds=options.seconds, rounds=options.rounds,
+            columns=columns_for(source.stat().st_size), threads=options.threads,
+            out=options.out, json=True,
+        )  # fmt: skip
+        with bench.running():
+            compare(bench, source, folder)
 
 
 if __name__ == "__main__":

@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from regpt.bench.hardware_limits import Machine
-from regpt.bench.interleaved import Budget
+from regpt.bench.harness import Benchmark
 from regpt.bench.results import Row
-from regpt.bench.session import benchmark, run_script, script_options
+from regpt.bench.scripts import run_script, script_options
 from regpt.bench.train import (
     FORMULA,
     Step,
     choose_systems,
+    columns,
+    flops,
     flops_per_token,
-    judge,
     parse_job,
     run_step,
 )
@@ -87,8 +88,8 @@ def draw(rows: Sequence[Row], axes: Sequence[Axis], machine: Machine) -> bytes:
 
     figure = Figure(figsize=(5 * len(axes), 5), layout="constrained")
     panels = figure.subplots(1, len(axes), squeeze=False)[0]
-    machine, _ = judge(machine, rows)
     limit = machine.bf16_flops_per_second or machine.fp32_flops_per_second
+    limit = limit and max(limit, *map(flops, rows))
     for axis, panel in zip(axes, panels, strict=True):
         draw_panel(panel, axis, rows, limit)
     panels[0].set_ylabel("tokens per second (at a point: share of the limit)")
@@ -146,27 +147,31 @@ def label(place: float) -> str:
 
 def main() -> None:
     """Measure, draw, print."""
-    parser = script_options(__doc__, rounds=8)
-    parser.add_argument("--seconds", type=float, default=15.0, help="for the steps of one job")
+    parser = script_options(__doc__, seconds=60.0, rounds=8)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--peers", action="store_true", help="the lecture's loop too")
     parser.add_argument("--data", nargs="+", default=["pydocs"])
     given = parser.parse_args()
-    budget = Budget(seconds=given.seconds, rounds=given.rounds)
-    with benchmark(
-        "scaling",
-        judge=judge,
+    bench = Benchmark(
+        name="scaling",
+        seconds=given.seconds,
+        rounds=given.rounds,
+        columns=columns,
         definitions=[f"shares: {FORMULA}"],
         device=given.device,
         threads=given.threads,
         out=given.out,
         json=True,
-    ) as session:
-        axes = axes_for(session.machine)
-        systems = choose_systems(session.machine, peers=given.peers, few=True)
+    )
+    with bench.running():
+        axes = axes_for(bench.machine)
+        systems = choose_systems(bench.machine, peers=given.peers, few=True)
         for name in jobs_of(axes):
-            run_step(session, parse_job(name), systems, budget, data=given.data)
-        session.picture = draw(session.rows, axes, session.machine)
+            run_step(bench, parse_job(name), systems, data=given.data)
+        if given.out is not None:
+            picture = given.out.with_suffix(".png")
+            picture.write_bytes(draw(bench.rows, axes, bench.machine))
+            bench.note(f"picture: {picture.name}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def environment(part: Part) -> None:
             what="CUDA, cuDNN", found=f"{torch.version.cuda}, {torch.backends.cudnn.version()}"
         )
     machine = Machine(**load(part.device)())  # pyright: ignore[reportArgumentType]
-    part.found_machine(machine.to_json(), f"{machine.describe()}; {machine.describe_limits()}")
+    part.found_machine(asdict(machine), f"{machine.describe()}; {machine.describe_limits()}")
     part.row(what="limits", found=machine.describe_limits())
 
 

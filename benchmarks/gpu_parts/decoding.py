@@ -6,8 +6,7 @@ from gpu_parts.part import Part
 from regpt.bench.generate import PROMPT, SYSTEMS, read_bytes
 from regpt.bench.generation_systems import TOP_K
 from regpt.bench.hardware_limits import Machine
-from regpt.bench.interleaved import Budget, Job, alternate, loaded
-from regpt.bench.session import Session
+from regpt.bench.harness import Benchmark, Job
 from regpt.bench.worker import Call
 from regpt.bench.workers import System
 from regpt.core.model import GPTConfig
@@ -83,18 +82,17 @@ def decoding(part: Part) -> None:
     torch.manual_seed(0)
     GPT(shape).save_pretrained(model)
     jobs = [{"prompt": list(PROMPT), "rows": rows, "new": new} for rows in ROWS]
-    session = Session("gpu")
+    bench = Benchmark(name="gpu", seconds=60.0, rounds=0 if part.small else 2)
     machine = Machine(**{"device": part.device, **part.machine})
-    budget = Budget(seconds=15.0, rounds=0 if part.small else 2)
     notes = 0
     for system in systems(part, model, jobs):
-        with loaded(session, [system]) as workers:
+        with bench.loaded([system]) as workers:
             for job in jobs:
                 name = f"{job['rows']} row{'s' * (job['rows'] > 1)}"
                 tokens = job["rows"] * new
-                alternate(session, workers, Job(name=name, tokens=tokens, arguments=job), budget)
+                bench.run(workers, Job(name=name, tokens=tokens, arguments=job))
                 row = next(
-                    (r for r in session.rows if (r.job, r.title) == (name, system.title)), None
+                    (r for r in bench.rows if (r.job, r.title) == (name, system.title)), None
                 )
                 if row is None or row.tokens_per_second is None:
                     continue
@@ -107,6 +105,6 @@ def decoding(part: Part) -> None:
                     **{"of the memory limit": None if limit is None else rate / limit},
                     **dict(row.facts),
                 )  # fmt: skip
-        for note in session.notes[notes:]:
+        for note in bench.notes[notes:]:
             part.note(note)
-        notes = len(session.notes)
+        notes = len(bench.notes)

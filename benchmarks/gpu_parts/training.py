@@ -5,9 +5,8 @@ from dataclasses import replace
 
 from gpu_parts.part import Part
 from regpt.bench.hardware_limits import Machine
-from regpt.bench.interleaved import Budget
+from regpt.bench.harness import Benchmark
 from regpt.bench.results import Row
-from regpt.bench.session import Session
 from regpt.bench.train import flops, parse_job, published_rate, run_step
 from regpt.bench.workers import System
 
@@ -46,19 +45,19 @@ def told(part: Part, row: Row, machine: Machine) -> None:
 def grow(part: Part, system: System, size: str, batches: Sequence[int]) -> None:
     """Time a system's step at the batches in turn, until one does not fit or brings nothing."""
     T, best, notes = (32 if part.small else 1024), 0.0, 0
-    session = Session("gpu")
-    session.machine = Machine(**{"device": part.device, **part.machine})
-    budget = Budget(seconds=10.0, rounds=0 if part.small else 1)  # 0: the warm-up counts
+    # no round: the warm-up counts
+    bench = Benchmark(name="gpu", seconds=60.0, rounds=0 if part.small else 1)
+    bench.machine = Machine(**{"device": part.device, **part.machine})
     for batch in batches:
         step = parse_job(f"step-{size}-B{batch}-T{T}")
-        run_step(session, step, [system], budget, data=part.data)
-        for note in session.notes[notes:]:
+        run_step(bench, step, [system], data=part.data)
+        for note in bench.notes[notes:]:
             part.note(note)
-        notes = len(session.notes)
-        rows = [row for row in session.rows if row.job == step.name]
+        notes = len(bench.notes)
+        rows = [row for row in bench.rows if row.job == step.name]
         if not rows:
             return
-        told(part, rows[0], session.machine)
+        told(part, rows[0], bench.machine)
         rate = rows[0].tokens_per_second or 0.0
         if rate < GAIN * best:
             return

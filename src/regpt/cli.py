@@ -2,7 +2,8 @@
 
 Each command is a function in `regpt.commands` (for `train` and `doctor`, a dataclass); tyro turns
 its signature into flags and help. Nothing is imported before it is needed, so `regpt --help` is
-instant. Whatever a person can mend ends as one line on stderr and exit code 2.
+instant, and a wrong flag is told before torch is loaded: a command imports it when it runs.
+Whatever a person can mend ends as one line on stderr and exit code 2.
 """
 
 import argparse
@@ -39,6 +40,9 @@ COMMANDS = {
     "parity": "compare with transformers on this machine, number by number",
     "bench": "speed and memory on this machine, beside other systems",
 }
+
+WITHOUT_TORCH = ("prepare", "serve", "watch")
+"""Commands that do not need it, or say themselves what they load."""
 
 BENCHES = {
     "generate": "writing: tokens a second, ours and others'",
@@ -112,6 +116,18 @@ def parse(target: Any, arguments: Sequence[str], *, prog: str, **options: Any) -
         fail(f"{message} (see {prog} --help)")
 
 
+def load_torch(prog: str) -> None:
+    """Import torch, which takes seconds, and say so after one."""
+    if "torch" in sys.modules:
+        return
+    slow = threading.Timer(1.0, sys.stderr.write, [f"{prog}: loading torch\n"])
+    slow.start()
+    try:
+        import_module("torch")
+    finally:
+        slow.cancel()
+
+
 def run_function(name: str, prog: str | None = None) -> Callable[[Sequence[str]], Any]:
     """A command whose function has the command's name, in a module of that name."""
 
@@ -124,7 +140,11 @@ def run_function(name: str, prog: str | None = None) -> Callable[[Sequence[str]]
         def bound(*positional: Any, **named: Any) -> Callable[[], Any]:
             return functools.partial(function, *positional, **named)
 
-        return parse(bound, arguments, prog=prog or f"regpt {name}")()
+        called = prog or f"regpt {name}"
+        call = parse(bound, arguments, prog=called)
+        if name not in WITHOUT_TORCH:
+            load_torch(called)
+        return call()
 
     return run
 
@@ -133,6 +153,8 @@ def choose_preset(
     command: str, arguments: Sequence[str], more: str = ""
 ) -> tuple[Any, list[str]] | None:
     """The preset named first and the flags after it; or their list is printed, on --help."""
+    if arguments and not {"-h", "--help"} & {*arguments}:
+        load_torch(f"regpt {command}")
     from regpt.training.presets import PRESETS, preset
 
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -184,12 +206,7 @@ def run_doctor(arguments: Sequence[str]) -> None:
 
 
 def run_bench(arguments: Sequence[str]) -> None:
-    """`regpt bench NAME [FLAGS]`; or `worker`, our own side of a benchmark (regpt.bench)."""
-    if arguments == ["worker"]:
-        from regpt.bench.worker import serve
-
-        serve()
-        return
+    """`regpt bench NAME [FLAGS]`."""
     if not arguments or arguments[0] in ("-h", "--help"):
         lines = [f"  {name:<10} {text}\n" for name, text in BENCHES.items()]
         sys.stdout.write(f"usage: regpt bench NAME [FLAGS]\n\nbenchmarks:\n{''.join(lines)}")
@@ -197,17 +214,12 @@ def run_bench(arguments: Sequence[str]) -> None:
     name, *flags = arguments
     if name not in BENCHES:
         fail(f"unknown benchmark {name!r}: choose one of {', '.join(BENCHES)}")
-    slow = threading.Timer(1.0, sys.stderr.write, [f"regpt bench {name}: loading torch\n"])
-    slow.start()
-    try:
-        import_module(f"regpt.commands.bench_{name}")
-    finally:
-        slow.cancel()
     run_function(f"bench_{name}", f"regpt bench {name}")(flags)
 
 
 def resume_train(directory: str, flags: list[str]) -> None:
     """`regpt train [PRESET] --resume RUN [FLAGS]`: the flags change the run's own configuration."""
+    load_torch("regpt train")
     from regpt.commands.train import saved_config, train
     from regpt.training.config import RunConfig
 
@@ -237,8 +249,7 @@ def dispatch(arguments: Sequence[str]) -> None:
         return
     if name not in COMMANDS:
         fail(f"unknown command {name!r}: choose one of {', '.join(COMMANDS)}")
-    if os.environ.get("REGPT_KEEP_PAGES", "1") != "0":
-        keep_pages()
+    keep_pages()
     if name != "bench":  # other systems are measured as they are
         spin_briefly()
     special = {"train": run_train, "doctor": run_doctor, "bench": run_bench}

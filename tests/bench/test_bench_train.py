@@ -3,25 +3,23 @@
 import json
 import os
 import sys
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
 from regpt import GPTConfig
-from regpt.bench import hardware_limits, session, train, train_systems
+from regpt.bench import hardware_limits, harness, train, train_systems
 from regpt.bench.hardware_limits import Machine, load
-from regpt.bench.interleaved import Budget
 from regpt.bench.results import Row
-from regpt.bench.session import Session
 from regpt.bench.train import (
     CPU_JOBS,
     CUDA_JOBS,
     SHAPES,
     choose_systems,
+    columns,
     flops_per_token,
-    judge,
     parse_job,
 )
 from regpt.bench.workers import System
@@ -41,7 +39,7 @@ CPU = Machine(
 
 
 def gpu(name: str = "NVIDIA H200") -> Machine:
-    facts = CPU.to_json() | {"gpu": name, "device": "cuda"}
+    facts = asdict(CPU) | {"gpu": name, "device": "cuda"}
     return Machine(**facts)  # pyright: ignore[reportArgumentType]
 
 
@@ -80,7 +78,7 @@ def test_who_takes_part() -> None:
     everyone += ["transformers bf16", "transformers fp32"]
     assert names(choose_systems(CPU, peers=True, few=False)) == everyone
     assert names(choose_systems(CPU, peers=True, few=True)) == everyone[:2]
-    old = Machine(**(CPU.to_json() | {"bf16_flops_per_second": None}))  # pyright: ignore
+    old = Machine(**(asdict(CPU) | {"bf16_flops_per_second": None}))  # pyright: ignore
     assert names(choose_systems(old, peers=True, few=False)) == [
         "regpt fp32",
         "lecture fp32",
@@ -103,17 +101,15 @@ def test_shares_of_the_limits() -> None:
     rows = [row("step-124M-B4-T1024", tokens_per_second=half)]
 
     def shown(machine: Machine) -> dict[str, str]:
-        machine, columns = judge(machine, rows)
-        assert machine.exceeded == ()
         return {
             column.heading: column.cell(rows[0])
-            for column in columns
+            for column in columns(machine, rows)
             if column.heading in ("of bf16 limit", "MFU")
         }
 
-    assert shown(CPU) == {"of bf16 limit": "50%"}
+    assert shown(CPU) == {"of bf16 limit": "50%", "MFU": ""}
     assert shown(gpu()) == {"of bf16 limit": "50%", "MFU": "0%"}
-    assert shown(gpu("a new chip"))["MFU"] == "not measured"
+    assert shown(gpu("a new chip"))["MFU"] == ""
 
 
 def test_memory_beside_the_lectures() -> None:
@@ -123,7 +119,7 @@ def test_memory_beside_the_lectures() -> None:
         row(job, "lecture", peak_memory_bytes=1000),
         row(job, "lecture", "fp32", peak_memory_bytes=None),
     ]
-    memory = judge(CPU, rows)[1][-1]
+    memory = columns(CPU, rows)[-1]
     assert memory.heading == "memory of lecture bf16's"
     assert [memory.cell(each) for each in rows] == ["50%", "100%", ""]
 
@@ -163,19 +159,8 @@ def test_systems_on_a_gpu(text_file: Path) -> None:
     first = []
     for name, more in (("ours", {}), ("lecture", {}), ("lecture", {"compiled": True})):
         facts = getattr(train_systems, name)(**settings, **more)()
-        first.append(float(str(facts["first_loss"])))
-    torch.testing.assert_close(first, [first[0]] * 3, atol=3e-2, rtol=0.0)
-
-
-def test_a_system_that_does_something_else_is_noted() -> None:
-    under_way = Session("train")
-    for name, loss in (("a", 10.9), ("b", 11.1), ("c", 4.0), ("d", float("nan"))):
-        under_way.found(row("job", name, "fp32", facts={"first_loss": loss}))
-    train.compare_losses(under_way, "job")
-    assert [note.split(":")[1] for note in under_way.notes] == [
-        " first loss of c fp32 is 4.000, of a fp32 10.900",
-        " first loss of d fp32 is nan, of a fp32 10.900",
-    ]
+        first.append(float(str(facts["loss"])))
+    torch.testing.assert_close(first, [first[0]] * 3, atol=5e-2, rtol=0.0)
 
 
 def test_systems_that_do_not_fit_together_go_one_after_the_other(
@@ -192,7 +177,7 @@ def test_systems_that_do_not_fit_together_go_one_after_the_other(
 def test_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware_limits, "SECONDS_EACH", 0.01)
     monkeypatch.setattr(hardware_limits, "CPU_MATRIX", 64)
-    monkeypatch.setattr(hardware_limits, "buffer_bytes", lambda device: 1 << 20)
+    monkeypatch.setattr(hardware_limits, "CPU_BUFFER", 1 << 20)
     found = Machine(**load("cpu")())  # pyright: ignore[reportArgumentType]
     assert found.device == "cpu"
     assert found.cores >= 1
@@ -203,21 +188,8 @@ def test_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
         assert 0 < limit < float("inf")
     assert f"torch {torch.__version__}" in found.describe()
     assert "memory read" in found.describe_limits()
-    better = found.at_best(replace(found, read_bytes_per_second=1e15, fp32_flops_per_second=1.0))
-    assert better == replace(found, read_bytes_per_second=1e15)
-    unknown = Machine(**(found.to_json() | {"bf16_flops_per_second": None}))  # pyright: ignore
+    unknown = Machine(**(asdict(found) | {"bf16_flops_per_second": None}))  # pyright: ignore
     assert "bf16 not measured" in unknown.describe_limits()
-
-
-def test_more_is_read_than_the_caches_hold() -> None:
-    size = hardware_limits.buffer_bytes("cpu")
-    memory = hardware_limits.memory_size()
-    if memory is not None:
-        assert size <= memory / 8
-    place = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
-    if place.exists() and (memory is None or memory > 32 << 30):
-        assert size >= 4 * 1024 * int(place.read_text().strip().removesuffix("K"))
-    assert hardware_limits.buffer_bytes("cuda") == 4 << 30
 
 
 @pytest.mark.usefixtures("tiny")
@@ -236,8 +208,8 @@ def test_the_whole_command(
     paths = [str(Path(__file__).parent), *(path for path in sys.path if path)]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
     limits = System(name="limits", load="bench_systems:limits")
-    monkeypatch.setattr(session, "limits_system", lambda device: limits)
-    monkeypatch.setattr(command, "choose_systems", lambda *given, **named: systems)
+    monkeypatch.setattr(harness, "limits_system", lambda device: limits)
+    monkeypatch.setattr(train, "choose_systems", lambda *given, **named: systems)
     monkeypatch.setattr(sys, "argv", ["regpt", "bench", "train", "--out", str(tmp_path)])
     out = tmp_path / "results.md"
     command.bench_train(
@@ -261,7 +233,7 @@ def test_the_whole_command(
     assert missing in results["notes"]
     text = out.read_text()
     assert missing in text
-    assert "| step-tiny-B2-T16 | regpt | fp32 |" in text
+    assert "| step-tiny-B2-T16 | regpt   | fp32  |" in text
     assert str(tmp_path) not in text
 
 
@@ -272,5 +244,3 @@ def test_numbers_that_are_none_are_one_line() -> None:
         command.bench_train(seconds=float("nan"))
     with pytest.raises(UserError, match="threads must be at least 1"):
         command.bench_train(threads=0)
-    assert Budget.asked(None, 3, default=5.0) == Budget(seconds=5.0, rounds=3, strict=False)
-    assert Budget.asked(2.0, 3, default=5.0) == Budget(seconds=2.0, rounds=3, strict=True)

@@ -1,27 +1,23 @@
-"""Rows and sessions: the JSON line, ratios, the table, the file, the command that is kept."""
+"""Rows and benchmarks: the JSON line, ratios, the table, the file, the command that is kept."""
 
-import io
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from regpt.bench.hardware_limits import Machine
+from regpt.bench.hardware_limits import Machine, share
+from regpt.bench.harness import SPREAD, Benchmark
 from regpt.bench.results import (
-    Column,
     Row,
     against,
     command_line,
     duration,
     find_commit,
     markdown,
-    table,
     usual_columns,
 )
-from regpt.bench.session import SPREAD, Session, benchmark
 from regpt.system.errors import UserError
 
 
@@ -53,8 +49,8 @@ MACHINE = Machine(
 )
 
 
-def session(rows: Sequence[Row] = ROWS, **options: object) -> Session:
-    made = Session("train", **options)  # pyright: ignore
+def session(rows: Sequence[Row] = ROWS, **options: object) -> Benchmark:
+    made = Benchmark(name="train", seconds=60.0, rounds=3, **options)  # pyright: ignore
     made.machine = MACHINE
     for each in rows:
         made.found(each)
@@ -93,12 +89,12 @@ def test_the_table_shows_every_figure(capsys: pytest.CaptureFixture[str]) -> Non
     drawn = capsys.readouterr().out
     for text in ("seconds", "250 ms", "0.50 GB", "not measured", "10% of 3", "a chip, 2 cores"):
         assert text in drawn
-    columns = [*usual_columns(per="step"), against(ROWS, "lecture", "fp32")]
-    console = Console(file=io.StringIO(), width=100)
-    console.print(table(ROWS, columns))
-    assert isinstance(console.file, io.StringIO)
-    for text in ("step", "4.00x", "against"):
-        assert text in console.file.getvalue()
+    assert "| job   | regpt   | bf16  |  250 ms |" in drawn
+    assert len({len(line) for line in drawn.splitlines() if line.startswith("|")}) == 1
+    columns = [*usual_columns(), against(ROWS, "lecture", "fp32")]
+    text = markdown(ROWS, columns)
+    for part in ("4.00x", "against lecture fp32"):
+        assert part in text
 
 
 def test_columns_with_nothing_to_say_are_left_out() -> None:
@@ -124,27 +120,24 @@ def test_the_file_to_keep_is_there_from_the_first_row_on(tmp_path: Path) -> None
     path = tmp_path / "new" / "results.md"
     under_way = session(ROWS[:1], out=path, definitions=["shares: a formula"])
     text = path.read_text(encoding="utf-8")
-    assert "| job | regpt |" in text
+    assert "| job | regpt  |" in text
     assert "lecture" not in text
     under_way.note("transformers is left out: the package transformers is not installed")
     under_way.found(row("regpt", 2.0, dtype="bf16"))
     under_way.found(row("lecture", 2.0, first_call=True))
-    under_way.picture = b"a picture"
-    under_way.save()
     text = path.read_text(encoding="utf-8")
-    assert text == under_way.to_markdown() + "\n![train](results.png)\n"
-    assert sorted(file.name for file in path.parent.iterdir()) == ["results.md", "results.png"]
+    assert [file.name for file in path.parent.iterdir()] == ["results.md"]
     assert text.startswith("# train, 20")
     for part in ("a chip, 2 cores", "memory read 50 GB/s", "shares: a formula", SPREAD,
                  "not installed", "figures of a first call only: job lecture fp32"):  # fmt: skip
         assert part in text
-    assert text.count("| job | regpt |") == 1
+    assert text.count("| job | regpt   |") == 1
 
 
 def test_what_is_done_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
     under_way = session([row("regpt", 2.0, first_call=True)])
     for _ in range(2):
-        under_way.doing("job: regpt")
+        under_way.tell("job: regpt")
         under_way.note("odd")
         under_way.found(row("regpt", 0.5))
     told = capsys.readouterr().err.splitlines()
@@ -183,21 +176,11 @@ def test_nothing_measured_is_one_line(notes: list[str], why: str) -> None:
 
 
 def test_a_device_that_is_not_there_is_one_line() -> None:
-    with (
-        pytest.raises(UserError, match="odd"),
-        benchmark("train", device="odd"),
-    ):
+    with pytest.raises(UserError, match="odd"), session([], device="odd").running():
         raise AssertionError
 
 
 def test_no_system_is_above_a_limit() -> None:
-    assert MACHINE.reached("read_bytes_per_second", [40e9]) == MACHINE
-    assert MACHINE.reached("bf16_flops_per_second", [1e12]).bf16_flops_per_second is None
-    beyond = MACHINE.reached("read_bytes_per_second", [40e9, 60e9])
-    assert beyond.read_bytes_per_second == 60e9
-    assert "memory read at least 60 GB/s, matrix product bf16 not" in beyond.describe_limits()
-
-    def judge(machine: Machine, rows: Sequence[Row]) -> tuple[Machine, list[Column]]:
-        return machine.reached("read_bytes_per_second", [60e9]), usual_columns()
-
-    assert "at least 60 GB/s" in session(judge=judge).to_markdown()
+    assert share(40e9, 80e9, [40e9]) == "50%"
+    assert share(60e9, 50e9, [40e9, 60e9]) == "100%"
+    assert share(60e9, None, [60e9]) == ""

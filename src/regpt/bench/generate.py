@@ -2,15 +2,14 @@
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from regpt.bench.hardware_limits import Machine
-from regpt.bench.interleaved import Budget, Job, alternate, loaded
+from regpt.bench.hardware_limits import Machine, share
+from regpt.bench.harness import Benchmark, Job
 from regpt.bench.results import Column, Row, against, usual_columns
-from regpt.bench.session import Judge, Session
 from regpt.bench.workers import PATIENCE_SECONDS, System, WorkerFault, started
 from regpt.core.model import GPTConfig
 
@@ -79,58 +78,53 @@ def peer_systems(model: str, files: Path) -> list[System]:
     ]
 
 
-def convert(model: str, out: Path, *, deadline: float | None = None) -> None:
-    """Convert in a process of its own, by the deadline if there is one; raises WorkerFault."""
+def convert(model: str, out: Path, *, deadline: float) -> None:
+    """Convert in a process of its own, by the deadline; raises WorkerFault."""
     settings = {"model": model, "out": str(out)}
     system = System(name=out.name, load=f"{SYSTEMS}:convert", settings=settings)
-    end = time.monotonic() + PATIENCE_SECONDS if deadline is None else deadline
     with started(system) as worker:
-        worker.load(patience=max(end - time.monotonic(), 0.0))
-        worker.call({}, patience=max(end - time.monotonic(), 0.0))
+        worker.load(patience=max(deadline - time.monotonic(), 0.0))
+        worker.call({}, patience=max(deadline - time.monotonic(), 0.0))
 
 
 @contextmanager
 def prepared(
-    session: Session, model: str, *, peers: bool, deadline: float | None = None
+    bench: Benchmark, model: str, *, peers: bool, deadline: float
 ) -> Iterator[list[System]]:
     """The systems, with an export and its conversions in a folder that goes afterwards."""
     with tempfile.TemporaryDirectory() as folder:
         files = Path(folder)
         if model == "random":
-            session.doing("drawing a 124M model")
+            bench.tell("drawing a 124M model")
             model = str(files / "random")
-            convert(model, files / "random")
+            convert(model, files / "random", deadline=time.monotonic() + PATIENCE_SECONDS)
         systems = our_systems(model)
         if peers:
             for name, package in FORMATS.items():
                 if find_spec(package) is None:  # loading will say so
                     continue
-                session.doing(f"converting to {name}")
+                bench.tell(f"converting to {name}")
                 try:
                     convert(model, files / name, deadline=deadline)
                 except WorkerFault as fault:
-                    session.note(f"no conversion to {name}: {fault}")
+                    bench.note(f"no conversion to {name}: {fault}")
             systems += peer_systems(model, files)
         yield systems
 
 
-def run(
-    session: Session,
-    model: str,
-    jobs: Sequence[str],
-    budget: Budget,
-    *,
-    peers: bool,
-) -> None:
-    """All jobs, in interleaved rounds over the systems that take part in them."""
-    deadline = time.monotonic() + budget.seconds * len(jobs) if budget.strict else None
+def run(bench: Benchmark, model: str, jobs: Sequence[str], *, peers: bool) -> None:
+    """All jobs, in interleaved rounds over the systems that take part in them.
+
+    The peers may take as long for converting and loading as all jobs for their calls.
+    """
+    deadline = time.monotonic() + bench.seconds * len(jobs)
     with (
-        prepared(session, model, peers=peers, deadline=deadline) as systems,
-        loaded(session, systems, deadline=deadline) as workers,
+        prepared(bench, model, peers=peers, deadline=deadline) as systems,
+        bench.loaded(systems, deadline=deadline) as workers,
     ):
         for name in jobs:
             due = [worker for worker in workers if name in SLOW.get(worker.system.name, JOBS)]
-            alternate(session, due, job(name), budget)
+            bench.run(due, job(name))
 
 
 def read_bytes(config: GPTConfig, dtype: str, *, rows: int, length: float) -> float:
@@ -152,23 +146,22 @@ def read_rate(config: GPTConfig, row: Row) -> float | None:
     return read_bytes(config, row.dtype, rows=rows, length=length) * new / row.seconds
 
 
-def judge_for(config: GPTConfig) -> Judge:
+def columns_for(config: GPTConfig) -> Callable[[Machine, Sequence[Row]], list[Column]]:
     """The ratios against baselines, and the share of the read bandwidth."""
 
-    def judge(machine: Machine, rows: Sequence[Row]) -> tuple[Machine, list[Column]]:
+    def columns(machine: Machine, rows: Sequence[Row]) -> list[Column]:
         rates = {row.key: read_rate(config, row) for row in rows}
-        machine = machine.reached("read_bytes_per_second", [r for r in rates.values() if r])
-        limit = machine.read_bytes_per_second
+        known = [found for found in rates.values() if found]
 
-        def share(row: Row) -> str:
+        def of_bandwidth(row: Row) -> str:
             found = rates[row.key]
-            return "" if found is None or limit is None else f"{found / limit:.0%}"
+            return "" if found is None else share(found, machine.read_bytes_per_second, known)
 
-        columns = [
+        return [
+            *usual_columns(),
             against(rows, "lecture-loop", "fp32"),
             against(rows, "ctranslate2", "fp32"),
-            Column(heading="of read bandwidth", cell=share),
+            Column(heading="of read bandwidth", cell=of_bandwidth),
         ]
-        return machine, [*usual_columns(), *columns]
 
-    return judge
+    return columns

@@ -19,9 +19,6 @@ SEED = 42
 
 def regpt(model: str, dtype: str, engine: str) -> Call:
     """Ours: what `regpt sample` does, from the tokens of the prompt to those of the text."""
-    from regpt.system.malloc import keep_pages
-
-    keep_pages()  # as the command line does
     import torch
 
     from regpt.core.model import GPT

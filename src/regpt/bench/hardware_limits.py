@@ -1,35 +1,28 @@
 """What this machine is, and what it can do at most: reading memory, multiplying matrices.
 
-The limits are what a program's figures are a share of, so they must be upper bounds. They are
-measured in a process of their own, beside the systems, in every round, and the best ever seen
-counts: whatever else runs can only lower one. Reading is a sum and a matrix-vector product, with
-all threads, over a buffer four times as large as the last cache; multiplying is a square product in
-bfloat16 and in float32 as torch runs them by default. A system that still comes to more (its
-matrices may stay in a large cache) raises the limit, which then says "at least".
+The limits are what a program's figures are a share of. They are measured in a process of their own,
+before the systems: reading is a sum and a matrix-vector product, with all threads, over a buffer
+that no cache holds; multiplying is a square product in bfloat16 and in float32 as torch runs them
+by default. A system that still comes to more (its matrices may stay in a large cache, or something
+else was busy meanwhile) is its own limit.
 """
 
 import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 from regpt.bench.workers import System
 
-SECONDS_EACH = 0.3
+SECONDS_EACH = 0.5
 CPU_MATRIX, GPU_MATRIX = 2048, 8192
 """Rows and columns of the matrices."""
+CPU_BUFFER, GPU_BUFFER = 1 << 30, 4 << 30
+"""Bytes that are read."""
 ROW = 4096
 """Numbers in a row of the buffer that is read."""
-
-Limit = Literal["read_bytes_per_second", "bf16_flops_per_second", "fp32_flops_per_second"]
-LIMITS: tuple[Limit, ...] = (
-    "read_bytes_per_second",
-    "bf16_flops_per_second",
-    "fp32_flops_per_second",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,24 +42,6 @@ class Machine:
     read_bytes_per_second: float | None = None
     bf16_flops_per_second: float | None = None
     fp32_flops_per_second: float | None = None
-    exceeded: tuple[Limit, ...] = ()
-    """Limits that a system went beyond: they are its figures, not a measurement of the limit."""
-
-    def to_json(self) -> dict[str, object]:
-        """A JSON object."""
-        return asdict(self)
-
-    def at_best(self, again: "Machine") -> "Machine":
-        """The same with the higher of each limit."""
-        pairs = {name: (getattr(self, name), getattr(again, name)) for name in LIMITS}
-        return replace(self, **{n: max(p) for n, p in pairs.items() if None not in p})
-
-    def reached(self, name: Limit, values: list[float]) -> "Machine":
-        """The same with a limit that is not below what systems came to."""
-        limit, best = getattr(self, name), max(values, default=0.0)
-        if limit is None or best <= limit:
-            return self
-        return replace(self, **{name: best, "exceeded": (*self.exceeded, name)})
 
     def describe(self) -> str:
         """One line: what it is."""
@@ -79,18 +54,21 @@ class Machine:
     def describe_limits(self) -> str:
         """One line: what it can do."""
 
-        def tell(name: Limit, scale: float, unit: str) -> str:
-            value = getattr(self, name)
-            least = "at least " if name in self.exceeded else ""
-            return "not measured" if value is None else f"{least}{value / scale:,.0f} {unit}"
+        def tell(value: float | None, scale: float, unit: str) -> str:
+            return "not measured" if value is None else f"{value / scale:,.0f} {unit}"
 
         flops = (1e12, "TFLOP/s") if self.device == "cuda" else (1e9, "GFLOP/s")
         return (
             f"limits measured on {self.device}: "
-            f"memory read {tell('read_bytes_per_second', 1e9, 'GB/s')}, "
-            f"matrix product bf16 {tell('bf16_flops_per_second', *flops)}, "
-            f"fp32 {tell('fp32_flops_per_second', *flops)}"
+            f"memory read {tell(self.read_bytes_per_second, 1e9, 'GB/s')}, "
+            f"matrix product bf16 {tell(self.bf16_flops_per_second, *flops)}, "
+            f"fp32 {tell(self.fp32_flops_per_second, *flops)}"
         )
+
+
+def share(value: float, limit: float | None, values: Sequence[float]) -> str:
+    """A share of a limit, which is not below what any system came to; empty if it is not known."""
+    return "" if limit is None else f"{value / max(limit, *values):.0%}"
 
 
 def cpu_name() -> str:
@@ -102,30 +80,11 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
-def memory_size() -> int | None:
-    """Bytes of memory in the machine."""
-    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
-        return None
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def usable_cores() -> int:
     """Processors this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def buffer_bytes(device: str) -> int:
-    """Four times the last cache, 512 MB to an eighth of the memory; on a GPU 4 GB."""
-    if device == "cuda":
-        return 4 << 30
-    try:
-        cache = Path("/sys/devices/system/cpu/cpu0/cache/index3/size").read_text(encoding="utf-8")
-        largest = 4 * 1024 * int(cache.strip().removesuffix("K"))
-    except (OSError, ValueError):
-        largest = 0
-    return min(max(largest, 512 << 20), (memory_size() or 1 << 62) // 8)
 
 
 def best_seconds(works: Sequence[Callable[[], object]], synchronize: Callable[[], None]) -> float:
@@ -153,13 +112,14 @@ def load(device: str) -> Callable[[], Mapping[str, object]]:
 
     runtime = find_runtime(device)
     place = runtime.device
-    size = GPU_MATRIX if place.type == "cuda" else CPU_MATRIX
-    shape = (buffer_bytes(place.type) // (4 * ROW), ROW)
-    on_cpu = torch.ones(shape) if place.type == "cpu" else None  # fresh memory is slow to get
+    on_gpu = place.type == "cuda"
+    size = GPU_MATRIX if on_gpu else CPU_MATRIX
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
     def read() -> float:
-        numbers = torch.ones(shape, device=place) if on_cpu is None else on_cpu
-        ones, sums = torch.ones(ROW, device=place), torch.empty(shape[0], device=place)
+        rows = (GPU_BUFFER if on_gpu else min(CPU_BUFFER, memory // 8)) // (4 * ROW)
+        numbers = torch.ones(rows, ROW, device=place)
+        ones, sums = torch.ones(ROW, device=place), torch.empty(rows, device=place)
         works = [numbers.sum, lambda: torch.mv(numbers, ones, out=sums)]
         return 4 * numbers.numel() / best_seconds(works, runtime.synchronize)
 
@@ -174,7 +134,7 @@ def load(device: str) -> Callable[[], Mapping[str, object]]:
             cpu=cpu_name(),
             cores=usable_cores(),
             threads=runtime.threads,
-            memory_bytes=memory_size(),
+            memory_bytes=memory,
             torch=torch.__version__,
             gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             device=place.type,
@@ -182,9 +142,9 @@ def load(device: str) -> Callable[[], Mapping[str, object]]:
             bf16_flops_per_second=product(torch.bfloat16) if gains_from_bf16(place) else None,
             fp32_flops_per_second=product(torch.float32),
         )
-        if on_cpu is None:
+        if on_gpu:
             torch.cuda.empty_cache()  # the systems want it
-        return measured.to_json()
+        return asdict(measured)
 
     return call
 

@@ -1,4 +1,4 @@
-"""What a benchmark found: rows, and the columns, table and Markdown that are made of them.
+"""What a benchmark found: rows, and the Markdown table that is made of them.
 
 A row is one system in one job. Figures of different systems are compared as ratios within a job,
 never as bare seconds from different runs.
@@ -8,13 +8,9 @@ import functools
 import shlex
 import subprocess
 import sys
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-
-from rich.table import Table
-from rich.text import Text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +79,11 @@ def rate(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def spread(row: Row) -> str:
+    """(slowest - fastest) / median, and of how many."""
+    return f"{(row.slowest_seconds - row.fastest_seconds) / abs(row.seconds):.0%} of {row.timed}"
+
+
 def against(
     rows: Sequence[Row], system: str, dtype: str, ratio: Callable[[Row, Row], str] | None = None
 ) -> Column:
@@ -97,11 +98,10 @@ def against(
     return Column(heading=f"against {system} {dtype}".rstrip(), cell=cell)
 
 
-def usual_columns(*, per: str = "seconds", memory: bool = True) -> list[Column]:
+def usual_columns(*, memory: bool = True) -> list[Column]:
     """What every benchmark has: job, system, time, spread, rate, memory.
 
     Args:
-        per: heads the time.
         memory: False where the work is done by programs that the worker starts.
     """
     columns = [
@@ -109,7 +109,7 @@ def usual_columns(*, per: str = "seconds", memory: bool = True) -> list[Column]:
         Column(heading="system", cell=lambda row: row.system, right=False),
         Column(heading="dtype", cell=lambda row: row.dtype, right=False),
         Column(heading="engine", cell=lambda row: row.engine, right=False),
-        Column(heading=per, cell=lambda row: duration(row.seconds)),
+        Column(heading="seconds", cell=lambda row: duration(row.seconds)),
         Column(heading="spread of n", cell=spread),
         Column(heading="tokens/s", cell=lambda row: rate(row.tokens_per_second)),
     ]
@@ -119,39 +119,19 @@ def usual_columns(*, per: str = "seconds", memory: bool = True) -> list[Column]:
     return columns
 
 
-def spread(row: Row) -> str:
-    """(slowest - fastest) / median, and of how many."""
-    return f"{(row.slowest_seconds - row.fastest_seconds) / abs(row.seconds):.0%} of {row.timed}"
-
-
-def filled(rows: Sequence[Row], columns: Sequence[Column]) -> list[Column]:
-    """The columns that have something to say."""
-    return [column for column in columns if any(map(column.cell, rows))]
-
-
-def table(rows: Sequence[Row], columns: Sequence[Column]) -> Table:
-    """The rows for a terminal, a line between jobs; headings fold, figures do not."""
-    drawn = Table(box=None, pad_edge=False)
-    columns = filled(rows, columns)
-    for column in columns:
-        words = [*column.heading.split(), *map(column.cell, rows)]
-        heading = textwrap.fill(column.heading, max(map(len, words)))
-        drawn.add_column(heading, justify="right" if column.right else "left", no_wrap=True)
-    for index, row in enumerate(rows):
-        last_of_job = index + 1 == len(rows) or rows[index + 1].job != row.job
-        drawn.add_row(*(Text(column.cell(row)) for column in columns), end_section=last_of_job)
-    return drawn
-
-
 def markdown(rows: Sequence[Row], columns: Sequence[Column]) -> str:
-    """The rows as a Markdown table."""
-    columns = filled(rows, columns)
+    """The rows as a Markdown table that is aligned to be read; columns of nothing are left out."""
+    columns = [column for column in columns if any(map(column.cell, rows))]
+    cells = [[column.heading, *map(column.cell, rows)] for column in columns]
+    widths = [max(map(len, column)) for column in cells]
+    rules = ["-" * (w - 1) + ":" if c.right else ":" + "-" * (w - 1)
+             for c, w in zip(columns, widths, strict=True)]  # fmt: skip
     lines = [
-        [column.heading for column in columns],
-        ["--:" if column.right else ":--" for column in columns],
-        *([column.cell(row) for column in columns] for row in rows),
-    ]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+        [cell.rjust(w) if c.right else cell.ljust(w)
+         for c, w, cell in zip(columns, widths, line, strict=True)]
+        for line in zip(*cells, strict=True)
+    ]  # fmt: skip
+    return "".join(f"| {' | '.join(line)} |\n" for line in [lines[0], rules, *lines[1:]])
 
 
 def command_line() -> str:

@@ -17,10 +17,9 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from regpt.bench.hardware_limits import Limit, Machine
-from regpt.bench.interleaved import Budget, Job, measure
+from regpt.bench.hardware_limits import Machine, share
+from regpt.bench.harness import Benchmark, Job
 from regpt.bench.results import Column, Row, against, usual_columns
-from regpt.bench.session import Session
 from regpt.bench.workers import System
 from regpt.core.model import GPTConfig
 from regpt.system.errors import UserError
@@ -135,14 +134,14 @@ def fit_together(step: Step, systems: int, machine: Machine) -> bool:
 
 
 def run_step(
-    session: Session, step: Step, systems: Sequence[System], budget: Budget, *, data: Sequence[str]
+    bench: Benchmark, step: Step, systems: Sequence[System], *, data: Sequence[str]
 ) -> None:
-    """One job on all systems; what is left out, or odd, becomes a note."""
+    """One job on all systems; what is left out becomes a note."""
     settings = {
         "shape": asdict(step.shape),
         "batch_size": step.batch_size,
         "block_size": step.block_size,
-        "device": session.machine.device,
+        "device": bench.machine.device,
         "data": list(data),
     }
     ready = [
@@ -150,29 +149,13 @@ def run_step(
         for system in systems
     ]
     job = Job(name=step.name, tokens=step.tokens)
-    if fit_together(step, len(ready), session.machine):
-        measure(session, ready, job, budget)
-    else:
-        if session.machine.device == "cpu":
-            session.note(f"{step.name}: memory does not hold all systems: one after the other")
-        for system in ready:
-            measure(session, [system], job, replace(budget, seconds=budget.seconds / len(ready)))
-    compare_losses(session, step.name)
-
-
-def compare_losses(session: Session, job: str) -> None:
-    """Note a system whose first loss is not like the first system's: it does something else.
-
-    All start from random weights on the same text: a loss near log(vocabulary), 0.3 apart at most.
-    """
-    rows = [row for row in session.rows if row.job == job]
-    losses = [float(str(row.facts["first_loss"])) for row in rows]
-    for row, loss in zip(rows, losses, strict=True):
-        if not abs(loss - losses[0]) < 0.3:
-            session.note(
-                f"{job}: first loss of {row.title} is {loss:.3f}, of "
-                f"{rows[0].title} {losses[0]:.3f}: not the same work"
-            )
+    if fit_together(step, len(ready), bench.machine):
+        bench.measure(ready, job)
+        return
+    if bench.machine.device == "cpu":
+        bench.note(f"{step.name}: memory does not hold all systems: one after the other")
+    for system in ready:
+        bench.measure([system], job, seconds=bench.seconds / len(ready))
 
 
 def published_rate(machine: Machine) -> float | None:
@@ -189,36 +172,33 @@ def flops(row: Row) -> float:
     return row.tokens_per_second * flops_per_token(step.shape, step.block_size)
 
 
-def judge(machine: Machine, rows: Sequence[Row]) -> tuple[Machine, list[Column]]:
+def columns(machine: Machine, rows: Sequence[Row]) -> list[Column]:
     """Shares of the limits, and the ratios against baselines."""
-    name: Limit = "fp32_flops_per_second"
-    if machine.bf16_flops_per_second:
-        name = "bf16_flops_per_second"
-    machine = machine.reached(name, [flops(row) for row in rows])
-
-    def share(heading: str, limit: float | None) -> Column:
-        def cell(row: Row) -> str:
-            return "not measured" if limit is None else f"{flops(row) / limit:.0%}"
-
-        return Column(heading=heading, cell=cell)
+    name = "bf16" if machine.bf16_flops_per_second else "fp32"
+    limit = machine.bf16_flops_per_second or machine.fp32_flops_per_second
+    rates = {row.key: flops(row) for row in rows}
 
     def memory(row: Row, other: Row) -> str:
         if row.peak_memory_bytes is None or other.peak_memory_bytes is None:
             return ""
         return f"{row.peak_memory_bytes / other.peak_memory_bytes:.0%}"
 
-    columns = [share(f"of {name[:4]} limit", getattr(machine, name))]
-    if machine.device == "cuda":
-        columns.append(share("MFU", published_rate(machine)))
-    columns += [
-        against(rows, system, dtype)
-        for system, dtype in (
-            ("lecture", "fp32"),
-            ("lecture", "bf16"),
-            ("lecture-compiled", "bf16"),
-        )
-    ]
-    in_memory = replace(
+    def of_limit(row: Row) -> str:
+        return share(rates[row.key], limit, list(rates.values()))
+
+    def mfu(row: Row) -> str:
+        rate = published_rate(machine)
+        return "" if rate is None else f"{rates[row.key] / rate:.0%}"
+
+    memory_column = replace(
         against(rows, "lecture", "bf16", memory), heading="memory of lecture bf16's"
     )
-    return machine, [*usual_columns(per="step"), *columns, in_memory]
+    return [
+        *usual_columns(),
+        Column(heading=f"of {name} limit", cell=of_limit),
+        Column(heading="MFU", cell=mfu),
+        against(rows, "lecture", "fp32"),
+        against(rows, "lecture", "bf16"),
+        against(rows, "lecture-compiled", "bf16"),
+        memory_column,
+    ]

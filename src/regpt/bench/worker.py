@@ -2,8 +2,8 @@
 
 Orders come in on stdin and answers go out on stdout, one JSON object a line:
 
-    {"load": "module:function", "settings": {...}}  ->  {"ready": true}
-    {"job": {...}, "repeats": 3}                    ->  {"seconds": [...], "peak_memory_bytes": ...}
+    {"load": "module:function", "settings": {...}, "ours": false}  ->  {"ready": true}
+    {"job": {...}, "once": false}  ->  {"seconds": [...], "peak_memory_bytes": N, "facts": {...}}
 
 `function(**settings)` loads the system and returns its `call(**job)`. `module` may be the path of a
 script. A call may return facts, JSON values; its fact `parts`, seconds by name, is what it timed
@@ -20,6 +20,13 @@ import time
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
+
+from regpt.system.malloc import keep_pages
+
+REPEAT_SECONDS = 1.0
+"""A short job is done again until this time is over,"""
+MOST_REPEATS = 8
+"""but at most so often."""
 
 Facts = Mapping[str, object]
 Call = Callable[..., Facts | None]
@@ -53,13 +60,15 @@ def peak_memory() -> int | None:
         return None
 
 
-def timed(call: Call, job: Facts, repeats: int) -> dict[str, object]:
-    """Call a job so many times; the answer."""
-    seconds, facts = [], []
-    for _ in range(repeats):
+def timed(call: Call, job: Facts, *, once: bool) -> dict[str, object]:
+    """Do a job, once or for about a second; the answer, with the facts of the last time."""
+    seconds, facts = [], {}
+    while not seconds or not (
+        once or sum(seconds) >= REPEAT_SECONDS or len(seconds) == MOST_REPEATS
+    ):
         synchronize()
         clock = time.perf_counter()
-        facts.append(dict(call(**job) or {}))
+        facts = dict(call(**job) or {})
         synchronize()
         seconds.append(time.perf_counter() - clock)
     return {"seconds": seconds, "peak_memory_bytes": peak_memory(), "facts": facts}
@@ -87,10 +96,12 @@ def serve() -> None:
         order = json.loads(line)
         try:
             if call is None:
+                if order["ours"]:
+                    keep_pages()  # as the command line does
                 call = load(order["load"], order["settings"])
                 answer({"ready": True})
             else:
-                answer(timed(call, order["job"], order["repeats"]))
+                answer(timed(call, order["job"], once=order["once"]))
         except Exception as error:  # told to the parent, which leaves this system out
             answer({"fault": in_one_line(error)})
             return

@@ -1,23 +1,19 @@
 """Systems under test, each in a worker process of its own (`worker.py`), seen from the parent.
 
 One process per system, because allocator settings, thread pools and peak memory belong to a
-process. Our own is started through regpt's command line and gets its allocator settings; the others
-are plain Python processes. What cannot load or breaks later is a `WorkerFault` in one line: a
-benchmark leaves that system out and says so.
+process. What cannot load or breaks later is a `WorkerFault` in one line: a benchmark leaves that
+system out and says so.
 """
 
 import contextlib
 import json
 import os
-import queue
+import select
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO
 
 PATIENCE_SECONDS = 900.0
@@ -42,7 +38,7 @@ class System:
     settings: Mapping[str, object] = field(default_factory=dict)
     """JSON values."""
     ours: bool = False
-    """Start it as `regpt` starts; otherwise a plain Python process."""
+    """Give it the allocator settings that the command line gives itself."""
 
     @property
     def title(self) -> str:
@@ -55,24 +51,11 @@ class Answer:
     """What a call came to."""
 
     seconds: list[float]
-    """One entry per repeat."""
+    """One entry for each time that the job was done."""
     peak_memory_bytes: int | None
     """Of the worker's life so far."""
-    facts: list[dict]
-    """What the system told, per repeat."""
-
-
-def machine_seconds() -> float | None:
-    """Processor time everything on this machine has used since it started; None without /proc.
-
-    Time that a virtual machine was denied (steal) counts: something else had it.
-    """
-    try:
-        words = Path("/proc/stat").read_text(encoding="utf-8").split("\n", 1)[0].split()
-    except OSError:
-        return None
-    user, nice, system, _idle, _waiting, *interrupts_and_steal = map(int, words[1:9])
-    return (user + nice + system + sum(interrupts_and_steal)) / os.sysconf("SC_CLK_TCK")
+    facts: dict
+    """What the system told, the last time."""
 
 
 class Worker:
@@ -82,55 +65,42 @@ class Worker:
         self.system = system
         self.seconds_per_token = 0.0
         """Of its last job; 0: not known."""
-        module = ("regpt", "bench", "worker") if system.ours else ("regpt.bench.worker",)
-        environment = dict(os.environ)
-        if threads is not None:
-            environment["OMP_NUM_THREADS"] = str(threads)
+        self.ended = False
+        """Whether it takes no further orders."""
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", *module],
+            [sys.executable, "-m", "regpt.bench.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env=environment,
+            env=os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)}),
             text=True,
             encoding="utf-8",
         )
-        self.ended = False
-        """Whether it takes no further orders."""
-        self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def _listen(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._answers.put(line)
-        self._answers.put("")
 
     def load(self, *, patience: float = PATIENCE_SECONDS) -> None:
         """Load the system; raises WorkerFault."""
-        self._ask({"load": self.system.load, "settings": dict(self.system.settings)}, patience)
+        system = self.system
+        order = {"load": system.load, "settings": dict(system.settings), "ours": system.ours}
+        self._ask(order, patience)
 
     def call(
-        self,
-        job: Mapping[str, object],
-        *,
-        repeats: int = 1,
-        patience: float = PATIENCE_SECONDS,
+        self, job: Mapping[str, object], *, once: bool = True, patience: float = PATIENCE_SECONDS
     ) -> Answer:
-        """Do a job, so many times in a row; raises WorkerFault, after which the worker is ended."""
-        return Answer(**self._ask({"job": dict(job), "repeats": repeats}, patience))
+        """Do a job, once or for a second; raises WorkerFault, after which the worker is ended."""
+        return Answer(**self._ask({"job": dict(job), "once": once}, patience))
 
     def _ask(self, order: Mapping[str, object], patience: float) -> dict:
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(order) + "\n")
             self._process.stdin.flush()
-        try:
-            line = self._answers.get(timeout=patience)
-        except queue.Empty:
+        # one line is on its way at most, so that none waits in the reader's buffer
+        if not select.select([self._process.stdout], [], [], patience)[0]:
             self.kill()
-            raise WorkerFault(f"no answer within {patience:.0f} s") from None
+            raise WorkerFault(f"no answer within {patience:.0f} s")
+        line = self._process.stdout.readline()
         answer = json.loads(line) if line else {"fault": self._last_words()}
         if "fault" in answer:
             self.ended = True
@@ -147,35 +117,6 @@ class Worker:
         lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
         return f"its process ended with code {code}{': ' + lines[-1].strip() if lines else ''}"
 
-    def processor_seconds(self) -> float | None:
-        """Processor time used so far, of all threads and of children that ended.
-
-        In steps of 10 ms; None where Linux's /proc isn't, or the process is gone.
-        """
-        try:
-            text = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="utf-8")
-        except OSError:
-            return None
-        return sum(map(int, text.rpartition(")")[2].split()[11:15])) / os.sysconf("SC_CLK_TCK")
-
-    def settle(self) -> bool:
-        """Wait until the worker rests: its threads may spin for a while after a call.
-
-        True once it used no processor for 50 ms; False if it still does after a second.
-        """
-        deadline = time.monotonic() + 1.0
-        before = self.processor_seconds()
-        if before is None:
-            time.sleep(0.25)
-            return True
-        while time.monotonic() < deadline:
-            time.sleep(0.05)
-            now = self.processor_seconds()
-            if now is None or now == before:
-                return True
-            before = now
-        return False
-
     def kill(self) -> None:
         """End the process at once, whatever it is doing."""
         self.ended = True
@@ -183,17 +124,11 @@ class Worker:
 
     def close(self) -> None:
         """End the process: kindly, then not."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
         try:
-            self._process.wait(CLOSING_SECONDS)
+            self._process.communicate(timeout=CLOSING_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
-        with contextlib.suppress(OSError, ValueError):
-            self._process.stdout.close()
+            self._process.communicate()
         self._errors.close()
 
 

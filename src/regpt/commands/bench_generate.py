@@ -2,21 +2,16 @@
 
 from pathlib import Path
 
-from regpt.bench import generate
-from regpt.bench.interleaved import Budget
-from regpt.bench.session import benchmark
-from regpt.core.model import GPTConfig
 from regpt.system.errors import UserError
-from regpt.weights import locate, read_config
 
 
 def bench_generate(
     model: str = "random",
     /,
     *,
-    jobs: tuple[str, ...] = generate.JOBS,
+    jobs: tuple[str, ...] = ("lecture-5x30", "stream-248", "batch-5x248"),
     peers: bool = False,
-    seconds: float | None = None,
+    seconds: float = 60.0,
     rounds: int = 7,
     threads: int | None = None,
     out: str | None = None,
@@ -33,25 +28,31 @@ def bench_generate(
         peers: Also time the lecture's loop and, where installed, transformers, CTranslate2 and
             llama-cpp-python.
         seconds: Time for the calls of one job, all systems together, and as much again for
-            converting and loading the peers; what does not fit is left out. Default: about 60,
-            and every system once.
+            converting and loading the peers; what does not fit is left out.
         rounds: At most so many rounds.
         threads: CPU threads; default: each system's choice.
         out: Write a results file (Markdown) here, from the first row on.
         json: Print one JSON object, and the table on stderr.
     """
-    budget = Budget.asked(seconds, rounds, default=60.0)
+    from regpt.bench import generate
+    from regpt.bench.harness import Benchmark
+    from regpt.core.model import GPTConfig
+    from regpt.weights import locate, read_config
+
     for name in jobs:
         if name not in generate.JOBS:
             raise UserError(f"unknown job {name!r}: choose among {', '.join(generate.JOBS)}")
     if model != "random":
         model = str(locate(model))
     config = GPTConfig() if model == "random" else GPTConfig(**read_config(Path(model)))  # pyright: ignore[reportArgumentType]
-    with benchmark(
-        "generate",
-        judge=generate.judge_for(config),
+    bench = Benchmark(
+        name="generate",
+        seconds=seconds,
+        rounds=rounds,
+        columns=generate.columns_for(config),
         threads=threads,
         out=None if out is None else Path(out),
         json=json,
-    ) as session:
-        generate.run(session, model, jobs, budget, peers=peers)
+    )
+    with bench.running():
+        generate.run(bench, model, jobs, peers=peers)

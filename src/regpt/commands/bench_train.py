@@ -2,25 +2,12 @@
 
 from pathlib import Path
 
-from regpt.bench.interleaved import Budget
-from regpt.bench.session import benchmark
-from regpt.bench.train import (
-    CPU_JOBS,
-    CUDA_JOBS,
-    FORMULA,
-    choose_systems,
-    judge,
-    parse_job,
-    run_step,
-)
-from regpt.system.runtime import find_device
-
 
 def bench_train(
     *,
     jobs: tuple[str, ...] = (),
     peers: bool = False,
-    seconds: float | None = None,
+    seconds: float = 180.0,
     rounds: int = 8,
     device: str = "auto",
     threads: int | None = None,
@@ -34,7 +21,7 @@ def bench_train(
         jobs: Which, as step-124M-B4-T256; default: three on a CPU, four sizes on a GPU.
         peers: Time a plain loop as in the lecture and transformers too, in interleaved rounds.
         seconds: Time for the steps of one job, all systems together; what does not fit is left
-            out. Default: about 90, and every system once.
+            out.
         rounds: At most so many rounds for each job.
         device: auto, cpu or cuda.
         threads: CPU threads; default: torch's choice.
@@ -42,21 +29,27 @@ def bench_train(
         json: Print one JSON object, and the table on stderr.
         out: Write the table to this Markdown file, from the first row on.
     """
-    budget = Budget.asked(seconds, rounds, default=90.0)
+    from regpt.bench import train
+    from regpt.bench.harness import Benchmark
+    from regpt.system.runtime import find_device
+
     find_device(device)
-    steps = [parse_job(name) for name in jobs]  # a wrong name is told before anything is measured
-    with benchmark(
-        "train",
-        judge=judge,
-        definitions=[f"shares: {FORMULA}"],
+    steps = [train.parse_job(name) for name in jobs]  # a wrong name is told before any measurement
+    bench = Benchmark(
+        name="train",
+        seconds=seconds,
+        rounds=rounds,
+        columns=train.columns,
+        definitions=[f"shares: {train.FORMULA}"],
         device=device,
         threads=threads,
         out=None if out is None else Path(out),
         json=json,
-    ) as session:
-        on_gpu = session.machine.device == "cuda"
-        for index, step in enumerate(
-            steps or [parse_job(name) for name in (CUDA_JOBS if on_gpu else CPU_JOBS)]
-        ):
-            systems = choose_systems(session.machine, peers=peers, few=on_gpu and index > 0)
-            run_step(session, step, systems, budget, data=data)
+    )
+    with bench.running():
+        on_gpu = bench.machine.device == "cuda"
+        usual = train.CUDA_JOBS if on_gpu else train.CPU_JOBS
+        for index, step in enumerate(steps or map(train.parse_job, usual)):
+            few = on_gpu and index > 0
+            systems = train.choose_systems(bench.machine, peers=peers, few=few)
+            train.run_step(bench, step, systems, data=data)

@@ -37,6 +37,13 @@ def duration(hours: float) -> str:
     return f"{hours:.1f} h" if hours < 72 else f"{hours / 24:.1f} days"
 
 
+def cost_of(report: Report, price_per_hour: float | None) -> float | None:
+    """Of the whole run, in the price's currency."""
+    if report.hours is None or price_per_hour is None:
+        return None
+    return report.hours * price_per_hour
+
+
 def lines_of(report: Report, price_per_hour: float | None) -> list[str]:
     """What was counted and measured, a line each."""
     memory, speed, config = report.memory, report.speed, report.config
@@ -58,8 +65,7 @@ def lines_of(report: Report, price_per_hour: float | None) -> list[str]:
         f"time       {duration(report.hours)} for {config.steps:,} steps of "
         f"{config.batch_tokens:,} tokens, {report.epochs:.2f} epochs; validation and saving extra",
     ]
-    if price_per_hour is not None:
-        cost = report.hours * price_per_hour
+    if (cost := cost_of(report, price_per_hour)) is not None:
         lines.append(f"cost       {cost:,.2f} at {price_per_hour:g} per hour")
     return lines
 
@@ -67,7 +73,6 @@ def lines_of(report: Report, price_per_hour: float | None) -> list[str]:
 def as_json(report: Report, price_per_hour: float | None) -> dict[str, Any]:
     """Everything as JSON values."""
     memory, speed = report.memory, report.speed
-    priced = price_per_hour is not None and report.hours is not None
     return {
         "ok": report.ok,
         "preset": report.config.preset,
@@ -84,7 +89,7 @@ def as_json(report: Report, price_per_hour: float | None) -> dict[str, Any]:
         "step_seconds": report.step_seconds,
         "tokens_per_second": report.tokens_per_second,
         "hours": report.hours,
-        "cost": report.hours * price_per_hour if priced else None,
+        "cost": cost_of(report, price_per_hour),
         "checks": [vars(check) for check in report.checks],
     }
 

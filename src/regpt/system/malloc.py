@@ -23,7 +23,7 @@ M_MMAP_MAX = -4
 
 def keep_pages() -> bool:
     """Never hand freed memory back to the kernel; True if the C library took the settings."""
-    if not sys.platform.startswith("linux"):
+    if not sys.platform.startswith("linux") or os.environ.get("REGPT_KEEP_PAGES") == "0":
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
