@@ -81,12 +81,15 @@ def growth(bench: Benchmark) -> None:
 STAGES = """
 import time; begin = time.perf_counter()
 import torch; first = time.perf_counter()
-from regpt.cli import *; import regpt.commands.sample as s; second = time.perf_counter()
-model = s.load(MODEL, seed=42); third = time.perf_counter()
-decoder, _ = s.choose_decoder(model, engine="auto", dtype="fp32")
-drafter = s.choose_drafter(decoder, "auto", rows=1); fourth = time.perf_counter()
-params = s.SamplingParams(max_length=256, num_samples=1)
-next(s.generate_steps(model, [s.get_tokenizer().encode("Hello, I'm a language model,")], params,
+from regpt.cli import *; from regpt import GPT, SamplingParams, get_tokenizer
+from regpt.fast.decoding.decoders import choose_decoder
+from regpt.fast.decoding.drafters import choose_drafter
+from regpt.fast.decoding.speculative import generate_steps; second = time.perf_counter()
+model = GPT.from_pretrained(MODEL); third = time.perf_counter()
+decoder, _ = choose_decoder(model, engine="auto", dtype="fp32")
+drafter = choose_drafter(decoder, "auto", rows=1); fourth = time.perf_counter()
+params = SamplingParams(max_length=256, num_samples=1)
+next(generate_steps(model, [get_tokenizer().encode("Hello, I'm a language model,")], params,
      decoder=decoder, drafter=drafter)); fifth = time.perf_counter()
 print(first - begin, second - first, third - second, fourth - third, fifth - fourth)
 """

@@ -147,11 +147,15 @@ def test_the_walks_name_files_that_are_there() -> None:
 
 @pytest.mark.parametrize("heading", ["## A prompt to text", "## A text to a loss"])
 def test_each_step_of_a_walk_leads_to_the_next(heading: str) -> None:
-    """What a walk's first file loads is all the files the walk names."""
+    """What a walk's first file loads, some of it when it runs, is all the files the walk names."""
     text = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
     walk = text[text.index(heading) :].split("\n\n")[1]
     names = re.findall(r"`([a-z_/]+)\.py`", walk)
-    code = f"import sys, regpt.{names[0].replace('/', '.')}, regpt.weights; print(*sys.modules)"
+    tree = ast.parse((SOURCE / f"{names[0]}.py").read_text(encoding="utf-8"))
+    used = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    used = [module for module in used if module and module.startswith("regpt.")]
+    code = f"import sys, regpt.{names[0].replace('/', '.')}, {', '.join(used)}, regpt.weights; "
+    code += "print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     for name in names:
         assert f"regpt.{name.replace('/', '.')}" in done.stdout.split(), name

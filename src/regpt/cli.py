@@ -296,7 +296,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail(message)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         leave()
-
-
-if __name__ == "__main__":
-    main()

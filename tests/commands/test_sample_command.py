@@ -1,14 +1,17 @@
 """`regpt sample`: streams, stop strings, batches that survive a kill."""
 
+import inspect
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 from test_model import sharpen
 
-from regpt import GPT, GPTConfig
+from regpt import GPT, GPTConfig, SamplingParams
 from regpt.cli import main
+from regpt.commands.sample import sample
 from regpt.core.kv_cache import PlainDecoder
 from regpt.fast.decoding.cuda_graphs import GraphDecoder
 
@@ -26,6 +29,12 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def printed(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     main(["sample", *map(str, arguments)])
     return capsys.readouterr().out
+
+
+def test_unasked_it_samples_as_the_library_does() -> None:
+    flags = {name: flag.default for name, flag in inspect.signature(sample).parameters.items()}
+    for name, value in asdict(SamplingParams()).items():
+        assert name in ("rng", "stop_at_eot") or flags[name] == value, name
 
 
 def test_a_stream_is_the_first_sample(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -186,7 +195,7 @@ def test_prompts_that_changed_are_named_and_more_of_them_done(
     text = prompts.read_text()
     prompts.write_text(text + json.dumps({"prompt": "one more"}) + "\n")
     assert batch(directory, prompts)[:20] == first
-    assert "has changed, 21 lines after 20; the 20 done are as they were" in capsys.readouterr().err
+    assert "21 lines, 20 of them done before" in capsys.readouterr().out
     prompts.write_text(text.replace('"word "', '"other "'))
     before = prompts.with_suffix(".out.jsonl").read_bytes()
     with pytest.raises(SystemExit) as stop:

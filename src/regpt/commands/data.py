@@ -5,16 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Literal
 
-from regpt.core.data import BatchPlan, Loader, Order, describe_batch
-from regpt.core.tokenizer import get_tokenizer
-from regpt.datasets.manifest import SPLITS, Manifest
-from regpt.datasets.shards import ShardDataset
-from regpt.system.distributed import World
 from regpt.system.errors import UserError
-from regpt.system.runtime import find_device
-from regpt.training.config import RunConfig
-from regpt.training.run_dir import RunDirectory
-from regpt.training.training_data import read_data
 
 
 def data(
@@ -25,7 +16,7 @@ def data(
     step: int = 1,
     block_size: int = 1024,
     sequences: int = 8,
-    order: Order = "shuffled",
+    order: Literal["sequential", "shuffled", "shifted"] = "shuffled",
     seed: int = 1337,
     split: Literal["train", "val"] = "train",
 ) -> None:
@@ -41,6 +32,15 @@ def data(
         seed: The seed of the order, for a data set.
         split: train or val, for a data set.
     """
+    from regpt.core.data import BatchPlan, Loader, describe_batch
+    from regpt.core.tokenizer import get_tokenizer
+    from regpt.datasets.shards import ShardDataset
+    from regpt.system.distributed import World
+    from regpt.system.runtime import find_device
+    from regpt.training.config import RunConfig
+    from regpt.training.run_dir import RunDirectory
+    from regpt.training.training_data import read_data
+
     if action == "verify":
         verify(Path(directory))
         return
@@ -66,6 +66,9 @@ def data(
 
 def verify(directory: Path) -> None:
     """Read every shard of a directory made by regpt prepare, and compare it with the manifest."""
+    from regpt.datasets.manifest import SPLITS, Manifest
+    from regpt.datasets.shards import ShardDataset
+
     manifest = Manifest.read(directory) if directory.is_dir() else None
     if manifest is None:  # says what the directory is instead
         ShardDataset.open(directory, verify=True)

@@ -3,34 +3,10 @@
 import sys
 from pathlib import Path
 
-from rich.table import Table
-from rich.text import Text
-
-from regpt.commands.sample import load
-from regpt.core.tokenizer import get_tokenizer
-from regpt.evaluation.explain import Place, attention_maps, explain_text
-from regpt.report.explain_page import describe, explain_page, shown
-from regpt.system.console import Console
 from regpt.system.errors import UserError
 from regpt.system.files import make_directory, replace_files
-from regpt.system.plot import heatmaps_png
-from regpt.system.runtime import find_runtime
 
 LABEL_LENGTH = 14
-
-
-def show(places: list[Place], console: Console) -> None:
-    """Print the table; what tokens say is never markup."""
-    grid = Table("", "token", "probability", "rank", "most likely", box=None, pad_edge=False)
-    for column in (0, 2, 3):
-        grid.columns[column].justify = "right"
-    for number, place in enumerate(places):
-        found = describe(get_tokenizer(), place)
-        cells = ("(next)", "", "")
-        if found["rank"]:
-            cells = (found["quoted"], found["chance"], str(found["rank"]))
-        grid.add_row(*map(Text, (str(number), *cells, "  ".join(found["likely"]))))
-    console.print(grid)
 
 
 def explain(
@@ -55,11 +31,18 @@ def explain(
         out: A folder for explain.html and the pictures.
         device: auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps.
     """
+    from regpt.commands.models import load_model
+    from regpt.core.tokenizer import get_tokenizer
+    from regpt.evaluation.explain import attention_maps, explain_text
+    from regpt.report.explain_page import explain_page, shown, table_lines
+    from regpt.system.plot import heatmaps_png
+    from regpt.system.runtime import find_runtime
+
     tokenizer = get_tokenizer()
     ids = tokenizer.encode(prompt)
     if not ids:
         raise UserError("the text is empty: give some to look into")
-    gpt = load(model, seed=1337).to(find_runtime(device, dtype="fp32").device)
+    gpt = load_model(model, seed=1337).to(find_runtime(device, dtype="fp32").device)
     chosen = len(gpt.h) - 1 if layer is None else layer
     if head is not None and not 0 <= head < gpt.config.n_head:
         raise UserError(f"--head {head}: the model has heads 0 to {gpt.config.n_head - 1}")
@@ -75,5 +58,6 @@ def explain(
     folder = Path(out)
     make_directory(folder)
     replace_files(folder, {f"{name}.png": png, "explain.html": page})
-    show(places, Console(file=sys.stdout))
+    for line in table_lines(places, tokenizer):
+        sys.stdout.write(line + "\n")
     sys.stdout.write(f"\n{folder / 'explain.html'}\n{folder / name}.png\n")

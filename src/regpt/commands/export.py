@@ -3,12 +3,12 @@
 import sys
 from dataclasses import asdict
 from pathlib import Path
-
-from regpt.commands.sample import load
-from regpt.weights.gguf import GGUFKind, write_gguf
+from typing import Literal
 
 
-def export(model: str, out: str, /, *, gguf: GGUFKind | None = None) -> None:
+def export(
+    model: str, out: str, /, *, gguf: Literal["f32", "bf16", "f16", "q8_0"] | None = None
+) -> None:
     """Write a model as a Hugging Face directory, or as one GGUF file for llama.cpp.
 
     The directory holds config, weights and tokenizer; transformers, CTranslate2 and llama.cpp's
@@ -19,8 +19,11 @@ def export(model: str, out: str, /, *, gguf: GGUFKind | None = None) -> None:
         out: The directory to write, new or empty; with --gguf the file.
         gguf: Write a GGUF file with matrices of this kind instead.
     """
+    from regpt.commands.models import load_model
+    from regpt.weights.gguf import write_gguf
+
     directory = Path(out)
-    gpt = load(model, seed=42)
+    gpt = load_model(model, seed=42)
     if gguf is not None:
         write_gguf(directory, gpt.state_dict(), asdict(gpt.config), gguf, name=Path(model).name)
         size = directory.stat().st_size

@@ -1,39 +1,10 @@
 """`regpt sample`: let a model continue a prompt, or a file of prompts."""
 
-import json as json_lines
 import sys
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-
-from regpt.commands.batch import write_batch
-from regpt.core.detokenize import cut_at_stop, stream_text
-from regpt.core.generate import GenerateSteps, as_lists, check_lengths, complete, until_end
-from regpt.core.model import GPT, GPTConfig
-from regpt.core.sampling import SamplingParams, Stream
-from regpt.core.tokenizer import get_tokenizer
-from regpt.fast.decoding.decoders import Engine, choose_decoder, fastest_kind
-from regpt.fast.decoding.drafters import Speculation, choose_drafter
-from regpt.fast.decoding.panels import WeightFormat
-from regpt.fast.decoding.speculative import can_draft, generate_steps
 from regpt.system.errors import UserError
-from regpt.system.runtime import find_runtime
-from regpt.weights import locate
-from regpt.weights.tokenizer_files import check_tokenizer
-
-DEFAULTS = SamplingParams()
-
-
-def load(model: str, *, seed: int) -> GPT:
-    """The model a person named: `random`, a directory, or a hub name."""
-    if model == "random":
-        torch.manual_seed(seed)
-        return GPT(GPTConfig()).eval()
-    directory = locate(model)
-    check_tokenizer(directory)
-    return GPT.from_pretrained(directory)
 
 
 def sample(
@@ -41,21 +12,21 @@ def sample(
     /,
     *,
     model: str = "gpt2",
-    num_samples: int = DEFAULTS.num_samples,
-    max_length: int = DEFAULTS.max_length,
-    top_k: int | None = DEFAULTS.top_k,
-    top_p: float | None = DEFAULTS.top_p,
-    min_p: float | None = DEFAULTS.min_p,
-    temperature: float = DEFAULTS.temperature,
-    repetition_penalty: float = DEFAULTS.repetition_penalty,
+    num_samples: int = 5,
+    max_length: int = 30,
+    top_k: int | None = 50,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    temperature: float = 1.0,
+    repetition_penalty: float = 1.0,
     stop: tuple[str, ...] = (),
-    seed: int = DEFAULTS.seed,
-    rng: Stream | None = None,
-    overflow: Literal["error", "slide"] = DEFAULTS.overflow,
+    seed: int = 42,
+    rng: Literal["hf", "lecture", "portable"] | None = None,
+    overflow: Literal["error", "slide"] = "error",
     device: str = "auto",
     dtype: Literal["auto", "fp32", "bf16", "int8"] = "fp32",
-    engine: Engine = "auto",
-    speculate: Speculation = "auto",
+    engine: Literal["auto", "plain", "fast"] = "auto",
+    speculate: Literal["auto", "off", "lookup", "draft"] = "auto",
     stream: bool = False,
     logprobs: int | None = None,
     batch: str | None = None,
@@ -92,6 +63,13 @@ def sample(
         output: With --batch: where the lines go; default FILE.out.jsonl. Kept after a kill.
         json: Print one JSON object per sample and nothing else.
     """
+    from regpt.commands.batch import write_batch
+    from regpt.commands.models import load_model
+    from regpt.commands.write_samples import write_samples
+    from regpt.core.sampling import SamplingParams
+    from regpt.fast.decoding.decoders import fastest_kind
+    from regpt.system.runtime import find_runtime
+
     params = SamplingParams(
         max_length=max_length,
         num_samples=1 if stream else num_samples,
@@ -105,33 +83,16 @@ def sample(
         overflow=overflow,
     )
     check_flags(stream=stream, json=json, batch=batch, logprobs=logprobs)
-    gpt = load(model, seed=seed).to(find_runtime(device, dtype="fp32").device)
-    dtype = told_fastest(gpt, params.num_samples) if dtype == "auto" else dtype
-    runtime = find_runtime(device, dtype="bf16" if dtype == "bf16" else "fp32")
-    with runtime.autocast():
+    gpt = load_model(model, seed=seed).to(find_runtime(device, dtype="fp32").device)
+    if dtype == "auto":
+        dtype = fastest_kind(gpt, params.num_samples)
+        sys.stderr.write(f"regpt: note: --dtype {dtype} is the fastest here\n")
+    with find_runtime(device, dtype="bf16" if dtype == "bf16" else "fp32").autocast():
         if batch:
             file = Path(batch)
             return write_batch(gpt, file, output, params, stop=stop, engine=engine, dtype=dtype)
-        start = get_tokenizer().encode(prompt)
-        check_lengths(as_lists([start]), params, gpt)
-        decoder, note = choose_decoder(gpt, engine=engine, dtype=dtype)
-        sys.stderr.write(f"regpt: note: {note}\n" if note else "")
-        how = speculate if logprobs is None and can_draft(params, gpt) else "off"
-        drafter = choose_drafter(decoder, how, rows=params.num_samples)
-        write = partial(generate_steps, decoder=decoder, drafter=drafter)
-        if logprobs is not None:
-            write_logprobs(gpt, start, params, write, stop, top=logprobs)
-        elif stream:
-            write_stream(gpt, prompt, params, write, stop)
-        else:
-            write_samples(gpt, start, params, write, stop, json=json)
-
-
-def told_fastest(gpt: GPT, rows: int) -> WeightFormat:
-    """The fastest dtype for so many rows, which the person is told."""
-    kind = fastest_kind(gpt, rows)
-    sys.stderr.write(f"regpt: note: --dtype {kind} is the fastest here\n")
-    return kind
+        how = {"engine": engine, "dtype": dtype, "speculate": speculate}
+        write_samples(gpt, prompt, params, stop, stream=stream, json=json, top=logprobs, **how)
 
 
 def check_flags(*, stream: bool, json: bool, batch: str | None, logprobs: int | None) -> None:
@@ -142,73 +103,3 @@ def check_flags(*, stream: bool, json: bool, batch: str | None, logprobs: int | 
         raise UserError(f"--logprobs is a count of tokens, 0 or more, not {logprobs}")
     if stream and (json or batch):
         raise UserError("--stream prints one text as it comes: leave --json and --batch out")
-
-
-def write_stream(
-    model: GPT,
-    prompt: str,
-    params: SamplingParams,
-    write: GenerateSteps,
-    stop: tuple[str, ...],
-) -> None:
-    """Print one text as its tokens come."""
-    tokenizer = get_tokenizer()
-    start = [tokenizer.encode(prompt)]
-    steps = write(model, start, params)
-    sys.stdout.write(prompt)
-    for piece in stream_text((int(step.tokens) for step in steps), tokenizer, stop=stop):
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-    sys.stdout.write("\n")
-
-
-def write_samples(
-    model: GPT,
-    start: list[int],
-    params: SamplingParams,
-    write: GenerateSteps,
-    stop: tuple[str, ...],
-    *,
-    json: bool,
-) -> None:
-    """Print every sample, a text or a JSON object each."""
-    rows = complete(model, start, params, generate=write)
-    for index, row in enumerate(rows):
-        row, text = cut_at_stop(row, len(start), get_tokenizer(), stop=stop)
-        line = f"> {text}"
-        if json:
-            line = json_lines.dumps({"index": index, "tokens": row, "text": text})
-        sys.stdout.write(line + "\n")
-
-
-def write_logprobs(
-    model: GPT,
-    start: list[int],
-    params: SamplingParams,
-    write: GenerateSteps,
-    stop: tuple[str, ...],
-    *,
-    top: int,
-) -> None:
-    """Print every sample as a JSON object with the log-probabilities of its drawn tokens."""
-    prompt = as_lists([start])[0]
-    rows = [prompt] * params.num_samples
-    steps = list(write(model, rows, params, top=top))
-    for index in range(params.num_samples):
-        drawn = until_end([int(step.tokens[index]) for step in steps], params)
-        row, text = cut_at_stop(prompt + drawn, len(prompt), get_tokenizer(), stop=stop)
-        entries = []
-        for step, token in zip(steps, row[len(prompt) :], strict=False):
-            assert step.logprobs is not None
-            assert step.top_ids is not None
-            assert step.top_logprobs is not None
-            best = zip(step.top_ids[index].tolist(), step.top_logprobs[index].tolist(), strict=True)
-            chosen = token_logprob(token, float(step.logprobs[index]))
-            entries.append(chosen | {"top": [token_logprob(*one) for one in best]})
-        line = {"index": index, "tokens": row, "text": text, "logprobs": entries}
-        sys.stdout.write(json_lines.dumps(line) + "\n")
-
-
-def token_logprob(token: int, logprob: float) -> dict[str, Any]:
-    """The JSON object of a token."""
-    return {"token": token, "text": get_tokenizer().decode([token]), "logprob": logprob}

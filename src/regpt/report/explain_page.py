@@ -65,3 +65,16 @@ def explain_page(
         tokens=[describe(tokenizer, place) for place in places],
         maps=maps,
     )
+
+
+def table_lines(places: Sequence[Place], tokenizer: Tokenizer) -> list[str]:
+    """The same as lines of text."""
+    lines = [f"{'':>6} {'token':<18}{'probability':>11}{'rank':>7}  most likely"]
+    for number, place in enumerate(places):
+        found = describe(tokenizer, place)
+        cells = ("(next)", "", "")
+        if found["rank"]:
+            cells = (found["quoted"], found["chance"], str(found["rank"]))
+        piece, chance, rank = cells
+        lines.append(f"{number:>6} {piece:<18}{chance:>11}{rank:>7}  {'  '.join(found['likely'])}")
+    return lines
