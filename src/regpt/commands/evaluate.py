@@ -86,17 +86,16 @@ def evaluate(
                 f"--block-size {context} is above the model's {gpt.config.block_size} positions"
             )
         suite = Suite(
-            model=gpt,
-            runtime=runtime,
-            world=world,
+            model=gpt, runtime=runtime, world=world, details=Path(details) if details else None,
             batch_tokens=batch_size * context if batch_size else BATCH_TOKENS[runtime.device.type],
-            details=Path(details) if details else None,
             say=print_line if world.is_first else silent,
-        )
+        )  # fmt: skip
         suite.say(f"model      {model}, {gpt.num_parameters():,} parameters, {runtime.describe()}")
         if data:
-            cut = {"block_size": context, "stride": stride, "documents": documents}
-            suite.score_text(data, fraction=validation_fraction, **cut)
+            suite.score_text(
+                data, fraction=validation_fraction, block_size=context, stride=stride,
+                documents=documents,
+            )  # fmt: skip
         if hellaswag is not None:
             scorings = SCORINGS if scoring == "both" else (scoring,)
             suite.score_hellaswag(Path(*hellaswag) if hellaswag else None, scorings, limit=limit)

@@ -91,8 +91,10 @@ def sample(
         if batch:
             file = Path(batch)
             return write_batch(gpt, file, output, params, stop=stop, engine=engine, dtype=dtype)
-        how = {"engine": engine, "dtype": dtype, "speculate": speculate}
-        write_samples(gpt, prompt, params, stop, stream=stream, json=json, top=logprobs, **how)
+        write_samples(
+            gpt, prompt, params, stop, engine=engine, dtype=dtype, speculate=speculate,
+            stream=stream, json=json, top=logprobs,
+        )  # fmt: skip
 
 
 def check_flags(*, stream: bool, json: bool, batch: str | None, logprobs: int | None) -> None:
