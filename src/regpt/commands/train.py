@@ -11,21 +11,43 @@ from statistics import harmonic_mean
 from types import FrameType
 from typing import Any
 
-from regpt.datasets.corpus import Say
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
 from regpt.system.console import Console
 from regpt.training.config import RunConfig
 from regpt.training.loop import train as run
 from regpt.training.run_dir import RunDirectory
 
-SPEAK_SECONDS = 5.0
+SPEAK_SECONDS = (5.0, 60.0)
+"""Between two lines of steps in a log: at first, and after twenty minutes."""
 
 
 class Display:
-    """Lines for what metrics.jsonl is told; of the steps the first, the last, and every 5 s one."""
+    """Lines for what metrics.jsonl is told, and for the steps a bar on a terminal.
 
-    def __init__(self, steps: int, say: Say) -> None:
-        self.steps, self.say = steps, say
-        self.spoken = 0.0
+    A log has lines of the first step, the last, and some between.
+    """
+
+    def __init__(self, steps: int, console: Console) -> None:
+        self.steps, self.console, self.say = steps, console, console.say
+        self.bar = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
+            TextColumn("{task.description}"),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task("", total=steps)
+        self.began, self.spoken = time.monotonic(), 0.0
         self.speeds: list[float] = []
         """Tokens per second of the steps since the last line."""
         self.newest: dict[str, str] = {}
@@ -60,7 +82,14 @@ class Display:
         """Loss, the newest other figures, speed, memory and what is left."""
         step, now = entry["step"], time.monotonic()
         self.speeds.append(entry["tokens_per_second"])
-        if self.spoken and step < self.steps and now < self.spoken + SPEAK_SECONDS:
+        speed = harmonic_mean(self.speeds[-20:])
+        self.bar.start()
+        figures = "  ".join((f"loss {entry['loss']:.3f}", *self.newest.values()))
+        self.bar.update(self.task, completed=step, description=f"{figures}  {speed:,.0f} tokens/s")
+        least, most = SPEAK_SECONDS
+        pause = min(max(least, (now - self.began) / 20), most)
+        quiet = self.console.is_terminal or now < self.spoken + pause
+        if self.spoken and step < self.steps and quiet:
             return
         speed = harmonic_mean(self.speeds)
         left = (self.steps - step) * entry["tokens"] / step / speed
@@ -71,6 +100,10 @@ class Display:
             f"{timedelta(seconds=round(left))} left"
         )
         self.spoken, self.speeds = now, []
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self.bar.stop()
 
 
 class StopRequest:
@@ -108,6 +141,7 @@ def saved_config(directory: str) -> RunConfig:
 
 def train(config: RunConfig, *, resume: bool = False) -> None:
     """Run a training and show its progress."""
-    say = Console().say
-    with StopRequest().listening() as stop:
-        run(config, Display(config.steps, say), say, resume=resume, stop=stop)
+    console = Console()
+    display = Display(config.steps, console)
+    with StopRequest().listening() as stop, contextlib.closing(display):
+        run(config, display, console.say, resume=resume, stop=stop)

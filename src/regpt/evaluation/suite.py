@@ -90,7 +90,8 @@ class Suite:
             path = hellaswag.fetch()
         examples = hellaswag.read_examples(path, limit=limit)
         self.say(f"hellaswag  {len(examples):,} examples of {path.name}")
-        figures = self.found["hellaswag"] = {"examples": len(examples)}
+        figures: dict[str, object] = {"examples": len(examples)}
+        self.found["hellaswag"] = figures
         for scoring in scorings:
             answers = hellaswag.answer_all(
                 self.model,
