@@ -116,11 +116,11 @@ def parse(target: Any, arguments: Sequence[str], *, prog: str, **options: Any) -
         fail(f"{message} (see {prog} --help)")
 
 
-def load_torch(prog: str) -> None:
+def load_torch() -> None:
     """Import torch, which takes seconds, and say so after one."""
     if "torch" in sys.modules:
         return
-    slow = threading.Timer(1.0, sys.stderr.write, [f"{prog}: loading torch\n"])
+    slow = threading.Timer(1.0, sys.stderr.write, ["note: loading torch\n"])
     slow.start()
     try:
         import_module("torch")
@@ -143,7 +143,7 @@ def run_function(name: str, prog: str | None = None) -> Callable[[Sequence[str]]
         called = prog or f"regpt {name}"
         call = parse(bound, arguments, prog=called)
         if name not in WITHOUT_TORCH:
-            load_torch(called)
+            load_torch()
         return call()
 
     return run
@@ -154,7 +154,7 @@ def choose_preset(
 ) -> tuple[Any, list[str]] | None:
     """The preset named first and the flags after it; or their list is printed, on --help."""
     if arguments and not {"-h", "--help"} & {*arguments}:
-        load_torch(f"regpt {command}")
+        load_torch()
     from regpt.training.presets import PRESETS, preset
 
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -219,7 +219,7 @@ def run_bench(arguments: Sequence[str]) -> None:
 
 def resume_train(directory: str, flags: list[str]) -> None:
     """`regpt train [PRESET] --resume RUN [FLAGS]`: the flags change the run's own configuration."""
-    load_torch("regpt train")
+    load_torch()
     from regpt.commands.train import saved_config, train
     from regpt.training.config import RunConfig
 

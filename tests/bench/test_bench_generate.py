@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from regpt import GPT, GPTConfig
-from regpt.bench import generate, session
+from regpt.bench import generate, harness
 from regpt.bench.hardware_limits import Machine
 from regpt.bench.results import Row
 from regpt.bench.workers import System
@@ -44,7 +44,7 @@ def test_rows_of_one_job_beside_peers(
     places = [str(Path(__file__).parent), *(place for place in sys.path if place)]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(places))
     limits = System(name="limits", load="bench_systems:quick_limits", settings={"device": "cpu"})
-    monkeypatch.setattr(session, "limits_system", lambda device: limits)
+    monkeypatch.setattr(harness, "limits_system", lambda device: limits)
     out = tmp_path / "results" / "generate.md"
     flags = ["--jobs", "lecture-5x30", "--peers", "--json", "--rounds", "1", "--threads", "1"]
     main(["bench", "generate", str(model), *flags, "--out", str(out)])

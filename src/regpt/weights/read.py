@@ -13,6 +13,7 @@ and calls nothing; a file that asks for more is refused. torch maps such a file 
 it is read, its pages, which the system can take back at any time, stand beside the copy.
 """
 
+import math
 import pickle
 import re
 import warnings
@@ -79,18 +80,31 @@ def read_tensors(
             "tied: it is the embedding itself; regpt has no untied head"
         )
     del head
+    scratch = _scratch(catalogue)
     # taken out one by one, so that what a pickle holds in memory is freed on the way
-    return {name: _convert(_load(source, catalogue.pop(name)), name, dtype) for name in shapes}
+    return {
+        name: _convert(_load(source, catalogue.pop(name)), name, scratch=scratch, dtype=dtype)
+        for name in shapes
+    }
 
 
-def _convert(tensor: torch.Tensor, name: str, dtype: torch.dtype) -> torch.Tensor:
+def _scratch(catalogue: Mapping[str, StoredTensor]) -> torch.Tensor:
+    """Room for the largest tensor that has to be turned round."""
+    turned = [math.prod(stored.shape) for name, stored in catalogue.items() if is_transposed(name)]
+    return torch.empty(4 * max(turned, default=0), dtype=torch.uint8, device="cpu")
+
+
+def _convert(
+    tensor: torch.Tensor, name: str, *, scratch: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
     """One tensor into memory of its own, in our orientation.
 
     A matrix to be turned is first copied as it lies: turned straight out of the mapping, new pages
     of the file and of the result are touched all over, and reading takes half as long again.
     """
     if is_transposed(name):
-        tensor = tensor.clone().t()
+        room = scratch[: tensor.numel() * tensor.element_size()].view(tensor.dtype)
+        tensor = room.view(tensor.shape).copy_(tensor).t()
     return torch.empty(tensor.shape, dtype=dtype, device="cpu").copy_(tensor)
 
 
