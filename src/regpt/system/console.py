@@ -10,7 +10,7 @@ class Console(rich.console.Console):
 
     def say(self, text: str = "") -> None:
         """A line as it is: no markup, no colours, no `:smile:` turned to a face, no wrapping."""
-        self.out(text, highlight=False)
+        self.out(text.encode("utf-8", "replace").decode(), highlight=False)  # half a pair is `?`
 
     def on_broken_pipe(self) -> NoReturn:
         raise BrokenPipeError
