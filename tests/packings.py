@@ -27,7 +27,6 @@ def forget_kernels() -> None:
     """Let them be loaded anew, by what the environment says then."""
     for cached in (
         build.found_library,
-        build.instructions,
         build.unavailable_reason,
         unavailable_format,
         words.works,

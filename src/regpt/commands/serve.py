@@ -114,19 +114,21 @@ def check_address(host: str, api_key: str | None) -> None:
 
 def find(model: str, *, follow: bool) -> "tuple[GPT, Path | None]":
     """The weights to begin with, and the checkpoint they are from, if a run is followed."""
-    from regpt.serve.backend import load_weights, newest_checkpoint
+    from regpt.commands.models import load_model
+    from regpt.serve.backend import newest_checkpoint
 
     if not follow:
-        return load_weights(model), None
+        return load_model(model, seed=42), None
     checkpoint = newest_checkpoint(model)
     if checkpoint is None:
         raise UserError(f"{model} has no checkpoint yet: --follow needs a run that has saved one")
-    return load_weights(str(checkpoint)), checkpoint
+    return load_model(str(checkpoint), seed=42), checkpoint
 
 
 def follow_run(engine: "Engine", run: str, served: "Path", dtype: "WeightFormat") -> None:
     """Hand each new checkpoint of a run to the engine."""
-    from regpt.serve.backend import load_weights, newest_checkpoint, prepare
+    from regpt.commands.models import load_model
+    from regpt.serve.backend import newest_checkpoint, prepare
 
     pause = threading.Event()
     while not pause.wait(POLL_SECONDS):
@@ -134,7 +136,7 @@ def follow_run(engine: "Engine", run: str, served: "Path", dtype: "WeightFormat"
         if newest is None or newest == served:
             continue
         try:
-            weights = load_weights(str(newest))
+            weights = load_model(str(newest), seed=42)
             loaded = prepare(weights, engine.loaded.name, dtype=dtype, rows=engine.loaded.rows)
         except (UserError, OSError) as error:  # it may have been removed for a newer one
             sys.stderr.write(f"regpt: note: {newest.name} cannot be served: {error}\n")

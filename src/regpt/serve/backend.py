@@ -27,8 +27,6 @@ from regpt.serve.scheduler import Part, Text
 from regpt.system.errors import UserError
 from regpt.system.memory import available_memory
 from regpt.system.runtime import find_runtime
-from regpt.weights import locate
-from regpt.weights.tokenizer_files import check_tokenizer
 
 PIECE = 64
 MOST_ROWS = 16
@@ -175,16 +173,6 @@ class Loaded:
     """Equal where weights, dtype and kernel are: then one seed and prompt give one text."""
     note: str | None = None
     """What a person should know, in one line."""
-
-
-def load_weights(model: str) -> GPT:
-    """The model a person named: a directory, a hub name, or `random` (untrained 124M)."""
-    if model == "random":
-        torch.manual_seed(42)
-        return GPT(GPTConfig()).eval()
-    directory = locate(model)
-    check_tokenizer(directory)
-    return GPT.from_pretrained(directory)
 
 
 def newest_checkpoint(run: str) -> Path | None:

@@ -51,13 +51,19 @@ class Portable(ctypes.Structure):
 def draw_tokens(draws: Sequence[Draw]) -> list[int]:
     """The tokens that `sample` draws."""
     native = unavailable_reason() is None
-    fast = [draw for draw in draws if native and draw.takes_all]
-    won: dict[int, int] = {}
-    for draw, (masked, ids, uniform) in zip(fast, candidates(fast), strict=True):
-        if len(ids):
-            scores = masked[ids].double() - torch.log(uniform).neg_().log_()
-            won[id(draw)] = int(ids[scores.argmax()])  # of equal ones the first, as there
-    return [won[id(draw)] if id(draw) in won else draw_plainly(draw) for draw in draws]
+    found = iter(candidates([draw for draw in draws if native and draw.takes_all]))
+    return [
+        winner(draw, *next(found)) if native and draw.takes_all else draw_plainly(draw)
+        for draw in draws
+    ]
+
+
+def winner(draw: Draw, masked: Tensor, ids: Tensor, uniform: Tensor) -> int:
+    """The token, of its `candidates` if there are any."""
+    if not len(ids):
+        return draw_plainly(draw)
+    scores = masked[ids].double() - torch.log(uniform).neg_().log_()
+    return int(ids[scores.argmax()])  # of equal ones the first, as there
 
 
 def draw_plainly(draw: Draw) -> int:

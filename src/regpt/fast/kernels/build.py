@@ -163,18 +163,12 @@ def unavailable_reason() -> str | None:
     return found if isinstance(found, str) else wrong()
 
 
-@lru_cache(maxsize=1)
-def instructions() -> str:
-    """Which instructions the kernels that are loaded use."""
-    return load_library().regpt_start().decode()
-
-
 def kernels_used() -> str:
     """Which instructions the kernels use, and why no better ones; or why there are none."""
     reason = unavailable_reason()
     if reason is not None:
         return f"none: {reason}"
-    variant, used = chosen_variant(), instructions()
+    variant, used = chosen_variant(), load_library().regpt_start().decode()
     reason = why_not_better(variant)
     if variant.name == "amx" and "AMX" not in used:
         reason = "AMX is unknown to the compiler, or the system does not grant it"
