@@ -222,12 +222,12 @@ def test_a_living_writers_file_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_writer_left_is_removed_by_the_next_and_nothing_else(tmp_path: Path) -> None:
-    left = [tmp_path / f".{name}.ffffffcd.tmp" for name in ("a", "new", "b")]
+    left = [tmp_path / f".{name}.0123abcd.tmp" for name in ("a", "new", "b")]
     left[0].touch()
     left[1].mkdir()
     (left[1] / "half").touch()
     left[2].touch()
-    for name in (".a.tmp", ".a.ffffffcd.tmp.txt", "a.ffffffcd.tmp", ".aa.ffffffcd.tmp"):
+    for name in (".a.tmp", ".a.0123abcd.tmp.txt", "a.0123abcd.tmp", ".aa.0123abcd.tmp"):
         (tmp_path / name).touch()
     before = {path.name for path in tmp_path.iterdir()}
     replace_files(tmp_path, {"a": b""})
@@ -236,7 +236,7 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_and_nothing_else(tmp_p
     gone = {left[0].name, left[1].name}
     assert {path.name for path in tmp_path.iterdir()} == before - gone | {"a", "new"}
     assert [is_leftover(path) for path in left] == [True] * 3
-    assert not is_leftover(tmp_path / "a.ffffffcd.tmp")
+    assert not is_leftover(tmp_path / "a.0123abcd.tmp")
 
 
 def test_a_device_without_an_end_is_not_read() -> None:

@@ -10,7 +10,8 @@ A run can be killed, a disk can fill up, at any byte. So nothing is ever written
 
 What the operating system refuses (full disk, no permission) becomes one line for a person. A kill
 that cannot be caught leaves at most a hidden `.NAME.xxxxxxxx.tmp`, which nothing ever reads and
-which the next writer of NAME removes, unless the process whose number is in it still lives.
+which the next writer of NAME removes. A living writer's hidden file is safe from it: who writes
+into a directory holds a shared lock on it, and only who can have it alone cleans up there.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -28,7 +30,8 @@ from regpt.system.errors import UserError
 Content = bytes | Callable[[BinaryIO], None]
 """What a file shall hold: its bytes, or a function that writes them to an open file."""
 
-_HIDDEN = re.compile(r"\.(?P<name>.+)\.(?P<process>[0-9a-f]{6})[0-9a-f]{2}\.tmp")
+_HIDDEN = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.tmp")
+ABANDONED_SECONDS = 86_400.0
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -66,8 +69,7 @@ def replace_files(directory: Path, contents: Mapping[str, Content]) -> None:
     for name in contents:
         refuse_special(directory / name)
     beside = {name: _hidden(directory / name) for name in contents}
-    with writing_to(directory):
-        _remove_leftovers(directory, contents.keys())
+    with writing_to(directory), _one_of_the_writers(directory, contents.keys()):
         try:
             for name, content in contents.items():
                 _write(beside[name], content)
@@ -89,22 +91,23 @@ def new_directory(directory: Path) -> Iterator[Path]:
     """
     hidden = _hidden(directory)
     made = [parent for parent in directory.parents if not parent.exists()]
-    with writing_to(directory):
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(directory.parent, {directory.name})
-        hidden.mkdir()
-    try:
-        yield hidden
+    with contextlib.ExitStack() as writers:
         with writing_to(directory):
-            _sync_directory(hidden)
-            os.rename(hidden, directory)
-            _sync_directory(directory.parent)
-    except BaseException:
-        shutil.rmtree(hidden, ignore_errors=True)
-        for parent in made:
-            with contextlib.suppress(OSError):
-                parent.rmdir()
-        raise
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            writers.enter_context(_one_of_the_writers(directory.parent, {directory.name}))
+            hidden.mkdir()
+        try:
+            yield hidden
+            with writing_to(directory):
+                _sync_directory(hidden)
+                os.rename(hidden, directory)
+                _sync_directory(directory.parent)
+        except BaseException:
+            shutil.rmtree(hidden, ignore_errors=True)
+            for parent in made:
+                with contextlib.suppress(OSError):
+                    parent.rmdir()
+            raise
 
 
 @contextlib.contextmanager
@@ -115,9 +118,9 @@ def new_file(path: Path) -> Iterator[Path]:
     """
     refuse_special(path)
     hidden = _hidden(path)
-    with writing_to(path):
+    with writing_to(path), contextlib.ExitStack() as writers:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path.parent, {path.name})
+        writers.enter_context(_one_of_the_writers(path.parent, {path.name}))
         try:
             yield hidden
             with hidden.open("rb+") as file:
@@ -147,27 +150,52 @@ def is_leftover(path: Path) -> bool:
 
 
 def _hidden(path: Path) -> Path:
-    """The name under which a file or directory is filled: six digits say by which process."""
-    digits = f"{os.getpid() & 0xFFFFFF:06x}{secrets.token_hex(1)}"
-    return path.parent / f".{path.name}.{digits}.tmp"
+    """The name under which a file or directory is filled."""
+    return path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
 
 
-def _remove_leftovers(directory: Path, names: Collection[str]) -> None:
-    """Remove what killed writers of these names left behind, as far as the system lets us."""
+@contextlib.contextmanager
+def _one_of_the_writers(directory: Path, names: Collection[str]) -> Iterator[None]:
+    """Remove what killed writers left, if nobody is writing in the directory; then be a writer.
+
+    The system takes the lock back however its holder ends. Where there are no locks (Windows, some
+    network file systems) a file that nobody touched for `ABANDONED_SECONDS` counts as left.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        _remove_leftovers(directory, names, older=ABANDONED_SECONDS)
+        yield
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove_leftovers(directory, names)
+        except BlockingIOError:
+            pass  # somebody writes
+        except OSError:
+            _remove_leftovers(directory, names, older=ABANDONED_SECONDS)
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_leftovers(directory: Path, names: Collection[str], *, older: float = 0.0) -> None:
+    """Remove what earlier writers of these names left behind, as far as the system lets us."""
     for path in directory.iterdir():
         found = _HIDDEN.fullmatch(path.name)
         if found is None or found["name"] not in names:
             continue
-        try:
-            os.kill(int(found["process"], 16), 0)  # asks whether it lives
-        except ProcessLookupError:
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                with contextlib.suppress(OSError):
-                    path.unlink()
-        except OSError:  # it lives, and is somebody else's
-            pass
+        if older and time.time() - path.lstat().st_mtime < older:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _write(path: Path, content: Content) -> None:
