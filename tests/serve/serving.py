@@ -31,9 +31,9 @@ def tiny(seed: int = 0, *, config: GPTConfig = CONFIG) -> GPT:
     return model
 
 
-def load(model: GPT | None = None, *, rows: int = 4) -> Loaded:
+def load(model: GPT | None = None, *, rows: int = 4, name: str = "tiny") -> Loaded:
     """Ready to serve."""
-    return prepare(model or tiny(), "tiny", dtype="fp32", rows=rows)
+    return prepare(model or tiny(), name, dtype="fp32", rows=rows)
 
 
 def load_alone(model: GPT, *, rows: int = 4) -> Loaded:
@@ -118,16 +118,19 @@ def read_response(connection: socket.socket) -> tuple[int, dict[str, str], bytes
 
 
 @contextlib.contextmanager
-def serving(loaded: Loaded, *, send_buffer: int = 0, **options: Any) -> Iterator[Running]:
+def serving(
+    loaded: Loaded, *compared: Loaded, send_buffer: int = 0, **options: Any
+) -> Iterator[Running]:
     """uvicorn in a thread on a free port."""
-    engine, started = Engine(loaded), threading.Event()
-    engine.start()
+    engines, started = [Engine(one) for one in (loaded, *compared)], threading.Event()
+    for engine in engines:
+        engine.start()
     listener = listen("127.0.0.1", 0)
     if send_buffer:  # of each connection, in the system
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     port = listener.getsockname()[1]
     settings = {"host": "127.0.0.1", "ready": started.set} | options
-    server = make_server(engine, **settings)
+    server = make_server(*engines, **settings)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
 
@@ -135,10 +138,10 @@ def serving(loaded: Loaded, *, send_buffer: int = 0, **options: Any) -> Iterator
         server.should_exit = True
         thread.join(10)
         assert not thread.is_alive()
-        assert engine.join(10)
+        assert all(engine.join(10) for engine in engines)
 
     assert started.wait(10)
     try:
-        yield Running(engine, port, stop)
+        yield Running(engines[0], port, stop)
     finally:
         stop()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from chromium import FOUND, Page, chromium
-from serving import Running, load, serving
+from serving import Running, load, serving, tiny
 from test_pages import append, line, write_run
 from torch import Tensor
 
@@ -272,6 +272,29 @@ def test_five_of_one_seed(page: Page, paged: Running) -> None:
     assert shown == [choice["text"] for choice in answer["choices"]]
     click(page, "#sample-list li:nth-child(3) button")
     assert page.run(TEXT) == PROMPT + shown[2]
+
+
+def test_two_models_on_one_prompt(browser: Page) -> None:
+    with serving(load(), load(tiny(1), name="other")) as running:
+        scratchpad(browser, running)
+        click(browser, "#compare")
+        ready = "#sample-list button:not(:disabled)"
+        browser.wait(f"document.querySelectorAll('{ready}').length === 2")
+        texts = "[...document.querySelectorAll('#sample-list p')].map(one => one.textContent)"
+        shown = browser.run(texts)
+        body = {"prompt": PROMPT, "seed": 42, "top_k": 50, "max_tokens": 12}
+        asked = [completion(running, **body, model=name) for name in ("tiny", "other")]
+        assert shown == asked
+        assert shown[0] != shown[1]
+        names = "[...document.querySelectorAll('#sample-list h3')].map(one => one.textContent)"
+        assert browser.run(names) == ["tiny", "other"]
+        click(browser, "#sample-list li:nth-child(2) button")
+        assert browser.run(TEXT) == PROMPT + shown[1]
+        browser.wait("document.querySelector('.alternative') !== null")  # the page's model reads it
+        assert browser.run("document.querySelector('#copy').disabled")  # it did not write it
+        assert serious(browser) == []
+        assert not browser.problems
+        browser.open("about:blank#done")
 
 
 def test_sliders_reshape_the_bars_without_asking(page: Page, paged: Running) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import openai
 import pytest
 import torch
-from serving import CONFIG, Running, tiny
+from serving import CONFIG, Running, load, serving, tiny
 
 from regpt.core.tokenizer import END_OF_TEXT_ID, get_tokenizer
 from regpt.evaluation.continuations import Continuation, encode_together, score_continuations
@@ -417,10 +417,33 @@ def test_health_and_metrics(served: Running) -> None:
     samples = dict(
         line.rsplit(" ", 1) for line in page.splitlines() if line and not line.startswith("#")
     )
-    assert float(samples["regpt_rows"]) == 4
-    assert float(samples["regpt_generated_tokens_total"]) >= 3
-    count = int(samples["regpt_first_token_seconds_count"])
-    assert int(samples['regpt_first_token_seconds_bucket{le="+Inf"}']) == count > 0
+    assert float(samples['regpt_rows{model="tiny"}']) == 4
+    assert float(samples['regpt_generated_tokens_total{model="tiny"}']) >= 3
+    count = int(samples['regpt_first_token_seconds_count{model="tiny"}'])
+    assert int(samples['regpt_first_token_seconds_bucket{model="tiny",le="+Inf"}']) == count > 0
+
+
+def test_two_models(served: Running) -> None:
+    body = {"prompt": "a b c", "max_tokens": 8, "seed": 3}
+    with serving(load(), load(tiny(1), name='o"ther')) as running:
+        cards = running.ask("/v1/models")[2]["data"]
+        assert [card["id"] for card in cards] == ["tiny", 'o"ther']
+        first = running.ask("/v1/completions", body | {"model": "tiny"})[2]
+        other = running.ask("/v1/completions", body | {"model": 'o"ther'})[2]
+        assert first["choices"] == served.ask("/v1/completions", body)[2]["choices"]
+        assert first["choices"] == running.ask("/v1/completions", body)[2]["choices"]
+        assert other["choices"] != first["choices"]
+        assert (other["model"], other["system_fingerprint"]) == (
+            'o"ther',
+            cards[1]["system_fingerprint"],
+        )
+        status, _, refused = running.ask("/v1/completions", body | {"model": "third"})
+        assert status == 404
+        assert "'tiny' and 'o\"ther'" in refused["error"]["message"]
+        page = running.ask("/metrics")[2]
+    assert 'regpt_generated_tokens_total{model="tiny"} 16' in page
+    assert r'regpt_generated_tokens_total{model="o\"ther"} 8' in page
+    assert page.count("# TYPE regpt_generated_tokens_total") == 1
 
 
 def test_infinities_are_numbers(served: Running) -> None:

@@ -161,6 +161,7 @@ def test_the_command_follows_a_run(tmp_path: Path) -> None:
         (["./nowhere"], "no such directory"),
         (["gpt2", "--follow"], "no checkpoint"),
         (["gpt2", "--port", "99999"], "--port"),
+        (["gpt2", "--compare", "gpt2"], "needs another"),
     ],
 )
 def test_what_cannot_be_served(arguments: list[str], words: str, capsys: Any) -> None:

@@ -4,7 +4,7 @@ import os
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from regpt.system.errors import UserError
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from regpt.serve.backend import GPT, WeightFormat
     from regpt.serve.engine import Engine
+    from regpt.serve.runs import Runs
 
 POLL_SECONDS = 2.0
 FEWEST_CHARACTERS = 16
@@ -28,6 +29,7 @@ def serve(
     dtype: Literal["fp32", "bf16", "int8"] = "fp32",
     rows: int | None = None,
     follow: bool = False,
+    compare: str | None = None,
 ) -> None:
     """Serve a model over HTTP as OpenAI's completions API.
 
@@ -42,60 +44,86 @@ def serve(
         dtype: Compute dtype: fp32 (exact), bf16, int8.
         rows: Texts written at a time; default: as many as memory allows, up to 16.
         follow: MODEL is a run: serve its newest checkpoint, and each new one as it is saved.
+        compare: A second model, say another checkpoint, for requests that name it and for the
+            scratchpad, which then shows both on one prompt.
     """
-    sys.stderr.write(f"regpt: loading {model}\n")
     api_key = api_key if api_key is not None else os.environ.get("REGPT_API_KEY")
     check_address(host, api_key)
     from regpt.serve.server import listen
 
     with listen(host, port) as listener:
-        run(model, listener, host=host, api_key=api_key, dtype=dtype, rows=rows, follow=follow)
+        engines = start_engines(model, compare, dtype=dtype, rows=rows, follow=follow)
+        facts = {"argument": None if follow else model, "dtype": dtype}
+        run(engines, listener, runs=runs_of(model), host=host, api_key=api_key, facts=facts)
+
+
+def start_engines(
+    model: str, compared: str | None, *, dtype: "WeightFormat", rows: int | None, follow: bool
+) -> "list[Engine]":
+    """Load the model, and the one it is compared with; each computes in a thread of its own."""
+    from regpt.serve.backend import prepare
+    from regpt.serve.engine import Engine
+
+    models = [model] if compared is None else [model, compared]
+    names = [
+        os.path.basename(os.path.normpath(one)) if os.path.isdir(one) else one for one in models
+    ]
+    if len(set(names)) < len(names):  # a checkpoint of the same step in two runs
+        names = models
+    if len(set(names)) < len(names):
+        raise UserError(f"{model} is the model already: --compare needs another")
+    engines = []
+    for one, name in zip(models, names, strict=True):
+        follows = follow and not engines
+        sys.stderr.write(f"regpt: loading {one}\n")
+        weights, checkpoint = find(one, follow=follows)
+        loaded = prepare(weights, name, dtype=dtype, rows=rows)
+        if loaded.note:
+            sys.stderr.write(f"regpt: note: {loaded.note}\n")
+        engines.append(engine := Engine(loaded))
+        engine.start()
+        if follows:
+            arguments = (engine, one, checkpoint, dtype)
+            threading.Thread(target=follow_run, args=arguments, daemon=True).start()
+    return engines
+
+
+def runs_of(model: str) -> "Runs":
+    """The run whose page is shown, if the model is one."""
+    from regpt.serve.runs import Runs
+
+    return Runs(Path(model)) if (Path(model) / "run.json").is_file() else Runs()
 
 
 def run(
-    model: str,
+    engines: "list[Engine]",
     listener: "socket.socket",
     *,
     host: str,
+    runs: "Runs",
     api_key: str | None,
-    dtype: "WeightFormat",
-    rows: int | None,
-    follow: bool,
+    facts: "dict[str, Any]",
 ) -> None:
-    """Load and serve, until interrupted."""
-    from regpt.serve.backend import prepare
-    from regpt.serve.engine import Engine
-    from regpt.serve.runs import Runs
+    """Serve until interrupted."""
     from regpt.serve.server import address, make_server
 
-    name = os.path.basename(os.path.normpath(model)) if os.path.isdir(model) else model
-    weights, checkpoint = find(model, follow=follow)
-    loaded = prepare(weights, name, dtype=dtype, rows=rows)
-    if loaded.note:
-        sys.stderr.write(f"regpt: note: {loaded.note}\n")
-    engine = Engine(loaded)
-    engine.start()
-    if follow:
-        arguments = (engine, model, checkpoint, dtype)
-        threading.Thread(target=follow_run, args=arguments, daemon=True).start()
-    runs = Runs(Path(model)) if (Path(model) / "run.json").is_file() else Runs()
-
     def ready() -> None:
+        names = " and ".join(engine.loaded.name for engine in engines)
+        rows, dtype = engines[0].loaded.rows, facts["dtype"]
         url = address(host, listener)
-        sys.stdout.write(f"serving {name} ({dtype}, {loaded.rows} rows) at {url}\n")
+        sys.stdout.write(f"serving {names} ({dtype}, {rows} rows) at {url}\n")
         sys.stdout.flush()
 
     try:
-        facts = {"argument": None if follow else model, "dtype": dtype}
         server = make_server(
-            engine, runs=runs, host=host, api_key=api_key, ready=ready, facts=facts
+            *engines, runs=runs, host=host, api_key=api_key, ready=ready, facts=facts
         )
         server.run(sockets=[listener])
     except KeyboardInterrupt:
         pass
     finally:
         sys.stderr.write("regpt: stopped\n")
-        if sys.exc_info()[0] is None and not engine.join(0.5):
+        if sys.exc_info()[0] is None and not all(engine.join(0.5) for engine in engines):
             sys.stderr.flush()
             os._exit(0)  # a long step still computes; nobody waits for it
 

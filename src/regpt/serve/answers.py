@@ -1,12 +1,14 @@
 """JSON in, errors out: what all routes share."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from regpt.serve.engine import Engine
 from regpt.serve.request import ApiError
 
 
@@ -26,15 +28,20 @@ def read_json(body: bytes) -> Any:
         raise ApiError(f"the body is not JSON: {str(error)[:200]}") from None
 
 
-def check_model(name: Any, served: str) -> None:
-    """Refuse a model that is not served; none means ours."""
-    if isinstance(name, str) and name != served:
-        raise ApiError(
-            f"the model {name[:200]!r} is not served here: this is {served!r}",
-            status=404,
-            param="model",
-            code="model_not_found",
-        )
+def engine_of(name: Any, engines: Sequence[Engine]) -> Engine:
+    """The engine of a model by its name; none means the first. Raises `ApiError`."""
+    if not isinstance(name, str):
+        return engines[0]
+    for engine in engines:
+        if engine.loaded.name == name:
+            return engine
+    served = " and ".join(repr(engine.loaded.name) for engine in engines)
+    raise ApiError(
+        f"the model {name[:200]!r} is not served here: this is {served}",
+        status=404,
+        param="model",
+        code="model_not_found",
+    )
 
 
 def error_response(error: ApiError) -> Response:

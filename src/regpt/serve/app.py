@@ -1,10 +1,10 @@
-"""The application: OpenAI's completions, models, health and metrics, over one engine."""
+"""The application: OpenAI's completions, models, health and metrics, over one engine or several."""
 
 import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -14,10 +14,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from regpt.serve import pages
-from regpt.serve.answers import HANDLERS, check_model, read_json
+from regpt.serve.answers import HANDLERS, engine_of, read_json
 from regpt.serve.completions import Completion, Failure, Format, Piece, event
 from regpt.serve.engine import Closed, Engine, Full
 from regpt.serve.inside import inside_routes
+from regpt.serve.metrics import render
 from regpt.serve.request import ApiError, parse
 from regpt.serve.runs import Runs
 from regpt.serve.security import Security
@@ -57,24 +58,19 @@ class EventStream(StreamingResponse):
 
 
 class Server:
-    """The handlers, over one engine."""
+    """The handlers, over the engines of the models that are served."""
 
     def __init__(
         self,
-        engine: Engine,
+        engines: Sequence[Engine],
         runs: Runs,
         *,
         facts: dict[str, Any],
         wait_seconds: float = WAIT_SECONDS,
     ) -> None:
-        self.engine, self.runs, self.facts = engine, runs, facts
+        self.engines, self.runs, self.facts = engines, runs, facts
         self.wait_seconds = wait_seconds
         self.created = int(time.time())
-
-    @property
-    def name(self) -> str:
-        """What the model is called."""
-        return self.engine.loaded.name
 
     def routes(self) -> list[Route]:
         """All of them."""
@@ -92,7 +88,6 @@ class Server:
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
         body = await request.body()
-        config = self.engine.loaded.config
         loop = asyncio.get_running_loop()
         pieces: Pieces = asyncio.Queue()
 
@@ -100,16 +95,18 @@ class Server:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(pieces.put_nowait, new)
 
-        def understand() -> Completion:
+        def understand() -> tuple[Completion, Engine]:
             value = read_json(body)
-            if isinstance(value, dict):
-                check_model(value.get("model"), self.name)
+            name = value.get("model") if isinstance(value, dict) else None
+            engine = engine_of(name, self.engines)
+            config = engine.loaded.config
             asked = parse(value, positions=config.block_size, vocab_size=config.vocab_size)
-            return Completion(asked, deliver)
+            return Completion(asked, deliver), engine
 
-        completion = await asyncio.to_thread(understand)
-        self.submit(completion)
-        form = Format(completion, name=f"cmpl-{secrets.token_hex(12)}", model=self.name)
+        completion, engine = await asyncio.to_thread(understand)
+        submit(completion, engine)
+        name = f"cmpl-{secrets.token_hex(12)}"
+        form = Format(completion, name=name, model=engine.loaded.name)
         watch = asyncio.create_task(gone(request.receive))
         streams = False
         try:
@@ -117,26 +114,14 @@ class Server:
             if completion.request.stream:
                 streams = True
                 lines = self.events(completion, form, first, pieces)
-                return EventStream(lines, end=lambda: self.engine.cancel(completion))
+                return EventStream(lines, end=lambda: engine.cancel(completion))
             return JSONResponse(form.whole(await self.rest(completion, first, pieces, watch)))
         except Disconnected:
             return Response(status_code=499)
         finally:
             watch.cancel()
             if not streams:
-                self.engine.cancel(completion)
-
-    def submit(self, completion: Completion) -> None:
-        """Queue a request, or say when to come again."""
-        retry = {"retry-after": str(RETRY_SECONDS)}
-        try:
-            self.engine.submit(completion)
-        except Full:
-            raise ApiError(
-                "the queue is full: try again later", status=429, headers=retry
-            ) from None
-        except Closed:
-            raise ApiError(SHUTTING_DOWN, status=503, headers=retry) from None
+                engine.cancel(completion)
 
     async def first(
         self, completion: Completion, pieces: Pieces, watch: asyncio.Task[None]
@@ -202,11 +187,11 @@ class Server:
         except ApiError as error:
             yield event(error.body())
 
-    def card(self) -> dict[str, Any]:
-        """The model, as OpenAI lists it."""
-        loaded = self.engine.loaded
+    def card(self, engine: Engine) -> dict[str, Any]:
+        """A model, as OpenAI lists it."""
+        loaded = engine.loaded
         return {
-            "id": self.name,
+            "id": loaded.name,
             "object": "model",
             "created": self.created,
             "owned_by": "regpt",
@@ -216,18 +201,19 @@ class Server:
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
-        return JSONResponse({"object": "list", "data": [self.card()]})
+        return JSONResponse({"object": "list", "data": [*map(self.card, self.engines)]})
 
     async def model(self, request: Request) -> Response:
         """GET /v1/models/NAME."""
-        check_model(request.path_params["name"], self.name)
-        return JSONResponse(self.card())
+        return JSONResponse(self.card(engine_of(request.path_params["name"], self.engines)))
 
     async def about(self, request: Request) -> Response:
         """GET /about: what the pages show."""
-        vocab_size = self.engine.loaded.config.vocab_size
-        model = self.card() | self.facts | {"vocab_size": vocab_size}
-        return JSONResponse({"model": model, "runs": list(self.runs.folders)})
+        first, *others = self.engines
+        model = self.card(first) | self.facts | {"vocab_size": first.loaded.config.vocab_size}
+        compared = [*map(self.card, others)]
+        runs = list(self.runs.folders)
+        return JSONResponse({"model": model, "compared": compared, "runs": runs})
 
     async def health(self, request: Request) -> Response:
         """GET /health."""
@@ -235,12 +221,23 @@ class Server:
 
     async def metrics(self, request: Request) -> Response:
         """GET /metrics."""
-        page = self.engine.metrics.render(**self.engine.gauges())
+        page = render({one.loaded.name: (one.metrics, one.gauges()) for one in self.engines})
         return PlainTextResponse(page, media_type="text/plain; version=0.0.4")
 
 
+def submit(completion: Completion, engine: Engine) -> None:
+    """Queue a request, or say when to come again."""
+    retry = {"retry-after": str(RETRY_SECONDS)}
+    try:
+        engine.submit(completion)
+    except Full:
+        raise ApiError("the queue is full: try again later", status=429, headers=retry) from None
+    except Closed:
+        raise ApiError(SHUTTING_DOWN, status=503, headers=retry) from None
+
+
 def make_app(
-    engine: Engine,
+    engines: Sequence[Engine],
     runs: Runs,
     *,
     host: str = "127.0.0.1",
@@ -251,17 +248,18 @@ def make_app(
 ) -> ASGIApp:
     """The application, behind its checks, whose `limits` are `Security`'s.
 
-    `facts` are told to the pages: the `argument` that names the model to other commands, if one
-    does, and its `dtype`.
+    The first engine's model is the one that pages show and requests without a name mean. `facts`
+    are told to the pages: the `argument` that names it to other commands, if one does, and its
+    `dtype`.
     """
-    facts = {"argument": engine.loaded.name, "dtype": "fp32"} | (facts or {})
+    facts = {"argument": engines[0].loaded.name, "dtype": "fp32"} | (facts or {})
     facts["key"] = api_key is not None
-    server = Server(engine, runs, facts=facts, wait_seconds=wait_seconds)
+    server = Server(engines, runs, facts=facts, wait_seconds=wait_seconds)
     app = Starlette(
         routes=[
             *server.routes(),
-            *tokenizer_routes(engine),
-            *inside_routes(engine),
+            *tokenizer_routes(engines),
+            *inside_routes(engines),
             *runs.routes(),
             pages.STATIC,
         ],

@@ -5,6 +5,7 @@ It runs beside the engine, in torch, one look at a time.
 
 import asyncio
 import base64
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -50,11 +51,11 @@ def attention(gpt: GPT, ids: list[int], layer: int) -> dict[str, Any]:
     return {"size": len(ids) + 1, "maps": base64.b64encode(data).decode("ascii")}
 
 
-def inside_routes(engine: Engine) -> list[Route]:
+def inside_routes(engines: Sequence[Engine]) -> list[Route]:
     """Two routes."""
     alone = asyncio.Lock()
 
-    async def ids_of(fields: dict[str, Any]) -> list[int]:
+    async def ids_of(fields: dict[str, Any], engine: Engine) -> list[int]:
         ids = await asyncio.to_thread(text.encode, fields["prompt"])
         most = min(MOST_TOKENS, engine.loaded.config.block_size - 1)
         if not 1 <= len(ids) <= most:
@@ -64,14 +65,14 @@ def inside_routes(engine: Engine) -> list[Route]:
         return ids
 
     async def of_text(request: Request) -> Response:
-        fields = await read(request, TEXT_FIELDS, engine.loaded.name)
-        ids = await ids_of(fields)
+        fields, engine = await read(request, TEXT_FIELDS, engines)
+        ids = await ids_of(fields, engine)
         async with alone:
             return JSONResponse(await asyncio.to_thread(look, engine.loaded.gpt, ids))
 
     async def of_layer(request: Request) -> Response:
-        fields = await read(request, LAYER_FIELDS, engine.loaded.name)
-        ids, layer = await ids_of(fields), fields["layer"]
+        fields, engine = await read(request, LAYER_FIELDS, engines)
+        ids, layer = await ids_of(fields, engine), fields["layer"]
         layers = engine.loaded.config.n_layer
         if layer is None or layer >= layers:
             raise ApiError(f"layer must be from 0 to {layers - 1}, got {layer}", param="layer")

@@ -20,13 +20,14 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
-    def lines(self, name: str) -> list[str]:
+    def lines(self, name: str, label: str) -> list[str]:
         """Its samples: cumulative buckets, sum and count."""
         lines, below = [], 0
         for bound, count in zip((*map(str, self.bounds), "+Inf"), self.counts, strict=True):
             below += count
-            lines.append(f'{name}_bucket{{le="{bound}"}} {below}')
-        return [*lines, f"{name}_sum {self.total:.6f}", f"{name}_count {below}"]
+            lines.append(f'{name}_bucket{{{label},le="{bound}"}} {below}')
+        sums = [f"{name}_sum{{{label}}} {self.total:.6f}", f"{name}_count{{{label}}} {below}"]
+        return [*lines, *sums]
 
 
 @dataclass
@@ -47,17 +48,29 @@ class Metrics:
     between_tokens: Histogram = field(default_factory=Histogram)
     """Seconds from one drawn token of a text to the next."""
 
-    def render(self, **gauges: int) -> str:
-        """The whole page."""
-        lines = []
-        for name, value in gauges.items():
-            lines += [f"# TYPE regpt_{name} gauge", f"regpt_{name} {value}"]
-        lines.append("# TYPE regpt_requests_total counter")
-        lines += [f'regpt_requests_total{{end="{end}"}} {n}' for end, n in self.requests.items()]
+    def families(self, label: str, gauges: dict[str, int]) -> dict[str, list[str]]:
+        """Samples by the line that says what they are; `label` is of all of them."""
+        found = {
+            f"# TYPE regpt_{name} gauge": [f"regpt_{name}{{{label}}} {value}"]
+            for name, value in gauges.items()
+        }
+        found["# TYPE regpt_requests_total counter"] = [
+            f'regpt_requests_total{{{label},end="{end}"}} {n}' for end, n in self.requests.items()
+        ]
         for name in ("prompt_tokens", "cached_tokens", "generated_tokens"):
-            lines.append(f"# TYPE regpt_{name}_total counter")
-            lines.append(f"regpt_{name}_total {getattr(self, name)}")
+            sample = f"regpt_{name}_total{{{label}}} {getattr(self, name)}"
+            found[f"# TYPE regpt_{name}_total counter"] = [sample]
         for name in ("first_token", "between_tokens"):
-            lines.append(f"# TYPE regpt_{name}_seconds histogram")
-            lines += getattr(self, name).lines(f"regpt_{name}_seconds")
-        return "\n".join(lines) + "\n"
+            lines = getattr(self, name).lines(f"regpt_{name}_seconds", label)
+            found[f"# TYPE regpt_{name}_seconds histogram"] = lines
+        return found
+
+
+def render(models: dict[str, tuple[Metrics, dict[str, int]]]) -> str:
+    """The whole page: what was counted of each model, and what is under way."""
+    families: dict[str, list[str]] = {}
+    for name, (metrics, gauges) in models.items():
+        quoted = name.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+        for head, samples in metrics.families(f'model="{quoted}"', gauges).items():
+            families.setdefault(head, []).extend(samples)
+    return "".join("\n".join([head, *samples]) + "\n" for head, samples in families.items())

@@ -135,8 +135,7 @@ def http_server(
 
 
 def make_server(
-    engine: Engine,
-    *,
+    *engines: Engine,
     host: str,
     api_key: str | None = None,
     runs: Runs | None = None,
@@ -146,12 +145,13 @@ def make_server(
     most_connections: int = MOST_CONNECTIONS,
     **options: Any,
 ) -> HttpServer:
-    """A server over an engine; `options` go to `make_app`."""
+    """A server over engines, one for each model; `options` go to `make_app`."""
     runs = runs or Runs()
-    app = app or make_app(engine, runs, host=host, api_key=api_key, **options)
+    app = app or make_app(engines, runs, host=host, api_key=api_key, **options)
 
     def close() -> None:
-        engine.close(SHUTTING_DOWN)
+        for engine in engines:
+            engine.close(SHUTTING_DOWN)
         runs.close()
 
     return http_server(

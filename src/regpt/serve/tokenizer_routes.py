@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -10,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from regpt.serve import text
-from regpt.serve.answers import check_model, read_json
+from regpt.serve.answers import engine_of, read_json
 from regpt.serve.engine import Engine
 from regpt.serve.request import ApiError, boolean, read_fields, string
 
@@ -32,14 +33,15 @@ TEXT_FIELDS = {
 TOKEN_FIELDS = {"tokens": (None, token_list), "model": (None, string)}
 
 
-async def read(request: Request, fields: dict[str, Any], served: str) -> dict[str, Any]:
-    """The fields of a body, its model checked."""
+async def read(
+    request: Request, fields: dict[str, Any], engines: Sequence[Engine]
+) -> tuple[dict[str, Any], Engine]:
+    """The fields of a body, and the engine of its model."""
     body = read_json(await request.body())
     if not isinstance(body, dict):
         raise ApiError("the body must be a JSON object")
     found = read_fields(body, fields)
-    check_model(found["model"], served)
-    return found
+    return found, engine_of(found["model"], engines)
 
 
 @cache
@@ -49,11 +51,11 @@ def vocabulary_json() -> bytes:
     return json.dumps(pieces, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def tokenizer_routes(engine: Engine) -> list[Route]:
+def tokenizer_routes(engines: Sequence[Engine]) -> list[Route]:
     """All of them."""
 
     async def tokenizer_info(request: Request) -> Response:
-        config = engine.loaded.config
+        config = engines[0].loaded.config
         return JSONResponse(
             {
                 "tokenizer_class": "GPT2Tokenizer",
@@ -66,7 +68,7 @@ def tokenizer_routes(engine: Engine) -> list[Route]:
         )
 
     async def tokenize(request: Request) -> Response:
-        fields = await read(request, TEXT_FIELDS, engine.loaded.name)
+        fields, engine = await read(request, TEXT_FIELDS, engines)
         given = [fields[name] for name in ("prompt", "content") if fields[name] is not None]
         if len(given) != 1:
             raise ApiError("give the text as prompt (or as content)", param="prompt")
@@ -80,7 +82,7 @@ def tokenizer_routes(engine: Engine) -> list[Route]:
         return Response(body, headers=headers, media_type="application/json")
 
     async def detokenize(request: Request) -> Response:
-        fields = await read(request, TOKEN_FIELDS, engine.loaded.name)
+        fields, _ = await read(request, TOKEN_FIELDS, engines)
         if fields["tokens"] is None:
             raise ApiError("tokens is missing", param="tokens")
         written = text.decode(fields["tokens"])

@@ -4,12 +4,13 @@
 export const quote = (word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`);
 
 /** The body of the request that wrote a text. */
-export function bodyOf({ prompt, params, n = 1 }, count) {
+export function bodyOf({ prompt, params, n = 1, model }, count) {
   const { temperature, topK, topP, seed } = params;
   const body = { prompt, max_tokens: count, temperature, seed };
   if (topK) body.top_k = topK;
   if (topP < 1) body.top_p = topP;
   if (n > 1) body.n = n;
+  if (model) body.model = model;
   return body;
 }
 

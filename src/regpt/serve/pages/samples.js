@@ -1,10 +1,10 @@
-// Several continuations of one seed, side by side.
+// Several continuations side by side: of one seed, or of two models.
 
 import { byId, element } from "./dom.js";
 import { shade } from "./paper.js";
 
 export class Samples {
-  /** `adopt(tokens, origin)`: a person goes on with one. */
+  /** `adopt(tokens, origin)`: a person goes on with one; `origin.model` is a name where it is not the page's model. */
   constructor(vocabulary, adopt) {
     Object.assign(this, { vocabulary, adopt, cards: [] });
     byId("samples-close").addEventListener("click", () => {
@@ -12,19 +12,21 @@ export class Samples {
     });
   }
 
-  /** Empty cards, one for each continuation. */
-  open(origin) {
-    this.cards = Array.from({ length: origin.n }, (_, index) => {
+  /** Empty cards, one for each origin; `names` of the cards, if they have any. */
+  open(title, origins, names = []) {
+    this.cards = origins.map((origin, index) => {
+      const heading = names[index] ? [element("h3", {}, names[index])] : [];
       const text = element("p");
-      const button = element("button", { disabled: true, "aria-label": `Go on with sample ${index + 1}` }, "Go on with it");
-      const card = { tokens: [], text, button, item: element("li", {}, text, button) };
+      const label = `Go on with ${names[index] ?? `sample ${index + 1}`}`;
+      const button = element("button", { disabled: true, "aria-label": label }, "Go on with it");
+      const card = { tokens: [], text, button, item: element("li", {}, ...heading, text, button) };
       button.addEventListener("click", () => {
         byId("samples").hidden = true;
-        this.adopt(card.tokens, { ...origin, n: index + 1 });
+        this.adopt(card.tokens, origin);
       });
       return card;
     });
-    byId("samples-title").textContent = `Five of seed ${origin.params.seed}`;
+    byId("samples-title").textContent = title;
     byId("sample-list").replaceChildren(...this.cards.map((card) => card.item));
     byId("samples").hidden = false;
     byId("samples").scrollIntoView({ block: "nearest" });

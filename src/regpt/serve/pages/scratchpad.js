@@ -80,7 +80,7 @@ class Scratchpad {
     const { origin, tokens } = this.state;
     const done = origin !== null && origin.end === tokens.length && this.whole;
     byId("stop").disabled = !this.writing;
-    for (const name of ["continue", "step", "five"]) byId(name).disabled = this.writing !== null;
+    for (const name of ["continue", "step", "five", "compare"]) byId(name).disabled = this.writing !== null;
     byId("undo").disabled = !this.history.past.length;
     byId("redo").disabled = !this.history.future.length;
     byId("another").disabled = !done || this.writing !== null;
@@ -231,10 +231,11 @@ class Scratchpad {
     return { ...this.state, tokens, text, origin, next: null };
   }
 
-  /** Go on with one of the samples. */
+  /** Go on with one of the samples; the page's model has not seen another's. */
   adopt(tokens, origin) {
-    const all = [...this.state.tokens.slice(0, origin.start), ...tokens];
-    this.history.push(this.stateOf(all, { ...origin, end: all.length }));
+    const own = origin.model ? tokens.map(({ id }) => ({ id, logprob: null, top: null })) : tokens;
+    const all = [...this.state.tokens.slice(0, origin.start), ...own];
+    this.history.push(this.stateOf(all, origin.model ? null : { ...origin, end: all.length }));
     this.draw({ caret: this.state.text.length });
     byId("text").focus();
     this.readSoon(0);
@@ -247,20 +248,42 @@ class Scratchpad {
     await this.go(origin.end - origin.start, { base: this.stateOf(tokens.slice(0, origin.start), null) });
   }
 
-  async five() {
+  /** Five continuations of one seed. */
+  five() {
+    return this.sideBySide(async (origin, room, signal) => {
+      const origins = [1, 2, 3, 4, 5].map((n) => ({ ...origin, n }));
+      this.samples.open(`Five of seed ${origin.params.seed}`, origins);
+      await write(origins[4], room, (index, tokens) => this.samples.take(index, tokens), signal);
+    });
+  }
+
+  /** Both models on one text. */
+  compare() {
+    const [other] = this.facts.compared;
+    const names = [this.facts.model.id, other.id];
+    return this.sideBySide(async (origin, room, signal) => {
+      const origins = [origin, { ...origin, model: names[1] }];
+      this.samples.open(`Two models, seed ${origin.params.seed}`, origins, names);
+      await Promise.all(origins.map((one, card) =>
+        write(one, room, (_, tokens) => this.samples.take(card, tokens), signal)));
+    }, Math.min(this.positions, other.max_model_len));
+  }
+
+  /** Continuations that leave the text as it is; `ask(origin, room, signal)` asks for them. */
+  async sideBySide(ask, positions = this.positions) {
     if (this.writing) return;
     const stop = (this.writing = new AbortController());
     this.drawButtons();
     try {
       await this.split(stop.signal);
-      const { prompt, room } = context(this.ids, this.positions, this.settings.length);
-      const origin = { prompt, params: this.settings.params, n: 5, start: this.ids.length, end: this.ids.length };
-      this.samples.open(origin);
-      await write(origin, room, (index, tokens) => this.samples.take(index, tokens), stop.signal);
+      const { prompt, room } = context(this.ids, positions, this.settings.length);
+      const { length } = this.ids;
+      await ask({ prompt, params: this.settings.params, n: 1, start: length, end: length }, room, stop.signal);
       this.say("");
     } catch (error) {
       this.failed(error, stop);
     } finally {
+      stop.abort(); // where one of several failed, the others end too
       if (this.writing === stop) this.writing = null;
       this.samples.done();
       this.drawButtons();
@@ -277,6 +300,7 @@ class Scratchpad {
   }
 
   bind() {
+    byId("compare").hidden = !this.facts.compared.length;
     const text = byId("text");
     const undo = () => this.back(this.history.undo());
     const redo = () => this.back(this.history.redo());
@@ -293,6 +317,7 @@ class Scratchpad {
       step: () => this.go(1),
       another: () => this.another(),
       five: () => this.five(),
+      compare: () => this.compare(),
       undo, redo,
       copy: () => showCommands(this.state, this.vocabulary, this.facts, tokenize),
     };
