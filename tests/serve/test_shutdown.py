@@ -154,6 +154,50 @@ def test_the_command_follows_a_run(tmp_path: Path) -> None:
         process.communicate()
 
 
+def test_sigterm_ends_everything_soon(tmp_path: Path) -> None:
+    tiny().save_pretrained(tmp_path / "model")
+    process = start(str(tmp_path / "model"))
+    ends: list[str] = []
+    try:
+        assert process.stdout is not None
+        url = process.stdout.readline().split()[-1] + "/v1"
+        begun = threading.Barrier(5)
+
+        def ask() -> None:
+            with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+                begun.wait()
+                try:
+                    while True:
+                        client.completions.create(
+                            model="model", prompt="the", max_tokens=250, n=100
+                        )
+                except openai.InternalServerError as error:
+                    ends.append(f"{error.status_code} {error.message}")
+                except openai.APIConnectionError:  # it was between two requests
+                    ends.append("closed")
+
+        clients = [threading.Thread(target=ask) for _ in range(4)]
+        for client in clients:
+            client.start()
+        begun.wait()
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        for client in clients:
+            client.join(30)
+            assert not client.is_alive()
+        status = process.wait(30)
+        assert time.monotonic() - began < 20  # two seconds on an idle machine
+    finally:
+        process.kill()
+        _, errors = process.communicate()
+    assert len(ends) == 4
+    assert any("503" in end and "shutting down" in end for end in ends)
+    assert all("503" in end or end == "closed" for end in ends)
+    assert status == 0
+    assert errors.endswith("regpt: stopped\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -1,6 +1,7 @@
 """`regpt serve`: a completion server with exact answers."""
 
 import os
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -114,6 +115,7 @@ def run(
         sys.stdout.write(f"serving {names} ({dtype}, {rows} rows) at {url}\n")
         sys.stdout.flush()
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends as Ctrl-C does
     try:
         server = make_server(
             *engines, runs=runs, host=host, api_key=api_key, ready=ready, facts=facts
