@@ -73,11 +73,18 @@ def commands(directory: Path, dtype: str, rows: int) -> Iterator[tuple[str, str,
     port = free_port()
     program = shutil.which("transformers")
     if dtype == "fp32" and program and importlib.util.find_spec("fastapi"):
-        arguments = ["serve", "--port", str(port), "--host", "127.0.0.1"]
-        yield "transformers", str(directory), [program, *arguments], port
+        hub = directory.parent / "hub"
+        hub.mkdir(exist_ok=True)
+        os.environ["HF_HUB_CACHE"] = str(hub)  # which it lists
+        serve = [program, "serve", str(directory), "--host", "127.0.0.1", "--port"]
+        yield "transformers", str(directory), [*serve, str(port)], port
+        port = free_port()
+        batching = [*serve, str(port), "--continuous-batching"]
+        yield "transformers, batching", str(directory), batching, port
     else:
         print(
-            "transformers serve: not installed (it wants fastapi), or not in this dtype: left out"
+            "transformers serve: not installed (it wants fastapi and accelerate), "
+            "or not in this dtype: left out"
         )
 
 
