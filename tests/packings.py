@@ -9,7 +9,8 @@ from test_model import sharpen
 from regpt import GPT, GPTConfig
 from regpt.fast.decoding.kernel_model import unavailable_format
 from regpt.fast.decoding.panels import WeightFormat
-from regpt.fast.kernels import build, words
+from regpt.fast.decoding.random_bits import words_are_known
+from regpt.fast.kernels import build
 from regpt.fast.kernels.variants import VARIANTS
 
 SHAPE = GPTConfig(block_size=48, vocab_size=50257, n_layer=2, n_head=4, n_embd=64)
@@ -25,13 +26,9 @@ def usable(kind: WeightFormat) -> None:
 
 def forget_kernels() -> None:
     """Let them be loaded anew, by what the environment says then."""
-    for cached in (
-        build.found_library,
-        build.unavailable_reason,
-        unavailable_format,
-        words.works,
-    ):
-        cached.cache_clear()
+    build.found_library.cache_clear()
+    build.TRIED.clear()
+    words_are_known.cache_clear()
 
 
 @pytest.fixture(scope="module", params=[v.name for v in VARIANTS if v.lacking() is None])

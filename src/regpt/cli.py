@@ -243,7 +243,7 @@ def dispatch(arguments: Sequence[str]) -> None:
     if name in ("--version", "-V"):
         sys.stdout.write(f"regpt {__version__}\n")
         sys.stdout.flush()  # the kernels may have to be compiled
-        from regpt.fast.kernels.build import kernels_used
+        from regpt.fast.kernels.check import kernels_used
 
         sys.stdout.write(f"C kernels: {kernels_used()}\n")
         return

@@ -1,6 +1,7 @@
 """The fast optimizers step as torch's do."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,6 @@ from test_optimizer import with_gradients
 from regpt import GPT, GPTConfig
 from regpt.core.optimizer import Optimizer as Plain
 from regpt.core.optimizer import OptimizerConfig
-from regpt.fast.kernels import muon as native
 from regpt.fast.kernels.build import unavailable_reason
 from regpt.fast.training import muon
 from regpt.fast.training.bf16_weights import keep_bf16_weights, shadow_of
@@ -62,6 +62,11 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(muon, "WORTH_COMPILING", 0)
 
 
+def group(*, steps: int, **settings: float) -> dict[str, Any]:
+    """A parameter group of `torch.optim.Muon`."""
+    return {"ns_coefficients": (3.4445, -4.7750, 2.0315), "ns_steps": steps, "eps": 1e-7} | settings
+
+
 def exactly(matrix: torch.Tensor, polynomials: list[tuple[float, float, float]]) -> torch.Tensor:
     """Newton-Schulz in float64."""
     X = matrix.double() / matrix.double().norm()
@@ -86,22 +91,17 @@ def test_the_kernel_is_as_near_as_torchs_products(
     right = exactly(aim, polynomials)
     theirs = muon.orthogonalize([aim], polynomials, 1e-7)[0]
     before, copy = weight.clone(), torch.empty(shape, dtype=torch.bfloat16)
-    native.step(
+    muon.step(
         [
-            native.Step(
+            muon.Step(
                 weight=weight,
                 gradient=gradient if low else gradient.float(),
                 average=average,
                 copy=copy,
             )
         ],
-        polynomials,
+        group(steps=5, momentum=0.95, nesterov=True, lr=0.5, weight_decay=0.1),
         scale=0.5,
-        momentum=0.95,
-        nesterov=True,
-        rate=0.5,
-        weight_decay=0.1,
-        epsilon=1e-7,
     )
     torch.testing.assert_close(average, momentum, rtol=1e-6, atol=1e-6)
     assert torch.equal(copy, weight.bfloat16())
@@ -118,18 +118,13 @@ def test_matrices_do_not_know_of_each_other_nor_of_threads(kernel: None) -> None
         for shape in shapes:
             weight, gradient = (torch.randn(shape, generator=draw) for _ in range(2))
             average = torch.zeros(shape)
-            steps.append(native.Step(weight=weight, gradient=gradient, average=average))
+            steps.append(muon.Step(weight=weight, gradient=gradient, average=average))
         torch.set_num_threads(threads)
-        for group in groups:
-            native.step(
-                [steps[index] for index in group],
-                [(3.4445, -4.7750, 2.0315)] * 2,
+        for indices in groups:
+            muon.step(
+                [steps[index] for index in indices],
+                group(steps=2, momentum=0.9, nesterov=False, lr=0.1, weight_decay=0.0),
                 scale=1.0,
-                momentum=0.9,
-                nesterov=False,
-                rate=0.1,
-                weight_decay=0.0,
-                epsilon=1e-7,
             )
         return [each.weight for each in steps]
 
@@ -160,7 +155,7 @@ def test_muon_with_the_kernel_is_muon_without(
             other.grad = one.grad.clone()
         ours.step()
         with monkeypatch.context() as patch:
-            patch.setattr(muon, "unavailable_reason", lambda: "none here")
+            patch.setattr(muon, "unavailable_reason", lambda *group: "none here")
             theirs.step()
     for (name, one), other in zip(fast.named_parameters(), slow.parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=4e-3, rtol=0.0, msg=name)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,11 +16,13 @@ from packings import ERROR, SHAPE, kernels, small_gpt, texts, usable
 from regpt import GPT, GPTConfig, SamplingParams, UserError
 from regpt.core.generate import generate
 from regpt.core.kv_cache import KeyValueCache, PlainDecoder
+from regpt.fast.decoding import topk_sampling
 from regpt.fast.decoding.decoders import KernelDecoder, choose_decoder
 from regpt.fast.decoding.kernel_model import KernelModel, Panels, misshapen, unavailable_format
 from regpt.fast.decoding.panels import WEIGHT_FORMATS, WeightFormat
-from regpt.fast.kernels import adamw, build, check, draws, muon, training
+from regpt.fast.kernels import build, check, training
 from regpt.fast.kernels.variants import chosen_variant, why_not_better
+from regpt.fast.training import adamw, muon
 
 __all__ = ["kernels"]
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -234,7 +237,7 @@ def test_ids_outside_the_vocabulary_never_reach_memory(token: int) -> None:
 
 def test_fewer_instructions_can_be_asked_for(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
     used = {"avx512": "AVX-512", "avxvnni": "AVX2 VNNI", "portable": "plain C"}
-    assert build.kernels_used().startswith(used.get(kernels, kernels.upper()))
+    assert check.kernels_used().startswith(used.get(kernels, kernels.upper()))
     assert chosen_variant().name == kernels
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     monkeypatch.setattr(
@@ -267,31 +270,35 @@ WRONG = {
     "LayerNorm": (training, "norm_backward", lambda *given, into: (into, into[:3])),
     "GELU": (training, "gelu", torch.relu),
     "loss": (training, "loss", lambda logits, *given, **more: logits.sum(1).float()),
-    "draw": (draws, "draw", lambda logits, *given, **more: (logits.argmin(1), logits[:, 0] > 9)),
+    "draw": (
+        topk_sampling,
+        "race_in_c",
+        lambda logits, *given: (logits.argmin(1), logits[:, 0] > 9),
+    ),
     "Muon": (muon, "step", lambda *given, **more: None),
 }
 
 
-@pytest.mark.parametrize("group", check.GROUPS)
-def test_kernels_are_checked_when_they_are_loaded(
-    group: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("group", check.GROUPS, ids=lambda group: group[0])
+def test_kernels_are_checked_before_they_are_used(
+    group: tuple[str, Callable[[], bool]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert build.unavailable_reason() is None
-    monkeypatch.setattr(*WRONG[group])
-    build.unavailable_reason.cache_clear()
-    reason = build.unavailable_reason()
-    build.unavailable_reason.cache_clear()
-    assert reason == f"the compiled kernels' numbers are wrong: {group}"
+    monkeypatch.setattr(build, "TRIED", {})
+    assert build.unavailable_reason(*group) is None
+    assert build.refused() is None
+    monkeypatch.setattr(*WRONG[group[0]])
+    build.TRIED.clear()
+    reason = f"the compiled kernels' numbers are wrong: {group[0]}"
+    assert build.unavailable_reason(*group) == build.refused() == reason
+    assert check.kernels_used() == f"none: {reason}"
 
 
 def test_wrong_numbers_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     usable("fp32")
     right = KernelModel.all_logits
     monkeypatch.setattr(KernelModel, "all_logits", lambda *a: right(*a) * 1.01)
-    unavailable_format.cache_clear()
-    reason = unavailable_format("fp32")
-    unavailable_format.cache_clear()
-    assert reason == "the compiled kernel's fp32 numbers are wrong"
+    monkeypatch.setattr(build, "TRIED", {})
+    assert unavailable_format("fp32") == "the compiled kernels' numbers are wrong: fp32 decoding"
 
 
 @pytest.fixture

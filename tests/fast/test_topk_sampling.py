@@ -6,9 +6,15 @@ import torch
 from regpt import SamplingParams
 from regpt.core.sampling import draw_hf
 from regpt.fast.decoding import random_bits, topk_sampling
-from regpt.fast.decoding.random_bits import draw_words, exponential_of, words_are_exponential
-from regpt.fast.decoding.topk_sampling import draw_noise, race_topk, sample
-from regpt.fast.kernels import draws, words
+from regpt.fast.decoding.random_bits import (
+    draw_in_c,
+    draw_words,
+    exponential_of,
+    words_are_exponential,
+    words_are_known,
+)
+from regpt.fast.decoding.topk_sampling import DRAW, draw_noise, race_in_c, race_topk, sample
+from regpt.fast.kernels.build import unavailable_reason
 
 CPU = torch.device("cpu")
 
@@ -24,24 +30,24 @@ def test_words_become_the_numbers_of_exponential() -> None:
 
 @pytest.mark.parametrize("before", [0, 1, 2, 623, 624, 625])
 def test_words_in_c_are_the_generators(before: int) -> None:
-    if not words.works():
+    if not words_are_known():
         pytest.skip("there is no C kernel here, or this torch has another generator")
     one, other = torch.Generator().manual_seed(before), torch.Generator().manual_seed(before)
     for generator in (one, other):
         torch.empty(before, dtype=torch.int32).random_(generator=generator)
     for shape in ((1, 1), (5, 311), (2, 50257), (1, 312)):
         expected = torch.empty(shape, dtype=torch.int64).random_(generator=one)
-        assert torch.equal(words.draw(*shape, other), expected)
+        assert torch.equal(draw_in_c(*shape, other), expected)
         assert torch.equal(one.get_state(), other.get_state())
 
 
 def test_another_generator_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    words.works.cache_clear()
-    monkeypatch.setattr(words, "WORDS", 623)
+    words_are_known.cache_clear()
+    monkeypatch.setattr(random_bits, "WORDS", 623)
     try:
-        assert not words.works()
+        assert not words_are_known()
     finally:
-        words.works.cache_clear()
+        words_are_known.cache_clear()
 
 
 def test_another_way_to_make_them_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,9 +61,9 @@ def test_another_way_to_make_them_is_noticed(monkeypatch: pytest.MonkeyPatch) ->
 def racing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The race among few in C, where there is a kernel, and in torch's operators."""
     if request.param == "torch":
-        monkeypatch.setattr(draws, "works", lambda top_k: False)
-    elif not draws.works(50):
-        pytest.skip("there is no C kernel here")
+        monkeypatch.setattr(topk_sampling, "unavailable_reason", lambda *group: "none here")
+    elif reason := unavailable_reason(*DRAW):
+        pytest.skip(reason)
     return request.param
 
 
@@ -83,8 +89,8 @@ def test_the_cheap_draw_is_multinomials(seed: int, coarse: bool) -> None:
 @pytest.mark.parametrize("top_k", [1, 7, 50])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_the_race_in_c_is_the_one_in_torch(columns: int, top_k: int, temperature: float) -> None:
-    if not draws.works(top_k):
-        pytest.skip("there is no C kernel here")
+    if reason := unavailable_reason(*DRAW):
+        pytest.skip(reason)
     generator = torch.Generator().manual_seed(columns + top_k)
     params = SamplingParams(top_k=top_k, temperature=temperature)
     logits = torch.randn(9, columns + 3, generator=generator)[:, :columns] * 4
@@ -95,9 +101,7 @@ def test_the_race_in_c_is_the_one_in_torch(columns: int, top_k: int, temperature
     logits[6, 3] = torch.nan
     logits[7, 1:] = -torch.inf
     chosen = draw_words(9, columns, generator)
-    ours, undecided = draws.draw(
-        logits, list(chosen), top_k=top_k, temperature=temperature, close=1e-5
-    )
+    ours, undecided = race_in_c(logits, params, list(chosen))
     theirs, open_too = race_topk(logits, params, list(chosen))
     decided = ~(undecided | open_too)
     assert torch.equal(ours[decided], theirs[decided])

@@ -11,11 +11,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from regpt import GPT, GPTConfig
+from regpt import GPT, GPTConfig, SamplingParams
 from regpt.core.kv_cache import KeyValueCache
 from regpt.fast.decoding.kernel_model import KernelModel, Panels
 from regpt.fast.decoding.panels import WEIGHT_FORMATS
-from regpt.fast.kernels import adamw, build, draws, muon, training, words
+from regpt.fast.decoding.random_bits import draw_in_c
+from regpt.fast.decoding.topk_sampling import race_in_c
+from regpt.fast.kernels import build, training
+from regpt.fast.training import adamw, muon
 
 SANITIZERS = (
     *("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
@@ -51,7 +54,7 @@ def decode() -> int:
         n_head=heads,
         n_embd=size * heads,
     )
-    native = KernelModel.untested(GPT(shape), kind)
+    native = KernelModel(GPT(shape), kind, untested=True)
     rows, calls = random.randint(1, 9), 0
     length = random.randint(2, shape.block_size)
     cache = KeyValueCache(shape, rows=rows, length=length, dtype=native.cache_dtype, clean=False)
@@ -61,7 +64,7 @@ def decode() -> int:
         idx = torch.randint(0, shape.vocab_size, (rows, count))
         top_k = random.choice([None, 1, min(7, shape.vocab_size), min(512, shape.vocab_size)])
         if random.random() < 0.2:
-            native.absorb(idx, cache)
+            native.run(idx, cache, wanted=())
         else:
             read = random.choice([native.logits, native.all_logits])
             assert not read(idx, cache, top_k=top_k).isnan().any()
@@ -85,10 +88,9 @@ def draw() -> int:
     if random.random() < 0.2:
         logits[0, 0] = random.choice([torch.nan, torch.inf, -torch.inf])
     top_k = random.randint(1, min(512, columns))
-    noise = words.draw(rows, columns, torch.Generator().manual_seed(random.getrandbits(30)))
-    tokens, undecided = draws.draw(
-        logits, noise, top_k=top_k, temperature=random.uniform(0.1, 2.0), close=1e-5
-    )
+    noise = draw_in_c(rows, columns, torch.Generator().manual_seed(random.getrandbits(30)))
+    params = SamplingParams(top_k=top_k, temperature=random.uniform(0.1, 2.0))
+    tokens, undecided = race_in_c(logits, params, noise)
     assert bool(((tokens >= 0) & (tokens < columns))[~undecided].all())
     return 2
 
@@ -118,16 +120,9 @@ def orthogonal() -> int:
                 copy=low(*shape) if random.random() < 0.5 else None,
             )
         )
-    muon.step(
-        matrices,
-        [(3.4445, -4.775, 2.0315)] * random.randint(1, 3),
-        scale=0.5,
-        momentum=0.95,
-        nesterov=random.random() < 0.5,
-        rate=0.02,
-        weight_decay=0.1,
-        epsilon=1e-7,
-    )
+    group = {"ns_coefficients": (3.4445, -4.775, 2.0315), "ns_steps": random.randint(1, 3)}
+    group |= {"momentum": 0.95, "nesterov": random.random() < 0.5}
+    muon.step(matrices, group | {"lr": 0.02, "weight_decay": 0.1, "eps": 1e-7}, scale=0.5)
     return 1
 
 

@@ -44,7 +44,7 @@ class KernelDecoder(PlainDecoder):
     def absorb(self, tokens: Tensor) -> None:
         """Append one token to every row; the head, a third of the work, is not computed."""
         assert self.cache is not None, "prefill comes first"
-        self.kernel.absorb(tokens[:, None], self.cache)
+        self.kernel.run(tokens[:, None], self.cache, wanted=())
 
 
 def fastest_kind(model: GPT, rows: int) -> WeightFormat:

@@ -8,7 +8,7 @@ speeds measured on this machine (`speeds.py`) and the acceptance rate so far.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -38,42 +38,35 @@ MIN_SPEEDUP = 1.15
 """Times as fast as without a draft: less is not worth its memory."""
 
 
-class Drafter(Protocol):
+class Drafter:
     """Proposes the next tokens of each row."""
+
+    def __init__(self, depth: int) -> None:
+        self.depth = depth
 
     def draft_length(self, rows: int) -> int:
         """How many tokens to draft ahead for so many rows."""
-        ...
-
-    def begin(self, prompts: list[list[int]], length: int) -> None:
-        """Rows with these tokens, up to so long; the newest of each is not drawn yet."""
-        ...
-
-    def draft(self, texts: list[list[int]], count: int, draw: Draw) -> list[list[int]]:
-        """Up to `count` tokens after each text, equally many for all rows."""
-        ...
-
-    def commit(self, lengths: list[int], *, accepted: int, rejected: int) -> None:
-        """The accepted length of each row, and how many drafted tokens were accepted and not."""
-        ...
-
-    def keep(self, rows: Tensor) -> None:
-        """Go on with these rows only, (n,) int64."""
-        ...
-
-
-class NGramDrafter:
-    """Repeats what followed the newest n tokens where they stood before in the same text."""
-
-    def __init__(self, *, depth: int = 8, sizes: tuple[int, ...] = (4, 3, 2)) -> None:
-        self.depth = depth
-        self.sizes = sizes
-
-    def draft_length(self, rows: int) -> int:
         return self.depth
 
     def begin(self, prompts: list[list[int]], length: int) -> None:
-        pass
+        """Rows with these tokens, up to so long; the newest of each is not drawn yet."""
+
+    def draft(self, texts: list[list[int]], count: int, draw: Draw) -> list[list[int]]:
+        """Up to `count` tokens after each text, equally many for all rows."""
+        raise NotImplementedError
+
+    def commit(self, lengths: list[int], *, accepted: int, rejected: int) -> None:
+        """The accepted length of each row, and how many drafted tokens were accepted and not."""
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows only, (n,) int64."""
+
+
+class NGramDrafter(Drafter):
+    """Repeats what followed the newest n tokens where they stood before in the same text."""
+
+    def __init__(self, *, depth: int = 8) -> None:
+        super().__init__(depth)
 
     def draft(self, texts: list[list[int]], count: int, draw: Draw) -> list[list[int]]:
         """What followed the longest run of last words found; rows without one get filler."""
@@ -83,18 +76,12 @@ class NGramDrafter:
 
     def find(self, text: list[int], count: int) -> list[int]:
         """The latest earlier place wins."""
-        for n in self.sizes:
+        for n in (4, 3, 2):
             end = text[-n:]
             for start in range(len(text) - n - 1, -1, -1):
                 if text[start : start + n] == end:
                     return text[start + n : start + n + count]
         return []
-
-    def commit(self, lengths: list[int], *, accepted: int, rejected: int) -> None:
-        pass
-
-    def keep(self, rows: Tensor) -> None:
-        pass
 
 
 def best_draft_length(share: float, rows: int, exact: Speed, cheap: Speed) -> tuple[int, float]:
@@ -120,15 +107,15 @@ def best_draft_length(share: float, rows: int, exact: Speed, cheap: Speed) -> tu
     return best
 
 
-class ModelDrafter:
+class ModelDrafter(Drafter):
     """Another decoder of the same vocabulary, drawing with the same random numbers."""
 
     def __init__(
         self, decoder: PlainDecoder, *, depth: int = 7, speeds: tuple[Speed, Speed] | None = None
     ) -> None:
         """`speeds`, of who checks and who drafts, find the depth; without them it stays."""
+        super().__init__(depth)
         self.decoder = decoder
-        self.depth = depth
         self.speeds = speeds
         self.accepted, self.rejected = PRIOR_ACCEPTED, PRIOR_REJECTED
         self._last = torch.empty(0)
@@ -180,12 +167,15 @@ def choose_drafter(decoder: PlainDecoder, how: Speculation, *, rows: int) -> Dra
         return None
     if how == "lookup":
         return NGramDrafter()
-    reason = "a draft is int8 beside float32 in the C kernel, which is not what decodes here"
+    insist = how == "draft"
+    reason: str | None = (
+        "a draft is int8 beside float32 in the C kernel, which is not what decodes here"
+    )
     if isinstance(decoder, KernelDecoder) and decoder.kernel.kind == "fp32":
         reason = unavailable_format("int8")
         if reason is None:
-            return int8_draft(decoder.kernel, insist=how == "draft", rows=rows)
-    if how == "draft":
+            return int8_draft(decoder.kernel, insist=insist, rows=rows)
+    if insist:
         raise UserError(f"{reason}: use --speculate lookup or off")
     return None
 
@@ -195,18 +185,12 @@ def int8_draft(exact: KernelModel, *, insist: bool, rows: int) -> ModelDrafter |
     model = exact.model
     if not is_large(model):  # reading its weights is not what a step waits for
         return ModelDrafter(KernelDecoder(KernelModel(model, "int8"))) if insist else None
-    checking = speed_of(exact)
-    known = known_speed(model, "int8")
-    if known is not None and not insist and not pays(rows, checking, known):
-        return None
-    cheap = KernelModel(model, "int8")
-    speeds = checking, speed_of(cheap)
-    if not insist and not pays(rows, *speeds):
-        return None
-    return ModelDrafter(KernelDecoder(cheap), speeds=speeds)
-
-
-def pays(rows: int, exact: Speed, cheap: Speed) -> bool:
-    """Whether a draft that is right as often as expected is worth having."""
+    checking, known, cheap = speed_of(exact), known_speed(model, "int8"), None
+    if known is None:
+        cheap = KernelModel(model, "int8")
+        known = speed_of(cheap)
     share = PRIOR_ACCEPTED / (PRIOR_ACCEPTED + PRIOR_REJECTED)
-    return best_draft_length(share, rows, exact, cheap)[1] >= MIN_SPEEDUP
+    if not insist and best_draft_length(share, rows, checking, known)[1] < MIN_SPEEDUP:
+        return None
+    cheap = cheap or KernelModel(model, "int8")
+    return ModelDrafter(KernelDecoder(cheap), speeds=(checking, known))

@@ -6,7 +6,6 @@ A token's numbers do not depend, to the last bit, on the rows and tokens compute
 import ctypes
 import threading
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import cast
 
 import torch
@@ -15,12 +14,13 @@ from torch import Tensor, nn
 from regpt.core.kv_cache import KeyValueCache
 from regpt.core.model import GPT, Block, GPTConfig
 from regpt.fast.decoding.kernel_cache import KernelCache
-from regpt.fast.decoding.panels import FORMAT_NUMBERS, TOLERANCE, Panels, WeightFormat
-from regpt.fast.kernels.bindings import CBlock, CCall, CLinear, CModel
-from regpt.fast.kernels.build import load_library
-from regpt.fast.kernels.draws import LARGEST_K
+from regpt.fast.decoding.panels import WEIGHT_FORMATS, CLinear, Panels, WeightFormat
+from regpt.fast.decoding.topk_sampling import LARGEST_K
+from regpt.fast.kernels.build import COUNT, PLACE, fields, load_library, near, unavailable_reason
 from regpt.system.errors import UserError
 
+TOLERANCE: dict[WeightFormat, float] = {"fp32": 1e-5, "bf16": 2e-2, "int8": 5e-2}
+"""Relative error of the logits below which a kernel counts as working."""
 LANES = 16
 CANDIDATES = 4096
 """Logits of one token that `head.h` has room for, when it looks for the k largest."""
@@ -32,28 +32,56 @@ MOST_TOKENS = 256
 """Tokens of one call: what its buffers are made for; longer texts take several."""
 
 
+class CBlock(ctypes.Structure):
+    """`Block` of decode.c."""
+
+    _fields_ = (
+        *fields(PLACE, "ln_1_weight ln_1_bias ln_2_weight ln_2_bias"),
+        *fields(CLinear, "c_attn attn_proj c_fc mlp_proj"),
+    )
+
+
+class CModel(ctypes.Structure):
+    """`Model` of decode.c."""
+
+    _fields_ = (
+        *fields(COUNT, "kind layers heads width"),
+        ("epsilon", ctypes.c_double),
+        *fields(PLACE, "wte wpe ln_f_weight ln_f_bias blocks"),
+        ("head", CLinear),
+        *fields(PLACE, "head_error head_size"),
+    )
+
+
+class CCall(ctypes.Structure):
+    """`Call` of decode.c."""
+
+    _fields_ = (
+        ("cache", PLACE),
+        *fields(COUNT, "cache_is_bf16 layer_stride value_stride row_stride head_stride tokens"),
+        *fields(PLACE, "ids rows positions"),
+        ("outputs", COUNT),
+        *fields(PLACE, "wanted logits"),
+        ("logits_stride", COUNT),
+        *fields(PLACE, "x q y h packed ranges scores"),
+        *fields(COUNT, "scores_stride threads top_k"),
+        *fields(PLACE, "candidates counts leaders shared"),
+    )
+
+
 class KernelModel:
     """A GPT's matrices in panels; any number of decoders and threads share it, one call at a time.
 
     A call has all cores, and its buffers are the model's: a second thread waits for the first.
     """
 
-    def __init__(self, model: GPT, kind: WeightFormat) -> None:
-        reason = unusable_reason(model.config, kind)
+    def __init__(self, model: GPT, kind: WeightFormat, *, untested: bool = False) -> None:
+        """`untested`: without asking whether the kernel is right here; for the question itself."""
+        reason = None if untested else unusable_reason(model.config, kind)
         if reason is not None:
             raise UserError(f"{reason}: use --engine plain")
         if model.device.type != "cpu":
             raise UserError(f"the C kernel decodes on a cpu, not on {model.device}")
-        self._take(model, kind)
-
-    @classmethod
-    def untested(cls, model: GPT, kind: WeightFormat) -> "KernelModel":
-        """Without asking whether it works: for the question itself."""
-        native = cls.__new__(cls)
-        native._take(model, kind)
-        return native
-
-    def _take(self, model: GPT, kind: WeightFormat) -> None:
         self.model = model
         self.kind: WeightFormat = kind
         self.library = load_library()
@@ -64,15 +92,10 @@ class KernelModel:
         config = model.config
         self.vocab_size = config.vocab_size
         self.structure = CModel(
-            FORMAT_NUMBERS[kind],
-            config.n_layer,
-            config.n_head,
-            config.n_embd,
-            config.layer_norm_epsilon,
-            self._place(model.wte.weight),
-            self._place(model.wpe.weight),
-            self._place(model.ln_f.weight),
-            self._place(model.ln_f.bias),
+            WEIGHT_FORMATS.index(kind),
+            *(config.n_layer, config.n_head, config.n_embd, config.layer_norm_epsilon),
+            *(self._place(embedding.weight) for embedding in (model.wte, model.wpe)),
+            *(self._place(part) for part in (model.ln_f.weight, model.ln_f.bias)),
             ctypes.addressof(self._blocks),
             *self._head(model.wte.weight.detach()[: config.vocab_size].float()),
         )
@@ -157,10 +180,6 @@ class KernelModel:
         B, T = idx.shape
         return self.run(idx, cache, wanted=range(B * T), top_k=top_k).view(B, T, -1)
 
-    def absorb(self, idx: Tensor, cache: KeyValueCache) -> None:
-        """Append (B, T) tokens to the cache, and no more."""
-        self.run(idx, cache, wanted=())
-
     def run(
         self,
         idx: Tensor,
@@ -186,20 +205,9 @@ class KernelModel:
         assert kept.stride(4) == kept.shape[5]
         assert kept.stride(5) == 1
         call = CCall(
-            kept.data_ptr(),
-            int(kept.dtype == torch.bfloat16),
-            kept.stride(0),
-            kept.stride(1),
-            kept.stride(2),
-            kept.stride(3),
-            tokens,
-            ids.data_ptr(),
-            rows.data_ptr(),
-            positions.data_ptr(),
-            len(wanted),
-            places.data_ptr(),
-            logits.data_ptr(),
-            self.vocab_size,
+            *(kept.data_ptr(), kept.dtype == torch.bfloat16, *kept.stride()[:4], tokens),
+            *(ids.data_ptr(), rows.data_ptr(), positions.data_ptr()),
+            *(len(wanted), places.data_ptr(), logits.data_ptr(), self.vocab_size),
             threads=self.threads,
         )
         prefixes = cache.prefixes() if isinstance(cache, KernelCache) and at is None else None
@@ -242,17 +250,13 @@ def misshapen(config: GPTConfig) -> str | None:
     return None
 
 
-@lru_cache(maxsize=3)
-@torch.no_grad()
 def unavailable_format(kind: WeightFormat) -> str | None:
-    """Why the kernel cannot be used on this machine, in words; None if it can.
+    """Why the kernel cannot be used on this machine, in words; None if it can."""
+    return unavailable_reason(f"{kind} decoding", lambda: decodes_right(kind))
 
-    It is compiled if need be, and tried on a small model against the plain path.
-    """
-    try:
-        load_library()
-    except UserError as error:
-        return str(error)
+
+def decodes_right(kind: WeightFormat) -> bool:
+    """A small model against the plain path."""
     config = GPTConfig(block_size=8, vocab_size=81, n_layer=1, n_head=2, n_embd=32)
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
@@ -261,10 +265,6 @@ def unavailable_format(kind: WeightFormat) -> str | None:
         if parameter.ndim == 2:
             nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(1))
     idx = torch.tensor([[1, 80, 5, 7], [3, 3, 0, 2]])
-    native = KernelModel.untested(model, kind)
+    native = KernelModel(model, kind, untested=True)
     cache = KeyValueCache(config, rows=2, length=8, dtype=native.cache_dtype)
-    expected = model(idx)[0]
-    found = native.all_logits(idx, cache)
-    if not (found - expected).norm() <= TOLERANCE[kind] * expected.norm():
-        return f"the compiled kernel's {kind} numbers are wrong"
-    return None
+    return near(native.all_logits(idx, cache), model(idx)[0], TOLERANCE[kind])

@@ -1,12 +1,9 @@
 """How long this machine takes to read some tokens: measured once for a model's shape, and kept.
 
-Whether a draft pays, and which dtype is the fastest, depends on the processor, its memory, the
-threads and the model's shape; a rule made on one machine is wrong on the next. So the first time it
-is asked of a large model, it reads 1, 5 and 40 tokens a few times (half a second), and the least
-times go into a small file in the user's cache, one for each machine, shape and dtype. They decide
-how far a draft guesses ahead (`drafters.py`), which changes no text, and what `--dtype auto` of
-`regpt sample` takes (`decoders.py`). Another processor, torch or kernel is measured anew; deleting
-`speed-*.json` does it, too.
+Whether a draft pays (`drafters.py`), and which dtype is the fastest (`--dtype auto`), depends on
+processor, memory, threads and shape; a rule made on one machine is wrong on the next. So a large
+model reads 1, 5 and 40 tokens a few times (half a second), and the least times go into a file in
+the user's cache. Another processor, torch or kernel is measured anew. No text depends on it.
 """
 
 import contextlib
@@ -15,7 +12,6 @@ import json
 import math
 import time
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -56,7 +52,7 @@ class Speed:
 
 def is_large(model: GPT) -> bool:
     """Whether a model is worth measuring."""
-    return sum(parameter.numel() for parameter in model.parameters()) >= LARGE
+    return model.num_parameters() >= LARGE
 
 
 def measure(kernel: KernelModel) -> Speed:
@@ -75,12 +71,12 @@ def measure(kernel: KernelModel) -> Speed:
     return Speed(tuple(seconds))
 
 
-@lru_cache(maxsize=16)
-def facts(kind: WeightFormat, shape: tuple[int, ...]) -> tuple[str, dict[str, object]]:
+def facts(model: GPT, kind: WeightFormat) -> tuple[str, dict[str, object]]:
     """The name of the file that keeps a measurement, and what it holds for."""
+    config = model.config
     held: dict[str, object] = {
         "dtype": kind,
-        "shape": list(shape),
+        "shape": [config.n_layer, config.n_head, config.n_embd, config.vocab_size],
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "processor": processor()[0],
@@ -90,16 +86,9 @@ def facts(kind: WeightFormat, shape: tuple[int, ...]) -> tuple[str, dict[str, ob
     return f"speed-{digest}.json", held
 
 
-def key_of(model: GPT, kind: WeightFormat) -> tuple[str, dict[str, object]]:
-    """`facts` of a model."""
-    config = model.config
-    shape = (config.n_layer, config.n_head, config.n_embd, config.vocab_size)
-    return facts(kind, shape)
-
-
 def known_speed(model: GPT, kind: WeightFormat) -> Speed | None:
     """What was measured before; None if nothing was, or nobody can read it."""
-    name, held = key_of(model, kind)
+    name, held = facts(model, kind)
     try:
         found = read_json(cache_folder() / name)
         seconds = tuple(float(found["seconds"][str(count)]) for count in COUNTS)
@@ -115,7 +104,7 @@ def speed_of(kernel: KernelModel) -> Speed:
     if known is not None:
         return known
     speed = measure(kernel)
-    name, held = key_of(kernel.model, kernel.kind)
+    name, held = facts(kernel.model, kernel.kind)
     table = {str(count): second for count, second in zip(COUNTS, speed.seconds, strict=True)}
     text = json.dumps(held | {"seconds": table}, indent=2) + "\n"
     with contextlib.suppress(UserError):  # a cache that cannot be written to: measured again

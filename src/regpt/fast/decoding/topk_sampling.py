@@ -6,7 +6,9 @@ for the whole row (`random_bits.py`) and only the candidates' become numbers, in
 there is a kernel. Same stream, same text as `regpt.core.sampling.sample`, token for token.
 """
 
+import ctypes
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,12 +16,22 @@ from torch import Tensor
 from regpt.core import sampling
 from regpt.core.sampling import SamplingParams, draw_hf
 from regpt.fast.decoding.random_bits import draw_words, exponential_of, words_are_exponential
-from regpt.fast.kernels import draws
+from regpt.fast.kernels.build import (
+    COUNT,
+    NUMBER,
+    PLACE,
+    fields,
+    load_library,
+    numbers,
+    unavailable_reason,
+)
 
 SPARE = 14
 """Logits looked at beyond the top k, for those that equal the k-th."""
 TIE_TOLERANCE = 1e-5
 """Relative distance below which two candidates' scores count as equal: float32 sums differ less."""
+LARGEST_K = 512
+"""The top k the C kernel is made for: half of its groups of logits."""
 
 
 def draw_noise(
@@ -57,10 +69,9 @@ def sample(
     *,
     context: Tensor | None = None,
     rows: Tensor | None = None,
-    numbers: Tensor | None = None,
-    positions: Tensor | None = None,
     batch: int | None = None,
     noise: Tensor | Sequence[Tensor] | None = None,
+    **portable: Any,
 ) -> Tensor:
     """`sampling.sample`, arguments and result alike; `noise` is this module's `draw_noise`."""
     B, V = logits.shape
@@ -68,15 +79,7 @@ def sample(
         noise = draw_noise(params, generator, batch=batch or B, vocab_size=V, device=logits.device)
     if noise is None or noise[0].dtype != torch.int64:
         return sampling.sample(
-            logits,
-            params,
-            generator,
-            context=context,
-            rows=rows,
-            numbers=numbers,
-            positions=positions,
-            batch=batch,
-            noise=noise,
+            *(logits, params, generator), context=context, rows=rows, noise=noise, **portable
         )
     logits = logits.float()
     if params.repetition_penalty != 1.0:
@@ -94,12 +97,9 @@ def sample_topk(logits: Tensor, params: SamplingParams, words: Tensor | Sequence
     that the order of the softmax's sum could decide, the row goes the long way.
     """
     assert params.top_k is not None
-    if draws.works(params.top_k):
-        tokens, undecided = draws.draw(
-            logits, words, top_k=params.top_k, temperature=params.temperature, close=TIE_TOLERANCE
-        )
-    else:
-        tokens, undecided = race_topk(logits, params, words)
+    in_c = params.top_k <= LARGEST_K and unavailable_reason(*DRAW) is None
+    race = race_in_c if in_c else race_topk
+    tokens, undecided = race(logits, params, words)
     if bool(undecided.any()):
         places = undecided.nonzero().flatten().tolist()
         rows = torch.stack([words[place] for place in places])
@@ -110,7 +110,7 @@ def sample_topk(logits: Tensor, params: SamplingParams, words: Tensor | Sequence
 def race_topk(
     logits: Tensor, params: SamplingParams, words: Tensor | Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Tokens (B,), and which rows are not decided: `draws.py` in torch's operators.
+    """`race_in_c` in torch's operators.
 
     A few more than k are looked at, for the ties with the k-th; where even the last of them is
     equal to it, the row is not decided.
@@ -126,3 +126,56 @@ def race_topk(
     best, places = (values.softmax(dim=-1) / noise).topk(2)
     tokens = ids.gather(1, places[:, :1]).squeeze(1)
     return tokens, (best[:, 0] <= best[:, 1] * (1 + TIE_TOLERANCE)) | tied.squeeze(1)
+
+
+class Draw(ctypes.Structure):
+    """`Draw` of draw.c."""
+
+    _fields_ = (
+        ("logits", PLACE),
+        *fields(COUNT, "rows columns stride"),
+        ("words", PLACE),
+        ("top_k", COUNT),
+        ("temperature", NUMBER),
+        ("close", ctypes.c_double),
+        *fields(PLACE, "tokens open"),
+        ("threads", COUNT),
+    )
+
+
+def race_in_c(
+    logits: Tensor, params: SamplingParams, words: Tensor | Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Draw among the k most likely tokens of each row; logits equal to the k-th take part.
+
+    Args:
+        logits: (B, V) float32 on the CPU, the entries of a row adjacent.
+        params: with a top_k of at most `LARGEST_K`.
+        words: B times (V,) int64, adjacent: `draw_words`.
+
+    Returns:
+        tokens (B,) int64, and which rows are not decided (B,) bool: their tokens mean nothing.
+    """
+    assert logits.stride(1) == 1
+    assert params.top_k is not None
+    rows, columns = logits.shape
+    tokens, undecided = torch.empty(rows, dtype=torch.int64), torch.empty(rows, dtype=torch.bool)
+    places = (ctypes.c_void_p * rows)(*(row.data_ptr() for row in words))
+    call = Draw(
+        *(logits.data_ptr(), rows, columns, logits.stride(0), ctypes.addressof(places)),
+        *(params.top_k, params.temperature, TIE_TOLERANCE),
+        *(tokens.data_ptr(), undecided.data_ptr(), torch.get_num_threads()),
+    )
+    load_library().regpt_draw(ctypes.byref(call))
+    return tokens, undecided
+
+
+def is_right() -> bool:
+    """The most likely token, whatever the words."""
+    logits, words = numbers(3, 5000), torch.arange(15_000).view(3, 5000)
+    tokens, undecided = race_in_c(logits, SamplingParams(top_k=1), words)
+    return torch.equal(tokens, logits.argmax(1)) and not undecided.any()
+
+
+DRAW = ("draw", is_right)
+"""What `unavailable_reason` is asked."""

@@ -16,12 +16,15 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from regpt.fast.kernels.variants import Variant, chosen_variant, processor, why_not_better
+import torch
+from torch import Tensor
+
+from regpt.fast.kernels.variants import Variant, chosen_variant, processor
 from regpt.system.cache_folder import cache_folder, file_lock, private_folder, require_own
 from regpt.system.errors import UserError
 from regpt.system.files import new_file
@@ -104,25 +107,34 @@ def remove_old(folder: Path) -> None:
                 path.unlink()
 
 
-POINTER, COUNT, NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+class Pointer(ctypes.c_void_p):
+    """An argument that is a place in memory: a tensor's numbers, or what `c_void_p` takes."""
+
+    @classmethod
+    def from_param(cls, value: Any) -> Any:
+        """What ctypes hands over for it."""
+        return super().from_param(value.data_ptr() if hasattr(value, "data_ptr") else value)
+
+
+PLACE, COUNT, NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 SIGNATURES = {
-    "regpt_decode": (POINTER, POINTER),
-    "regpt_pack_int8": (POINTER, COUNT, COUNT, POINTER, POINTER, POINTER, COUNT),
+    "regpt_decode": (Pointer, Pointer),
+    "regpt_pack_int8": (Pointer, COUNT, COUNT, Pointer, Pointer, Pointer, COUNT),
     "regpt_start": (),
-    "regpt_adamw": (COUNT, *[POINTER] * 6, COUNT),
-    "regpt_squares": (COUNT, POINTER, COUNT),
-    "regpt_muon": (COUNT, POINTER, POINTER, COUNT, COUNT, POINTER, COUNT),
-    "regpt_words": (POINTER, COUNT, POINTER),
-    "regpt_portable": (COUNT, POINTER, COUNT, COUNT, COUNT),
-    "regpt_draw": (POINTER,),
-    "regpt_norm": (COUNT, COUNT, *[POINTER] * 5, NUMBER, POINTER, POINTER, COUNT),
-    "regpt_norm_again": (COUNT, COUNT, *[POINTER] * 5, COUNT),
-    "regpt_norm_backward": (COUNT, COUNT, *[POINTER] * 8, COUNT),
-    "regpt_add": (COUNT, *[POINTER] * 3, COUNT),
-    "regpt_gelu": (COUNT, POINTER, POINTER, COUNT),
-    "regpt_gelu_backward": (COUNT, COUNT, *[POINTER] * 4, COUNT),
-    "regpt_row_sums": (COUNT, COUNT, *[POINTER] * 3, COUNT),
-    "regpt_loss": (*[COUNT] * 3, POINTER, POINTER, COUNT, NUMBER, POINTER, COUNT, POINTER, COUNT),
+    "regpt_adamw": (COUNT, *[Pointer] * 6, COUNT),
+    "regpt_squares": (COUNT, Pointer, COUNT),
+    "regpt_muon": (COUNT, Pointer, Pointer, COUNT, COUNT, Pointer, COUNT),
+    "regpt_words": (Pointer, COUNT, Pointer),
+    "regpt_portable": (COUNT, Pointer, COUNT, COUNT, COUNT),
+    "regpt_draw": (Pointer,),
+    "regpt_norm": (COUNT, COUNT, *[Pointer] * 5, NUMBER, Pointer, Pointer, COUNT),
+    "regpt_norm_again": (COUNT, COUNT, *[Pointer] * 5, COUNT),
+    "regpt_norm_backward": (COUNT, COUNT, *[Pointer] * 8, COUNT),
+    "regpt_add": (COUNT, *[Pointer] * 3, COUNT),
+    "regpt_gelu": (COUNT, Pointer, Pointer, COUNT),
+    "regpt_gelu_backward": (COUNT, COUNT, *[Pointer] * 4, COUNT),
+    "regpt_row_sums": (COUNT, COUNT, *[Pointer] * 3, COUNT),
+    "regpt_loss": (*[COUNT] * 3, Pointer, Pointer, COUNT, NUMBER, Pointer, COUNT, Pointer, COUNT),
 }
 """The arguments of each function of the library."""
 RESULTS = {
@@ -133,6 +145,11 @@ RESULTS = {
 CAN_FAIL = ("regpt_decode", "regpt_loss")
 """Those that return how it went, as vectors.h numbers it."""
 DONE, OUTSIDE = range(2)
+
+
+def fields(kind: Any, names: str) -> tuple[tuple[str, Any], ...]:
+    """So many fields of one kind, for a `ctypes.Structure`."""
+    return tuple((name, kind) for name in names.split())
 
 
 def raise_failure(result: int, function: Any, arguments: tuple[Any, ...]) -> int:
@@ -154,30 +171,41 @@ def load_library() -> ctypes.CDLL:
     return found
 
 
-@lru_cache(maxsize=1)
-def unavailable_reason() -> str | None:
-    """Why there are no kernels on this machine, in one line; None where there are, and right."""
-    from regpt.fast.kernels.check import wrong  # it calls the kernels, and so imports this
+TRIED: dict[str, str | None] = {}
+"""Groups of kernels that were asked for in this process; what is wrong with each, in one line."""
 
+
+def unavailable_reason(group: str = "", is_right: Callable[[], bool] = lambda: True) -> str | None:
+    """Why kernels are not used on this machine, in one line; None where they can be.
+
+    A compiler can be wrong, and so can a library that lies in the cache. So before a group of
+    kernels is used, `is_right` tries it once on a few numbers, against torch's operators.
+    """
     found = found_library()
-    return found if isinstance(found, str) else wrong()
+    if isinstance(found, str):
+        return found
+    if group not in TRIED:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            wrong = None if is_right() else f"the compiled kernels' numbers are wrong: {group}"
+        TRIED[group] = wrong
+    return TRIED[group]
 
 
-def kernels_used() -> str:
-    """Which instructions the kernels use, and why no better ones; or why there are none."""
-    reason = unavailable_reason()
-    if reason is not None:
-        return f"none: {reason}"
-    variant, used = chosen_variant(), load_library().regpt_start().decode()
-    reason = why_not_better(variant)
-    if variant.name == "amx" and "AMX" not in used:
-        reason = "AMX is unknown to the compiler, or the system does not grant it"
-    return used if reason is None else f"{used} ({reason})"
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    """Normal numbers for `is_right`, the same each time; nobody's generator is touched."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def near(found: Tensor, expected: Tensor, error: float) -> bool:
+    """Within `error` of the norm; never, if one is no number."""
+    return bool((found.float() - expected).norm() <= error * expected.norm())
 
 
 def refused() -> str | None:
-    """`unavailable_reason`, if anybody has asked in this process; compiles nothing."""
-    return unavailable_reason() if found_library.cache_info().currsize else None
+    """What `unavailable_reason` has said in this process, if anything; compiles nothing."""
+    if found_library.cache_info().currsize and isinstance(found := found_library(), str):
+        return found
+    return next(filter(None, TRIED.values()), None)
 
 
 @lru_cache(maxsize=1)
@@ -191,8 +219,6 @@ def found_library() -> ctypes.CDLL | str:
 
 def open_library() -> ctypes.CDLL:
     """Compile what is not compiled, load it, and declare its functions."""
-    import torch  # its OpenMP runtime must be the one that is found
-
     if not torch.backends.openmp.is_available():
         raise UserError("the C kernels are written for a torch with OpenMP")
     path = compile_into(cache_folder() / "kernels")

@@ -5,22 +5,18 @@ in and out, float32 within: each result is rounded once, where torch rounds afte
 """
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, get_num_threads
 
-from regpt.fast.kernels.build import load_library
+from regpt.fast.kernels.build import load_library, near, numbers
 
 LANES = 16
 """The kernels work on so many numbers at once."""
 
 
-def threads() -> int:
-    """As many as torch's operators take."""
-    return torch.get_num_threads()
-
-
 def summed(*shape: int) -> Tensor:
     """Zeros, (threads, *shape) float32: each thread adds up its own share of the rows."""
-    return torch.zeros(threads(), *shape)
+    return torch.zeros(get_num_threads(), *shape)
 
 
 def low(x: Tensor) -> Tensor:
@@ -35,29 +31,17 @@ def norm(
 
     Args:
         x: (rows, C) float32.
-        weight: (C,) float32, as is bias.
-        bias: see weight.
+        weight, bias: (C,) float32.
         epsilon: added to the variance.
         delta: (rows, C) bfloat16.
 
     Returns:
         x or x + delta, (rows, C) float32; the value, bfloat16; mean and 1 / deviation, (rows, 2).
     """
-    rows, C = x.shape
-    value, stats = low(x), torch.empty(rows, 2)
+    value, stats = low(x), torch.empty(len(x), 2)
     total = x if delta is None else torch.empty_like(x)
     load_library().regpt_norm(
-        rows,
-        C,
-        x.data_ptr(),
-        None if delta is None else delta.data_ptr(),
-        total.data_ptr(),
-        weight.data_ptr(),
-        bias.data_ptr(),
-        epsilon,
-        value.data_ptr(),
-        stats.data_ptr(),
-        threads(),
+        *x.shape, x, delta, total, weight, bias, epsilon, value, stats, get_num_threads()
     )
     return total, value, stats
 
@@ -65,8 +49,7 @@ def norm(
 def norm_again(x: Tensor, stats: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """The value of `norm` once more, to the last bit."""
     value = low(x)
-    places = (tensor.data_ptr() for tensor in (x, stats, weight, bias, value))
-    load_library().regpt_norm_again(*x.shape, *places, threads())
+    load_library().regpt_norm_again(*x.shape, x, stats, weight, bias, value, get_num_threads())
     return value
 
 
@@ -87,25 +70,24 @@ def norm_backward(
         The same gradient in bfloat16; and (3, C): the gradients of weight and bias, and the
         gradient of x summed over rows.
     """
-    rows, C = x.shape
-    rounded, sums = low(x), summed(3, C)
-    places = (t.data_ptr() for t in (dy, x, stats, weight, past, into, rounded, sums))
-    load_library().regpt_norm_backward(rows, C, *places, threads())
+    rounded, sums = low(x), summed(3, x.shape[1])
+    load_library().regpt_norm_backward(
+        *x.shape, dy, x, stats, weight, past, into, rounded, sums, get_num_threads()
+    )
     return rounded, sums.sum(0)
 
 
 def add(x: Tensor, delta: Tensor) -> Tensor:
     """x + delta, float32 and bfloat16 of one shape, float32."""
     total = torch.empty_like(x)
-    places = (tensor.data_ptr() for tensor in (x, delta, total))
-    load_library().regpt_add(x.numel(), *places, threads())
+    load_library().regpt_add(x.numel(), x, delta, total, get_num_threads())
     return total
 
 
 def gelu(x: Tensor) -> Tensor:
     """GELU in its tanh form, of bfloat16."""
     value = low(x)
-    load_library().regpt_gelu(x.numel(), x.data_ptr(), value.data_ptr(), threads())
+    load_library().regpt_gelu(x.numel(), x, value, get_num_threads())
     return value
 
 
@@ -115,23 +97,21 @@ def gelu_backward(x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
     x and dy: (rows, n) bfloat16.
     """
     value, sums = low(x), summed(x.shape[1])
-    places = (tensor.data_ptr() for tensor in (x, dy, value, sums))
-    load_library().regpt_gelu_backward(*x.shape, *places, threads())
+    load_library().regpt_gelu_backward(*x.shape, x, dy, value, sums, get_num_threads())
     return value, sums.sum(0)
 
 
 def rounded_and_summed(x: Tensor) -> tuple[Tensor, Tensor]:
     """(rows, n) float32 in bfloat16, and its sum over rows, (n,) float32."""
     rounded, sums = low(x), summed(x.shape[1])
-    places = (tensor.data_ptr() for tensor in (x, rounded, sums))
-    load_library().regpt_row_sums(*x.shape, *places, threads())
+    load_library().regpt_row_sums(*x.shape, x, rounded, sums, get_num_threads())
     return rounded, sums.sum(0)
 
 
 def row_sum(x: Tensor) -> Tensor:
     """The sum of (rows, n) bfloat16 over rows, (n,) float32."""
     sums = summed(x.shape[1])
-    load_library().regpt_row_sums(*x.shape, None, x.data_ptr(), sums.data_ptr(), threads())
+    load_library().regpt_row_sums(*x.shape, None, x, sums, get_num_threads())
     return sums.sum(0)
 
 
@@ -148,19 +128,49 @@ def loss(
         more: added to the last logit.
         gradient: whether logits are turned into the gradient of the summed nats.
     """
-    rows, columns = logits.shape
-    nats, room = torch.empty(rows), torch.empty(threads(), vocab_size + LANES)
+    (rows, columns), threads = logits.shape, get_num_threads()
+    nats, room = torch.empty(rows), torch.empty(threads, vocab_size + LANES)
     load_library().regpt_loss(
-        rows,
-        vocab_size,
-        columns,
-        logits.data_ptr(),
-        targets.data_ptr(),
-        ignored,
-        more,
-        nats.data_ptr(),
-        gradient,
-        room.data_ptr(),
-        threads(),
+        *(rows, vocab_size, columns, logits, targets, ignored, more, nats, gradient, room, threads)
     )
     return nats
+
+
+def norm_is_right() -> bool:
+    """LayerNorm and its gradient."""
+    x, weight, bias = numbers(3, 48), numbers(48, seed=1), numbers(48, seed=2)
+    dy, past = numbers(3, 48, seed=3).bfloat16(), numbers(3, 48, seed=4)
+    _, value, stats = norm(x, weight, bias, 1e-5)
+    expected, mean, inverse = torch.native_layer_norm(x, [48], weight, bias, 1e-5)
+    dx, dw, db = torch.ops.aten.native_layer_norm_backward(
+        dy.float(), x, [48], mean, inverse, weight, bias, [True, True, True]
+    )
+    into = torch.empty_like(past)
+    _, sums = norm_backward(dy, x, stats, weight, past, into=into)
+    right = near(value, expected, 3e-3) and near(into, dx + past, 1e-5)
+    return right and near(sums, torch.stack([dw, db, into.sum(0)]), 1e-5)
+
+
+def gelu_is_right() -> bool:
+    """GELU, its gradient, and sums over rows."""
+    x, dy = (numbers(3, 48) * 3).bfloat16(), numbers(3, 48, seed=1).bfloat16()
+    slope = torch.ops.aten.gelu_backward(dy.float(), x.float(), approximate="tanh")
+    expected = F.gelu(x.float(), approximate="tanh")
+    value, sums = gelu_backward(x, dy)
+    right = near(value, expected, 3e-3) and torch.equal(value, gelu(x))
+    right = right and near(dy, slope, 3e-3) and near(sums, slope.sum(0), 1e-5)
+    return right and near(row_sum(value), value.float().sum(0), 1e-5)
+
+
+def loss_is_right() -> bool:
+    """Nats, and their gradient."""
+    logits, targets = numbers(3, 48).bfloat16(), torch.tensor([0, 40, 7])
+    p = logits[:, :41].float().softmax(1)
+    expected = -p.gather(1, targets[:, None]).log().squeeze(1)
+    nats = loss(logits, targets, 41, ignored=-100, more=0.0, gradient=True)
+    gradient = p - F.one_hot(targets, 41)
+    return near(nats, expected, 1e-5) and near(logits[:, :41], gradient, 3e-3)
+
+
+NORM, GELU, LOSS = ("LayerNorm", norm_is_right), ("GELU", gelu_is_right), ("loss", loss_is_right)
+"""What `unavailable_reason` is asked."""

@@ -53,7 +53,9 @@ def forward(block: Block, plain: Any, x: Tensor, cache: LayerCache | None = None
 
 def is_worth_it(x: Tensor) -> bool:
     """Whether the kernels are there, compiled now if they never were and the input is large."""
-    return x.numel() >= WORTH_COMPILING and unavailable_reason() is None
+    if x.numel() < WORTH_COMPILING:
+        return False
+    return not (unavailable_reason(*native.NORM) or unavailable_reason(*native.GELU))
 
 
 def parameters(block: Block) -> tuple[Tensor, ...]:

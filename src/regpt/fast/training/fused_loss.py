@@ -60,4 +60,4 @@ def fits_kernel(like: Tensor, *, logits: int) -> bool:
     It is compiled now, if it never was, for a loss worth it.
     """
     cpu = like.device.type == "cpu" and like.dtype == torch.bfloat16
-    return cpu and logits >= WORTH_COMPILING and unavailable_reason() is None
+    return cpu and logits >= WORTH_COMPILING and unavailable_reason(*training.LOSS) is None
