@@ -34,7 +34,7 @@ def load_steps(dtype: str) -> Callable[[int], Parts]:
 
     from regpt import GPT, GPTConfig
     from regpt.fast.decoding.decoders import KernelDecoder, choose_decoder
-    from regpt.fast.decoding.kernel_cache import KernelCache
+    from regpt.fast.decoding.kernel_model import KernelCache
 
     torch.manual_seed(0)
     model = GPT(GPTConfig()).eval()

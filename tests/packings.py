@@ -9,7 +9,7 @@ from test_model import sharpen
 from regpt import GPT, GPTConfig
 from regpt.fast.decoding.kernel_model import unavailable_format
 from regpt.fast.decoding.panels import WeightFormat
-from regpt.fast.decoding.random_bits import words_are_known
+from regpt.fast.decoding.topk_sampling import words_are_known
 from regpt.fast.kernels import build
 from regpt.fast.kernels.variants import VARIANTS
 

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from test_model import sharpen
 
 from regpt import GPT, GPTConfig
 from regpt.core import loss as module
-from regpt.core.loss import next_token_loss, plain_loss
+from regpt.core.loss import next_token_loss
 from regpt.training.distributed import pad_vocabulary
 
 SHAPE = GPTConfig(block_size=16, vocab_size=61, n_layer=1, n_head=2, n_embd=16)
@@ -17,6 +18,14 @@ def batch(rows: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
     targets = idx.roll(-1, 1)
     targets[-1, 9:] = -100
     return idx, targets
+
+
+def plain_loss(
+    model: GPT, idx: torch.Tensor, targets: torch.Tensor, *, divisor: float = 1.0
+) -> torch.Tensor:
+    """Summed cross-entropy / divisor through all logits at once: the reference."""
+    logits = model(idx)[0].flatten(0, 1).float()
+    return F.cross_entropy(logits, targets.flatten(), reduction="sum") / divisor
 
 
 def gradients(model: GPT, loss: torch.Tensor) -> dict[str, torch.Tensor]:

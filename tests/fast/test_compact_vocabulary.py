@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from test_loss import plain_loss
 
 from regpt import GPT, GPTConfig
-from regpt.core.loss import next_token_loss, plain_loss
+from regpt.core.loss import next_token_loss
 from regpt.core.optimizer import OptimizerConfig
 from regpt.fast.training.compact_vocabulary import CompactVocabulary, compact, expand
 from regpt.fast.training.optimizer import FastOptimizer as Optimizer

@@ -7,8 +7,7 @@ from packings import ERROR, small_gpt, texts, usable
 from regpt import GPT, UserError
 from regpt.core.kv_cache import PlainDecoder
 from regpt.fast.decoding.decoders import KernelDecoder, choose_decoder
-from regpt.fast.decoding.kernel_cache import KernelCache
-from regpt.fast.decoding.kernel_model import KernelModel
+from regpt.fast.decoding.kernel_model import KernelCache, KernelModel
 from regpt.fast.decoding.panels import WEIGHT_FORMATS, WeightFormat
 
 

@@ -5,15 +5,19 @@ import torch
 
 from regpt import SamplingParams
 from regpt.core.sampling import draw_hf
-from regpt.fast.decoding import random_bits, topk_sampling
-from regpt.fast.decoding.random_bits import (
+from regpt.fast.decoding import topk_sampling
+from regpt.fast.decoding.topk_sampling import (
+    DRAW,
     draw_in_c,
+    draw_noise,
     draw_words,
     exponential_of,
+    race_in_c,
+    race_topk,
+    sample,
     words_are_exponential,
     words_are_known,
 )
-from regpt.fast.decoding.topk_sampling import DRAW, draw_noise, race_in_c, race_topk, sample
 from regpt.fast.kernels.build import unavailable_reason
 
 CPU = torch.device("cpu")
@@ -43,7 +47,7 @@ def test_words_in_c_are_the_generators(before: int) -> None:
 
 def test_another_generator_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     words_are_known.cache_clear()
-    monkeypatch.setattr(random_bits, "WORDS", 623)
+    monkeypatch.setattr(topk_sampling, "WORDS", 623)
     try:
         assert not words_are_known()
     finally:
@@ -52,7 +56,7 @@ def test_another_generator_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_another_way_to_make_them_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     words_are_exponential.cache_clear()
-    monkeypatch.setattr(random_bits, "exponential_of", lambda words: words.float())
+    monkeypatch.setattr(topk_sampling, "exponential_of", lambda words: words.float())
     assert not words_are_exponential()
     words_are_exponential.cache_clear()
 

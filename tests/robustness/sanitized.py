@@ -15,8 +15,7 @@ from regpt import GPT, GPTConfig, SamplingParams
 from regpt.core.kv_cache import KeyValueCache
 from regpt.fast.decoding.kernel_model import KernelModel, Panels
 from regpt.fast.decoding.panels import WEIGHT_FORMATS
-from regpt.fast.decoding.random_bits import draw_in_c
-from regpt.fast.decoding.topk_sampling import race_in_c
+from regpt.fast.decoding.topk_sampling import draw_in_c, race_in_c
 from regpt.fast.kernels import build, training
 from regpt.fast.training import adamw, muon
 

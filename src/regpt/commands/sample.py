@@ -63,7 +63,6 @@ def sample(
         output: With --batch: where the lines go; default FILE.out.jsonl. Kept after a kill.
         json: Print one JSON object per sample and nothing else.
     """
-    from regpt.commands.batch import write_batch
     from regpt.commands.models import load_model
     from regpt.commands.write_samples import write_samples
     from regpt.core.sampling import SamplingParams
@@ -89,6 +88,8 @@ def sample(
         sys.stderr.write(f"regpt: note: --dtype {dtype} is the fastest here\n")
     with find_runtime(device, dtype="bf16" if dtype == "bf16" else "fp32").autocast():
         if batch:
+            from regpt.commands.batch import write_batch
+
             file = Path(batch)
             return write_batch(gpt, file, output, params, stop=stop, engine=engine, dtype=dtype)
         write_samples(

@@ -4,7 +4,7 @@
 tokens long; the caller may stop earlier. Tokens in, tokens out: text is `detokenize.py`'s.
 
 The prompts are read once (equal ones once together), then every step reads one token per row from a
-key-value cache. A `Decoder` computes the logits: `kv_cache.PlainDecoder` through the model itself,
+key-value cache. A decoder computes the logits: `kv_cache.PlainDecoder` through the model itself,
 those of `regpt.fast.decoding` sooner.
 
 A row ends at end-of-text and costs nothing from then on. Like transformers, it goes on yielding
@@ -14,8 +14,8 @@ are full, the newest three quarters of the text are read in again as if they beg
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,38 +23,69 @@ from torch import Tensor
 from regpt.core.kv_cache import PlainDecoder
 from regpt.core.model import GPT
 from regpt.core.sampling import SamplingParams, sample
-from regpt.core.sequences import Sequences, Step
 from regpt.core.tokenizer import END_OF_TEXT_ID
 from regpt.system.errors import UserError
 
 Sampler = Callable[..., Tensor]
 """A function with the arguments and the result of `sampling.sample`."""
-GenerateSteps = Callable[..., Iterator[Step]]
-"""A function with the arguments and the result of `generate_steps`."""
 SLIDE_KEEPS = 0.75
 """Share of the positions that a sliding window keeps when it is full."""
 
 
-class Decoder(Protocol):
-    """What turns tokens into logits, one position at a time."""
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step of all rows; entries of rows that have ended repeat end-of-text and mean nothing."""
 
-    def prefill(self, prompts: list[list[int]], *, length: int, top_k: int | None = None) -> Tensor:
-        """Read the prompts in; logits of the token after each, (B, V).
+    tokens: Tensor
+    """(B,) int64."""
+    logprobs: Tensor | None = None
+    """(B,) log-probability of each token under the unfiltered model, if asked for."""
+    top_ids: Tensor | None = None
+    """(B, n) int64, the most likely tokens, if asked for."""
+    top_logprobs: Tensor | None = None
+    """(B, n), theirs."""
 
-        Args:
-            prompts: token ids of each row.
-            length: room for so many tokens a row.
-            top_k: from now on only so many of the largest logits matter; the others may be -inf.
-        """
-        ...
 
-    def step(self, tokens: Tensor) -> Tensor:
-        """Append one token to every row, (B,) int64; logits of the next, (B, V)."""
-        ...
+class Sequences:
+    """The rows of a generation: their tokens so far, and which of them go on."""
 
-    def keep(self, rows: Tensor) -> None:
-        """Go on with these rows only, (n,) int64."""
-        ...
+    def __init__(
+        self, prompts: list[list[int]], params: SamplingParams, numbers: Sequence[int] | None
+    ) -> None:
+        self.numbers = range(len(prompts)) if numbers is None else numbers
+        self.texts = [list(prompt) for prompt in prompts]
+        self.params = params
+        self.evicted = [0] * len(prompts)  # tokens a sliding window has left behind
+        self.active = [row for row in range(len(prompts)) if not self.is_long(row)]
+
+    def is_long(self, row: int) -> bool:
+        """Whether a row has all the tokens asked for."""
+        return len(self.texts[row]) >= self.params.max_length
+
+    def append(self, tokens: list[int]) -> list[int]:
+        """Add a token to each active row; returns the places, in `active`, of rows that go on."""
+        going_on = []
+        for place, (row, token) in enumerate(zip(self.active, tokens, strict=True)):
+            self.texts[row].append(token)
+            ended = self.params.stop_at_eot and token == END_OF_TEXT_ID
+            if not ended and not self.is_long(row):
+                going_on.append(place)
+        self.active = [self.active[place] for place in going_on]
+        return going_on
+
+    def held(self) -> list[list[int]]:
+        """The text of each active row that the decoder still holds."""
+        return [self.texts[row][self.evicted[row] :] for row in self.active]
+
+    def slide(self, positions: int) -> None:
+        """Leave behind all but the newest part of each active row: the positions are full."""
+        kept = max(int(positions * SLIDE_KEEPS), 1)
+        for row in self.active:
+            self.evicted[row] = max(len(self.texts[row]) - kept, 0)
+
+
+GenerateSteps = Callable[..., Iterator[Step]]
+"""A function with the arguments and the result of `generate_steps`."""
 
 
 def check_lengths(prompts: Sequence[Sequence[int]], params: SamplingParams, model: GPT) -> None:
@@ -94,7 +125,7 @@ def generate(
     params: SamplingParams,
     *,
     generator: torch.Generator | None = None,
-    decoder: Decoder | None = None,
+    decoder: PlainDecoder | None = None,
     sampler: Sampler = sample,
 ) -> Iterator[Tensor]:
     """Yield the next token of every row until all have ended.
@@ -128,7 +159,7 @@ def generate_steps(
     params: SamplingParams,
     *,
     generator: torch.Generator | None = None,
-    decoder: Decoder | None = None,
+    decoder: PlainDecoder | None = None,
     top: int | None = None,
     numbers: Sequence[int] | None = None,
     sampler: Sampler = sample,
@@ -149,76 +180,65 @@ def generate_steps(
     try:
         if not rows.active:
             return
-        starts = [texts[row] for row in rows.active]
-        logits = decoder.prefill(starts, length=length, top_k=needed)
+        logits = decoder.prefill(rows.held(), length=length, top_k=needed)
         while True:
-            step = draw_step(logits, rows, params, generator, top, sampler)
+            step = draw_step(logits, rows, generator, top, sampler)
             running = len(rows.active)
-            going_on = rows.append(step.tokens[rows.active].tolist())
+            tokens = step.tokens[rows.active]
+            going_on = rows.append(tokens.tolist())
             yield step
             if not rows.active:
                 return
             if len(going_on) < running:
                 decoder.keep(torch.tensor(going_on))
-            tokens = step.tokens[rows.active]
-            if max(rows.cached_length(row) for row in rows.active) <= length:
-                logits = decoder.step(tokens)
+            if max(map(len, rows.held())) <= length:
+                logits = decoder.step(tokens[going_on])
             else:
-                texts = slide(rows, length)
-                logits = decoder.prefill(texts, length=length, top_k=needed)
+                rows.slide(length)
+                logits = decoder.prefill(rows.held(), length=length, top_k=needed)
     finally:
         model.train(was_training)
 
 
-def slide(rows: Sequences, positions: int) -> list[list[int]]:
-    """The newest part of each active row's text, to be read in again: the positions are full."""
-    kept = max(int(positions * SLIDE_KEEPS), 1)
-    for row in rows.active:
-        rows.evicted[row] = max(len(rows.texts[row]) - kept, 0)
-    return [rows.texts[row][rows.evicted[row] :] for row in rows.active]
-
-
 def draw_step(
-    logits: Tensor,
-    rows: Sequences,
-    params: SamplingParams,
-    generator: torch.Generator,
-    top: int | None,
-    sampler: Sampler,
+    logits: Tensor, rows: Sequences, generator: torch.Generator, top: int | None, sampler: Sampler
 ) -> Step:
     """Draw a token for each active row, from (active, V) logits; ended rows get end-of-text."""
     device, batch = logits.device, len(rows.texts)
     active = torch.tensor(rows.active, device=device)
+    texts = [rows.texts[row] for row in rows.active]
     context = None
-    if params.repetition_penalty != 1.0:
-        longest = max(len(rows.texts[row]) for row in rows.active)
-        texts = [rows.texts[row] for row in rows.active]
+    if rows.params.repetition_penalty != 1.0:
+        longest = max(map(len, texts))
         # a row's own first token fills up the rows that are shorter: it is in their text already
         padded = [text + [text[0]] * (longest - len(text)) for text in texts]
         context = torch.tensor(padded, device=device)
     chosen = sampler(
         logits,
-        params,
+        rows.params,
         generator,
         context=context,
         rows=active,
         numbers=torch.tensor([rows.numbers[row] for row in rows.active], device=device),
-        positions=torch.tensor([len(rows.texts[row]) for row in rows.active], device=device),
+        positions=torch.tensor([len(text) for text in texts], device=device),
         batch=batch,
     )
-    tokens = torch.full((batch,), END_OF_TEXT_ID, device=device)
-    tokens[active] = chosen
+
+    def spread(values: Tensor, filler: float) -> Tensor:
+        """From the active rows to all."""
+        return values.new_full((batch, *values.shape[1:]), filler).index_copy(0, active, values)
+
+    tokens = spread(chosen, END_OF_TEXT_ID)
     if top is None:
         return Step(tokens=tokens)
-    all_logprobs = logits.float().log_softmax(dim=-1)
-    best = all_logprobs.topk(max(top, 1), dim=-1)
-    logprobs = all_logprobs.new_zeros(batch)
-    top_ids = tokens.new_full((batch, top), END_OF_TEXT_ID)
-    top_logprobs = all_logprobs.new_zeros(batch, top)
-    logprobs[active] = all_logprobs.gather(1, chosen[:, None]).squeeze(1)
-    top_ids[active] = best.indices[:, :top]
-    top_logprobs[active] = best.values[:, :top]
-    return Step(tokens=tokens, logprobs=logprobs, top_ids=top_ids, top_logprobs=top_logprobs)
+    logprobs = logits.float().log_softmax(dim=-1)
+    best = logprobs.topk(top, dim=-1)
+    return Step(
+        tokens=tokens,
+        logprobs=spread(logprobs.gather(1, chosen[:, None]).squeeze(1), 0.0),
+        top_ids=spread(best.indices, END_OF_TEXT_ID),
+        top_logprobs=spread(best.values, 0.0),
+    )
 
 
 def complete(
@@ -226,7 +246,7 @@ def complete(
     prompt: Sequence[int],
     params: SamplingParams,
     *,
-    decoder: Decoder | None = None,
+    decoder: PlainDecoder | None = None,
     generate: GenerateSteps = generate_steps,
 ) -> list[list[int]]:
     """`num_samples` continuations of one prompt, prompt included, cut after end-of-text."""

@@ -4,9 +4,9 @@ One tensor (n_layer, 2, rows, n_head, length, head size) holds keys and values o
 row filled from its first place. `GPT.hidden(idx, cache)` asks it for positions and lets each layer
 attend through it; the model knows nothing else of it.
 
-Rows may have different lengths. A row's own tokens are all it attends to: shorter rows are masked,
-never padded, and prompts are read in one by one (`read_prompts`), so a row's numbers are those it
-would have alone, to the rounding of the kernels.
+Rows may have different lengths. A row attends to its own tokens only: shorter rows are masked,
+never padded, and prompts are read in one by one, so a row's numbers are those it would have alone,
+to the rounding of the kernels.
 """
 
 import torch
@@ -77,19 +77,28 @@ class KeyValueCache:
         self.lengths = [length + T for length in self.lengths]
         return positions
 
-    def layer(self, index: int) -> "LayerCache":
-        """The cache of block `index`."""
-        return LayerCache(self, self.tensor[index])
+    def attend(self, index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Store k and v, (B, nh, T, hs), at the end of each row; attend q to the whole row.
 
-    def mask(self, T: int) -> Tensor | None:
-        """What the newest T tokens of each row may look at, bool to (B, 1, T, stop); None: all."""
-        if self.places is None and T == 1:
-            return None
-        device = self.tensor.device
+        index: of the layer. Returns the shape of q.
+        """
+        layer, device = self.tensor[index], self.tensor.device  # (2, rows, nh, length, hs)
+        B, _, T, _ = q.shape
+        newest = torch.stack((k, v))
+        if self.places is None:
+            layer[:, :, :, self.start : self.stop].copy_(newest)
+        else:
+            rows = torch.arange(B, device=device)[:, None]
+            # (B, T, 2, nh, hs): the two index tensors come first
+            layer[:, rows, :, self.places] = newest.permute(1, 3, 0, 2, 4).to(layer.dtype)
+        keys, values = layer[:, :, :, : self.stop].to(q.dtype)
         places = self.places
+        if places is None and (self.start == 0 or T == 1):
+            return F.scaled_dot_product_attention(q, keys, values, is_causal=T > 1)
         if places is None:
             places = torch.arange(self.start, self.stop, device=device)[None]
-        return (torch.arange(self.stop, device=device) <= places[:, :, None])[:, None]
+        seen = torch.arange(self.stop, device=device) <= places[:, :, None]
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=seen[:, None])
 
     def cut(self, lengths: list[int]) -> None:
         """Forget the tokens of each row from these lengths on."""
@@ -105,34 +114,6 @@ class KeyValueCache:
         self.tensor = old.new_zeros(shape) if self.clean else old.new_empty(shape)
         self.tensor[..., :stop, :] = old[..., :stop, :].index_select(2, rows.to(old.device))
         self.lengths = [self.lengths[row] for row in rows.tolist()]
-
-
-class LayerCache:
-    """One layer's keys and values."""
-
-    def __init__(self, cache: KeyValueCache, tensor: Tensor) -> None:
-        self.cache = cache
-        self.tensor = tensor  # (2, rows, nh, length, hs)
-
-    def store(self, keys_and_values: Tensor) -> Tensor:
-        """Put (2, B, nh, T, hs) at the end of each row; all so far, (2, B, nh, stop, hs)."""
-        cache = self.cache
-        if cache.places is None:
-            self.tensor[:, :, :, cache.start : cache.stop].copy_(keys_and_values)
-        else:
-            rows = torch.arange(keys_and_values.shape[1], device=self.tensor.device)[:, None]
-            newest = keys_and_values.permute(1, 3, 0, 2, 4).to(self.tensor.dtype)
-            # (B, T, 2, nh, hs): the two index tensors come first
-            self.tensor[:, rows, :, cache.places] = newest
-        return self.tensor[:, :, :, : cache.stop]
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Store k and v, (B, nh, T, hs), at the end of each row; attend q to the whole row."""
-        cache, T = self.cache, q.shape[2]
-        keys, values = self.store(torch.stack((k, v))).to(q.dtype)
-        if cache.places is None and cache.start == 0:
-            return F.scaled_dot_product_attention(q, keys, values, is_causal=T > 1)
-        return F.scaled_dot_product_attention(q, keys, values, attn_mask=cache.mask(T))
 
 
 class PlainDecoder:
@@ -158,27 +139,29 @@ class PlainDecoder:
         return self.model.unembed(self.model.hidden(idx, cache))
 
     def prefill(self, prompts: list[list[int]], *, length: int, top_k: int | None = None) -> Tensor:
-        """Read the prompts in; logits of the token after each, (B, V). Arguments: see `Decoder`.
+        """Read the prompts in; logits of the token after each, (B, V).
 
         Equal prompts are computed once. Each is read alone, so no prompt is padded.
+
+        Args:
+            prompts: token ids of each row.
+            length: room for so many tokens a row.
+            top_k: from now on only so many of the largest logits matter; the others may be -inf.
         """
         self.top_k = top_k
         unique = sorted(set(map(tuple, prompts)))
-        caches: list[KeyValueCache] = []
-        logits: list[Tensor] = []
-        for prompt in unique:
-            cache = self.new_cache(length)
-            idx = torch.tensor([prompt], device=self.model.device)
-            logits.append(self.read(idx, cache))
-            caches.append(cache)
+        caches = [self.new_cache(length) for _ in unique]
+        logits = [
+            self.read(torch.tensor([prompt], device=self.model.device), cache)
+            for prompt, cache in zip(unique, caches, strict=True)
+        ]
         order = [unique.index(tuple(prompt)) for prompt in prompts]
-        joined = caches[0]
+        self.cache = caches[0]
         if len(unique) > 1:
-            joined.tensor = torch.cat([cache.tensor for cache in caches], dim=2)
-            joined.lengths = [len(prompt) for prompt in unique]
+            self.cache.tensor = torch.cat([cache.tensor for cache in caches], dim=2)
+            self.cache.lengths = [len(prompt) for prompt in unique]
         if order != list(range(len(unique))):
-            joined.keep(torch.tensor(order))
-        self.cache = joined
+            self.cache.keep(torch.tensor(order))
         return torch.cat(logits)[order]
 
     def step(self, tokens: Tensor) -> Tensor:

@@ -6,8 +6,7 @@ cross-entropy with respect to the logits is known as soon as they are: softmax m
 target. So `ChunkedLoss` walks over the rows in chunks; each makes its logits, turns them in place
 into their gradient, multiplies that into the gradients of hidden states and embedding, and reuses
 the memory. The matrix products run in the autocast dtype, the softmax in float32.
-
-`plain_loss` beside it is the reference, and `tests/core/test_loss.py` holds the two together.
+`tests/core/test_loss.py` holds it together with a plain cross-entropy.
 
 Losses are sums over targets, divided by `divisor`: a global batch cut into micro-batches, over any
 number of processes, is normalised once by its own number of targets. The mean of unequal means is
@@ -19,7 +18,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from regpt.core.data import IGNORE_INDEX
@@ -32,14 +30,6 @@ TILE = 64
 """Rows of a low-precision copy of the embedding are a multiple of this; matrix units like it."""
 CACHED_ROWS = 32
 """Rows whose float32 softmax is worked on at once on a CPU: 32 x 50257 are 6.4 MB."""
-
-
-def plain_loss(model: GPT, idx: Tensor, targets: Tensor, *, divisor: float = 1.0) -> Tensor:
-    """Summed cross-entropy / divisor through all logits at once: the reference."""
-    logits = model.unembed(model.hidden(idx))
-    logits = logits.flatten(0, 1).float()
-    nll = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
-    return nll / divisor
 
 
 def next_token_loss(model: GPT, idx: Tensor, targets: Tensor, *, divisor: float = 1.0) -> Tensor:
@@ -84,21 +74,6 @@ def chunked_loss(
         model.multiplicity,
         to_gradient,
     )
-
-
-def softmax_in_place(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn (n, V) float32 logits into their softmax; nats of each target, and which are real.
-
-    The log-sum-exp is max - log(largest probability): the largest is at least 1/V, so nothing
-    underflows, however unlikely the target.
-    """
-    real = targets != IGNORE_INDEX
-    column = targets.clamp(min=0)[:, None]
-    at_target = logits.gather(1, column)
-    largest = logits.amax(dim=1)
-    torch.softmax(logits, dim=1, out=logits)
-    nll = largest - logits.amax(dim=1).log() - at_target.squeeze(1)
-    return nll * real, real
 
 
 def in_tiles(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -181,18 +156,17 @@ def to_gradient(logits: Tensor, targets: Tensor, vocab_size: int, multiplicity: 
     nll = torch.zeros((), device=logits.device)
     logits[:, vocab_size:] = 0
     for start in range(0, len(logits), rows):
-        block = logits[start : start + rows, :vocab_size]
-        target = targets[start : start + rows]
-        probabilities = block.float()
+        block, target = logits[start : start + rows, :vocab_size], targets[start : start + rows]
+        real, column = target != IGNORE_INDEX, target.clamp(min=0)[:, None]
+        p = block.float()
         if multiplicity != 1:
-            probabilities[:, -1] += math.log(multiplicity)
-        each, real = softmax_in_place(probabilities, target)
-        nll += each.sum()
-        column = target.clamp(min=0)[:, None]
-        probabilities.scatter_add_(1, column, torch.full_like(column, -1.0, dtype=torch.float32))
-        if not block.is_cuda and bool(real.all()):
-            block.copy_(probabilities)
-        else:
-            torch.mul(probabilities, real[:, None], out=probabilities)
-            block.copy_(probabilities)
+            p[:, -1] += math.log(multiplicity)
+        at_target, largest = p.gather(1, column).squeeze(1), p.amax(dim=1)
+        torch.softmax(p, dim=1, out=p)
+        # log-sum-exp is max - log(largest probability), which is at least 1/V: nothing underflows
+        nll += ((largest - p.amax(dim=1).log() - at_target) * real).sum()
+        p.scatter_add_(1, column, torch.full_like(column, -1.0, dtype=torch.float32))
+        if block.is_cuda or not bool(real.all()):
+            p *= real[:, None]
+        block.copy_(p)
     return nll

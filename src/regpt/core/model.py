@@ -16,9 +16,11 @@ residual projections divided by sqrt(2 * n_layer), zero biases. (OpenAI's code d
 embedding with 0.01: openai/gpt-2, src/model.py.) Every tensor is drawn once.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn as nn
@@ -26,6 +28,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regpt.system.errors import UserError
+
+if TYPE_CHECKING:
+    from regpt.core.kv_cache import KeyValueCache
 
 MOST_LAYERS, LARGEST_SIZE = 1024, 1 << 24
 
@@ -69,24 +74,9 @@ class GPTConfig:
         return (self.vocab_size + self.block_size + 2) * C + self.n_layer * (12 * C + 13) * C
 
 
-class LayerCache(Protocol):
-    """What one attention layer needs from a key-value cache."""
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Remember k and v, attend q to all so far. q, k, v and the result: (B, nh, T, hs)."""
-        ...
-
-
-class Cache(Protocol):
-    """A key-value cache, owned by the caller (`regpt.core.kv_cache`)."""
-
-    def positions(self, T: int) -> Tensor:
-        """Positions of the next T tokens, int64, (T,) or (B, T)."""
-        ...
-
-    def layer(self, index: int) -> LayerCache:
-        """The cache of block `index`."""
-        ...
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""One layer of a key-value cache: remember k and v, attend q to all so far. q, k, v and the result:
+(B, nh, T, hs)."""
 
 
 class Linear(nn.Linear):
@@ -113,18 +103,18 @@ class CausalSelfAttention(nn.Module):
         self.n_head = config.n_head
         self.dropout = config.dropout
 
-    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, attend: Attend | None = None) -> Tensor:
         """x and the result: (B, T, C)."""
         B, T, C = x.shape
         q, k, v = (
             part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, nh, T, hs)
             for part in self.c_attn(x).split(C, dim=2)
         )
-        if cache is None:
+        if attend is None:
             dropout = self.dropout if self.training else 0.0
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
         else:
-            y = cache.attend(q, k, v)
+            y = attend(q, k, v)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))  # heads side by side again
 
 
@@ -154,9 +144,9 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, attend: Attend | None = None) -> Tensor:
         """x and the result: (B, T, C)."""
-        x = x + self.drop(self.attn(self.ln_1(x), cache))
+        x = x + self.drop(self.attn(self.ln_1(x), attend))
         return x + self.drop(self.mlp(self.ln_2(x)))
 
 
@@ -194,7 +184,7 @@ class GPT(nn.Module):
                 std = residual_std if name.endswith("c_proj.weight") else 0.02
                 nn.init.normal_(parameter, mean=0.0, std=std)
 
-    def hidden(self, idx: Tensor, cache: Cache | None = None) -> Tensor:
+    def hidden(self, idx: Tensor, cache: "KeyValueCache | None" = None) -> Tensor:
         """Token ids (B, T), int64, to final hidden states (B, T, C), before the head."""
         if idx.ndim != 2:
             raise UserError(f"idx must have shape (B, T), got {tuple(idx.shape)}")
@@ -210,7 +200,7 @@ class GPT(nn.Module):
             positions = cache.positions(T)
         x = self.drop(self.wte(idx) + self.wpe(positions))  # (B, T, C)
         for index, block in enumerate(self.h):
-            x = block(x, None if cache is None else cache.layer(index))
+            x = block(x, None if cache is None else partial(cache.attend, index))
         return self.ln_f(x)
 
     def unembed(self, x: Tensor) -> Tensor:
@@ -218,7 +208,7 @@ class GPT(nn.Module):
         return F.linear(x, self.wte.weight)[..., : self.config.vocab_size]
 
     def forward(
-        self, idx: Tensor, targets: Tensor | None = None, cache: Cache | None = None
+        self, idx: Tensor, targets: Tensor | None = None, cache: "KeyValueCache | None" = None
     ) -> tuple[Tensor, Tensor | None]:
         """Logits for every position, and the mean next-token loss when targets are given.
 

@@ -18,7 +18,7 @@ is what makes two programs with one seed write different texts:
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ from regpt.core.philox import exponential
 from regpt.system.errors import UserError
 
 Stream = Literal["hf", "lecture", "portable"]
-STREAMS: tuple[Stream, ...] = ("hf", "lecture", "portable")
+STREAMS: tuple[Stream, ...] = get_args(Stream)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,10 +158,10 @@ def draw_noise(
     """
     if params.temperature == 0 or params.rng == "portable":
         return None
-    if params.rng == "lecture":
-        columns = min(params.top_k or vocab_size, vocab_size)
-        return torch.empty(batch, columns, device=device).exponential_(generator=generator)
-    return torch.empty(batch, vocab_size, device=device).exponential_(generator=generator)
+    columns = vocab_size
+    if params.rng == "lecture" and params.top_k is not None:
+        columns = min(params.top_k, vocab_size)
+    return torch.empty(batch, columns, device=device).exponential_(generator=generator)
 
 
 def draw_hf(logits: Tensor, params: SamplingParams, noise: Tensor) -> Tensor:

@@ -11,9 +11,7 @@ from torch import Tensor
 
 from regpt.core.kv_cache import KeyValueCache, PlainDecoder
 from regpt.core.model import GPT
-from regpt.fast.decoding.cuda_graphs import GraphDecoder
-from regpt.fast.decoding.kernel_cache import KernelCache
-from regpt.fast.decoding.kernel_model import KernelModel, unusable_reason
+from regpt.fast.decoding.kernel_model import KernelCache, KernelModel, unusable_reason
 from regpt.fast.decoding.panels import WEIGHT_FORMATS, WeightFormat
 from regpt.fast.decoding.speeds import is_large, known_speed, speed_of
 from regpt.system.errors import UserError
@@ -82,6 +80,8 @@ def choose_decoder(model: GPT, *, engine: Engine, dtype: str) -> tuple[PlainDeco
     if not uses_fast:
         return PlainDecoder(model), None
     if model.device.type == "cuda" and kind != "int8":
+        from regpt.fast.decoding.cuda_graphs import GraphDecoder
+
         return GraphDecoder(model, dtype=DTYPES[kind]), None
     if not on_cpu:
         raise UserError(

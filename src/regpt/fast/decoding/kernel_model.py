@@ -13,10 +13,17 @@ from torch import Tensor, nn
 
 from regpt.core.kv_cache import KeyValueCache
 from regpt.core.model import GPT, Block, GPTConfig
-from regpt.fast.decoding.kernel_cache import KernelCache
-from regpt.fast.decoding.panels import WEIGHT_FORMATS, CLinear, Panels, WeightFormat
+from regpt.fast.decoding.panels import (
+    WEIGHT_FORMATS,
+    CBlock,
+    CCall,
+    CLinear,
+    CModel,
+    Panels,
+    WeightFormat,
+)
 from regpt.fast.decoding.topk_sampling import LARGEST_K
-from regpt.fast.kernels.build import COUNT, PLACE, fields, load_library, near, unavailable_reason
+from regpt.fast.kernels.build import load_library, near, unavailable_reason
 from regpt.system.errors import UserError
 
 TOLERANCE: dict[WeightFormat, float] = {"fp32": 1e-5, "bf16": 2e-2, "int8": 5e-2}
@@ -32,41 +39,55 @@ MOST_TOKENS = 256
 """Tokens of one call: what its buffers are made for; longer texts take several."""
 
 
-class CBlock(ctypes.Structure):
-    """`Block` of decode.c."""
+class KernelCache(KeyValueCache):
+    """A key-value cache that remembers which rows began with the same tokens.
 
-    _fields_ = (
-        *fields(PLACE, "ln_1_weight ln_1_bias ln_2_weight ln_2_bias"),
-        *fields(CLinear, "c_attn attn_proj c_fc mlp_proj"),
-    )
+    Each row has its own copy, but the C kernel reads what rows share from the first of them: once
+    from memory, and for the others from the processor's caches. It looks at nothing beyond a row's
+    end, so the memory is not cleaned.
+    """
 
+    def __init__(
+        self, config: GPTConfig, *, rows: int, length: int, dtype: torch.dtype = torch.float32
+    ) -> None:
+        super().__init__(config, rows=rows, length=length, dtype=dtype, clean=False)
+        self.leaders = list(range(rows))
+        """For each row, the first row that has the same first tokens."""
+        self.shared = [0] * rows
+        """How many tokens each row has in common with its leader."""
 
-class CModel(ctypes.Structure):
-    """`Model` of decode.c."""
+    def prefixes(self) -> tuple[Tensor, Tensor] | None:
+        """`leaders` and `shared`, (B,) int64 each; None if no row shares anything."""
+        self._fit()
+        return (torch.tensor(self.leaders), torch.tensor(self.shared)) if any(self.shared) else None
 
-    _fields_ = (
-        *fields(COUNT, "kind layers heads width"),
-        ("epsilon", ctypes.c_double),
-        *fields(PLACE, "wte wpe ln_f_weight ln_f_bias blocks"),
-        ("head", CLinear),
-        *fields(PLACE, "head_error head_size"),
-    )
+    def _fit(self) -> None:
+        """Rows that were joined from several caches share nothing."""
+        rows = len(self.lengths)
+        if len(self.leaders) != rows:
+            self.leaders, self.shared = list(range(rows)), [0] * rows
 
+    def cut(self, lengths: list[int]) -> None:
+        """Forget the tokens of each row from these lengths on."""
+        self._fit()
+        super().cut(lengths)
+        self.shared = [
+            min(shared, lengths[row], lengths[leader])
+            for row, (leader, shared) in enumerate(zip(self.leaders, self.shared, strict=True))
+        ]
 
-class CCall(ctypes.Structure):
-    """`Call` of decode.c."""
-
-    _fields_ = (
-        ("cache", PLACE),
-        *fields(COUNT, "cache_is_bf16 layer_stride value_stride row_stride head_stride tokens"),
-        *fields(PLACE, "ids rows positions"),
-        ("outputs", COUNT),
-        *fields(PLACE, "wanted logits"),
-        ("logits_stride", COUNT),
-        *fields(PLACE, "x q y h packed ranges scores"),
-        *fields(COUNT, "scores_stride threads top_k"),
-        *fields(PLACE, "candidates counts leaders shared"),
-    )
+    def keep(self, rows: Tensor) -> None:
+        """Keep only these rows, (n,) int64, in this order; repeat a row to branch it."""
+        self._fit()
+        sources = rows.tolist()
+        groups = [self.leaders[source] for source in sources]
+        common = [self.shared[source] or self.lengths[source] for source in sources]
+        super().keep(rows)
+        self.leaders = [groups.index(group) for group in groups]
+        self.shared = [
+            min(common[row], common[leader]) if groups.count(groups[row]) > 1 else 0
+            for row, leader in enumerate(self.leaders)
+        ]
 
 
 class KernelModel:

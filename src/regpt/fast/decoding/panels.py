@@ -1,4 +1,5 @@
-"""A weight matrix in the order the C kernel reads it, in one of its three formats.
+"""A weight matrix in the order the C kernel reads it, in one of its three formats;
+and the structures that decode.c is handed.
 
 fp32 is exact. bf16 is bfloat16, with products in bfloat16 and sums in float32. int8 has a scale per
 output channel; a row of activations becomes 8-bit numbers between its own least and largest entry
@@ -23,6 +24,43 @@ class CLinear(ctypes.Structure):
     """`Linear` of decode.c."""
 
     _fields_ = (*fields(PLACE, "weight bias scale sums"), *fields(COUNT, "inputs outputs"))
+
+
+class CBlock(ctypes.Structure):
+    """`Block` of decode.c."""
+
+    _fields_ = (
+        *fields(PLACE, "ln_1_weight ln_1_bias ln_2_weight ln_2_bias"),
+        *fields(CLinear, "c_attn attn_proj c_fc mlp_proj"),
+    )
+
+
+class CModel(ctypes.Structure):
+    """`Model` of decode.c."""
+
+    _fields_ = (
+        *fields(COUNT, "kind layers heads width"),
+        ("epsilon", ctypes.c_double),
+        *fields(PLACE, "wte wpe ln_f_weight ln_f_bias blocks"),
+        ("head", CLinear),
+        *fields(PLACE, "head_error head_size"),
+    )
+
+
+class CCall(ctypes.Structure):
+    """`Call` of decode.c."""
+
+    _fields_ = (
+        ("cache", PLACE),
+        *fields(COUNT, "cache_is_bf16 layer_stride value_stride row_stride head_stride tokens"),
+        *fields(PLACE, "ids rows positions"),
+        ("outputs", COUNT),
+        *fields(PLACE, "wanted logits"),
+        ("logits_stride", COUNT),
+        *fields(PLACE, "x q y h packed ranges scores"),
+        *fields(COUNT, "scores_stride threads top_k"),
+        *fields(PLACE, "candidates counts leaders shared"),
+    )
 
 
 class Panels:

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from regpt.core import generate as plain
+from regpt.core.generate import Sequences, Step
 from regpt.core.kv_cache import PlainDecoder
 from regpt.core.model import GPT
 from regpt.core.sampling import SamplingParams
-from regpt.core.sequences import Sequences, Step
 from regpt.core.tokenizer import END_OF_TEXT_ID
 from regpt.fast.decoding.drafters import MAX_DRAFT_LENGTH, Drafter, Draw
 from regpt.fast.decoding.topk_sampling import draw_noise, sample

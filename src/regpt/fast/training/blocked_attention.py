@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from regpt.core.model import GPT, CausalSelfAttention, LayerCache
+from regpt.core.model import GPT, Attend, CausalSelfAttention
 
 BLOCK = 256
 """Queries at once: fewer make the products too small, more compute too much of the upper half."""
@@ -45,7 +45,7 @@ def attend_in_blocks(model: GPT) -> GPT:
 
 
 def attend(
-    attention: CausalSelfAttention, plain: Any, x: Tensor, cache: LayerCache | None = None
+    attention: CausalSelfAttention, plain: Any, x: Tensor, cache: Attend | None = None
 ) -> Tensor:
     """`CausalSelfAttention.forward`: x and the result (B, T, C); `plain` is the module's own."""
     drops = attention.training and attention.dropout > 0

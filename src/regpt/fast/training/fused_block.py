@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from regpt.core.model import GPT, Block, LayerCache
+from regpt.core.model import GPT, Attend, Block
 from regpt.fast.kernels import training as native
 from regpt.fast.kernels.build import unavailable_reason
 from regpt.fast.training.bf16_weights import shadow_of
@@ -42,7 +42,7 @@ def fuse_blocks(model: GPT) -> GPT:
     return model
 
 
-def forward(block: Block, plain: Any, x: Tensor, cache: LayerCache | None = None) -> Tensor:
+def forward(block: Block, plain: Any, x: Tensor, cache: Attend | None = None) -> Tensor:
     """`Block.forward`: x and the result (B, T, C); `plain` is the block's own."""
     drops = block.training and block.drop.p > 0
     low = torch.is_autocast_enabled("cpu") and x.dtype == torch.float32
