@@ -13,8 +13,7 @@ import pytest
 from regpt.fast.kernels import build
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
-SOURCES = Path(build.__file__).parent / "csrc"
-FLAGS = ("-O2", "-ffp-contract=off", "-fopenmp", f"-I{SOURCES}")
+FLAGS = ("-O2", "-ffp-contract=off", "-fopenmp", f"-I{build.SOURCES}")
 
 
 def run(*command: object) -> str:
@@ -32,9 +31,10 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
             pytest.skip(f"there is no {tool}")
     folder = tmp_path_factory.mktemp("plain")
     names = [f"-D{name}={name.replace('regpt_', 'plain_')}" for name in build.SIGNATURES]
-    objects = [folder / f"{unit}.o" for unit in build.UNITS]
-    for unit, place in zip(build.UNITS, objects, strict=True):
-        run(COMPILER, *FLAGS, "-DREGPT_PORTABLE", *names, "-c", SOURCES / unit, "-o", place)
+    units = sorted(build.SOURCES.glob("*.c"))
+    objects = [folder / f"{unit.name}.o" for unit in units]
+    for unit, place in zip(units, objects, strict=True):
+        run(COMPILER, *FLAGS, "-DREGPT_PORTABLE", *names, "-c", unit, "-o", place)
     return objects
 
 

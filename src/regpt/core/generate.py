@@ -59,17 +59,20 @@ class Sequences:
         self.active = [row for row in range(len(prompts)) if not self.is_long(row)]
 
     def is_long(self, row: int) -> bool:
-        """Whether a row has all the tokens asked for."""
         return len(self.texts[row]) >= self.params.max_length
 
-    def append(self, tokens: list[int]) -> list[int]:
-        """Add a token to each active row; returns the places, in `active`, of rows that go on."""
-        going_on = []
-        for place, (row, token) in enumerate(zip(self.active, tokens, strict=True)):
+    def extend(self, row: int, tokens: list[int]) -> bool:
+        """Add tokens to a row up to its end; whether it goes on."""
+        for token in tokens:
             self.texts[row].append(token)
-            ended = self.params.stop_at_eot and token == END_OF_TEXT_ID
-            if not ended and not self.is_long(row):
-                going_on.append(place)
+            if self.is_long(row) or (self.params.stop_at_eot and token == END_OF_TEXT_ID):
+                return False
+        return True
+
+    def append(self, tokens: list[list[int]]) -> list[int]:
+        """Add tokens to each active row; returns the places, in `active`, of rows that go on."""
+        rows = enumerate(zip(self.active, tokens, strict=True))
+        going_on = [place for place, (row, own) in rows if self.extend(row, own)]
         self.active = [self.active[place] for place in going_on]
         return going_on
 
@@ -185,7 +188,7 @@ def generate_steps(
             step = draw_step(logits, rows, generator, top, sampler)
             running = len(rows.active)
             tokens = step.tokens[rows.active]
-            going_on = rows.append(tokens.tolist())
+            going_on = rows.append(tokens[:, None].tolist())
             yield step
             if not rows.active:
                 return

@@ -174,6 +174,5 @@ class PlainDecoder:
         self.step(tokens)
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows only."""
         assert self.cache is not None, "prefill comes first"
         self.cache.keep(rows)

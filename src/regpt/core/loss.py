@@ -32,20 +32,6 @@ CACHED_ROWS = 32
 """Rows whose float32 softmax is worked on at once on a CPU: 32 x 50257 are 6.4 MB."""
 
 
-def next_token_loss(model: GPT, idx: Tensor, targets: Tensor, *, divisor: float = 1.0) -> Tensor:
-    """Summed cross-entropy in nats / divisor, float32 scalar, over the targets that are not -100.
-
-    Args:
-        model: the model.
-        idx: (B, T) int64 token ids.
-        targets: (B, T) int64, the token after each position, or -100 where there is none.
-        divisor: what the sum is divided by, usually the targets of the whole global batch.
-    """
-    hidden = model.hidden(idx).flatten(0, 1)  # (B*T, C)
-    tiles = in_tiles(model.wte.weight, compute_dtype(idx.device))
-    return chunked_loss(model, hidden, tiles, targets, divisor, to_gradient)
-
-
 def chunk_rows(columns: int) -> int:
     """Rows of logits in memory at once, of so many columns."""
     return max(1, CHUNK_LOGITS // columns)
@@ -55,24 +41,57 @@ ToGradient = Callable[[Tensor, Tensor, int, int], Tensor]
 """A function with the arguments and the result of `to_gradient`."""
 
 
-def chunked_loss(
+def to_gradient(logits: Tensor, targets: Tensor, vocab_size: int, multiplicity: int = 1) -> Tensor:
+    """Turn a chunk's logits, (n, rows) in any dtype, into their gradient; summed negative
+    log-likelihood.
+
+    Columns from vocab_size on only pad the matrix: they take no part and get no gradient. The last
+    column of the vocabulary stands for `multiplicity` equal tokens; its gradient is one's of them.
+    """
+    rows = CACHED_ROWS if logits.device.type == "cpu" else len(logits)
+    nll = torch.zeros((), device=logits.device)
+    logits[:, vocab_size:] = 0
+    for start in range(0, len(logits), rows):
+        block, target = logits[start : start + rows, :vocab_size], targets[start : start + rows]
+        real, column = target != IGNORE_INDEX, target.clamp(min=0)[:, None]
+        p = block.float()
+        if multiplicity != 1:
+            p[:, -1] += math.log(multiplicity)
+        at_target, largest = p.gather(1, column).squeeze(1), p.amax(dim=1)
+        torch.softmax(p, dim=1, out=p)
+        # log-sum-exp is max - log(largest probability), which is at least 1/V: nothing underflows
+        nll += ((largest - p.amax(dim=1).log() - at_target) * real).sum()
+        p.scatter_add_(1, column, torch.full_like(column, -1.0, dtype=torch.float32))
+        if block.is_cuda or not bool(real.all()):
+            p *= real[:, None]
+        block.copy_(p)
+    return nll
+
+
+def next_token_loss(
     model: GPT,
-    hidden: Tensor,
-    tiles: Tensor,
+    idx: Tensor,
     targets: Tensor,
-    divisor: float,
-    to_gradient: ToGradient,
+    *,
+    divisor: float = 1.0,
+    tiles: Tensor | None = None,
+    to_gradient: ToGradient = to_gradient,
 ) -> Tensor:
-    """The loss from hidden states (B*T, C) and `in_tiles` of the embedding."""
+    """Summed cross-entropy in nats / divisor, float32 scalar, over the targets that are not -100.
+
+    Args:
+        model: the model.
+        idx: (B, T) int64 token ids.
+        targets: (B, T) int64, the token after each position, or -100 where there is none.
+        divisor: what the sum is divided by, usually the targets of the whole global batch.
+        tiles: `in_tiles` of the embedding, if it is at hand; the products run in its dtype.
+        to_gradient: a faster function of the same numbers.
+    """
+    hidden, weight = model.hidden(idx).flatten(0, 1), model.wte.weight  # (B*T, C), (rows, C)
+    tiles = in_tiles(weight, compute_dtype(idx.device)) if tiles is None else tiles
     return ChunkedLoss.apply(
-        hidden,
-        model.wte.weight,
-        tiles,
-        targets.flatten(),
-        model.config.vocab_size,
-        divisor,
-        model.multiplicity,
-        to_gradient,
+        *(hidden, weight, tiles, targets.flatten(), model.config.vocab_size, divisor),
+        *(model.multiplicity, to_gradient),
     )
 
 
@@ -143,30 +162,3 @@ class ChunkedLoss(torch.autograd.Function):
         if grad_output.is_cpu and grad_output.item() == 1.0:  # as ever in training
             return grad_hidden, grad_weight, *nothing
         return grad_hidden * grad_output, grad_weight.mul_(grad_output), *nothing
-
-
-def to_gradient(logits: Tensor, targets: Tensor, vocab_size: int, multiplicity: int = 1) -> Tensor:
-    """Turn a chunk's logits, (n, rows) in any dtype, into their gradient; summed negative
-    log-likelihood.
-
-    Columns from vocab_size on only pad the matrix: they take no part and get no gradient. The last
-    column of the vocabulary stands for `multiplicity` equal tokens; its gradient is one's of them.
-    """
-    rows = CACHED_ROWS if logits.device.type == "cpu" else len(logits)
-    nll = torch.zeros((), device=logits.device)
-    logits[:, vocab_size:] = 0
-    for start in range(0, len(logits), rows):
-        block, target = logits[start : start + rows, :vocab_size], targets[start : start + rows]
-        real, column = target != IGNORE_INDEX, target.clamp(min=0)[:, None]
-        p = block.float()
-        if multiplicity != 1:
-            p[:, -1] += math.log(multiplicity)
-        at_target, largest = p.gather(1, column).squeeze(1), p.amax(dim=1)
-        torch.softmax(p, dim=1, out=p)
-        # log-sum-exp is max - log(largest probability), which is at least 1/V: nothing underflows
-        nll += ((largest - p.amax(dim=1).log() - at_target) * real).sum()
-        p.scatter_add_(1, column, torch.full_like(column, -1.0, dtype=torch.float32))
-        if block.is_cuda or not bool(real.all()):
-            p *= real[:, None]
-        block.copy_(p)
-    return nll

@@ -120,7 +120,6 @@ class Optimizer:
             group["peak_lr"] = group["lr"]
 
     def groups(self) -> Iterator[dict[str, Any]]:
-        """The parameter groups of both."""
         for optimizer in (self.adamw, self.muon):
             if optimizer is not None:
                 yield from optimizer.param_groups
@@ -136,12 +135,10 @@ class Optimizer:
         return self.adamw.param_groups[0]["lr"]
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
         for parameter in self.parameters:
             parameter.grad = None
 
     def step(self) -> None:
-        """Apply the gradients."""
         if self.muon is not None:
             for matrix, pieces in self.pieces:
                 assert matrix.grad is not None

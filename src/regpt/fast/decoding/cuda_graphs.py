@@ -11,6 +11,7 @@ Prompts go through the model itself. Off a GPU the same step runs unrecorded, wh
 fast`).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -26,24 +27,21 @@ BUCKET = 128
 """Positions attended to at once: fewer waste less, and want more graphs."""
 
 
-class Cast:
-    """A linear layer with its numbers in one dtype, cast once."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
-        self.weight = weight.detach().to(dtype)
-        self.bias = None if bias is None else bias.detach().to(dtype)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(B, K) in any float dtype to (B, N) in the layer's."""
-        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+def cast_once(
+    weight: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> Callable[[Tensor], Tensor]:
+    """A linear layer with its numbers in one dtype: (B, K) in any float dtype to (B, N) in it."""
+    weight = weight.detach().to(dtype)
+    bias = None if bias is None else bias.detach().to(dtype)
+    return lambda x: F.linear(x.to(dtype), weight, bias)
 
 
 class StaticStep:
     """A GPT's step for one token a row, with nothing in it that Python decides."""
 
     def __init__(self, model: GPT, dtype: torch.dtype) -> None:
-        def linear(layer: nn.Linear) -> Cast:
-            return Cast(layer.weight, layer.bias, dtype)
+        def linear(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
+            return cast_once(layer.weight, layer.bias, dtype)
 
         self.model = model
         self.blocks = [
@@ -51,7 +49,7 @@ class StaticStep:
              *map(linear, (block.mlp.c_fc, block.mlp.c_proj)))
             for block in (cast(Block, block) for block in model.h)
         ]  # fmt: skip
-        self.head = Cast(model.wte.weight[: model.config.vocab_size], None, dtype)
+        self.head = cast_once(model.wte.weight[: model.config.vocab_size], None, dtype)
 
     def __call__(self, ids: Tensor, positions: Tensor, cache: Tensor, stop: int) -> Tensor:
         """Put a token of each row at its position; logits of the next.
@@ -104,7 +102,6 @@ class GraphDecoder(PlainDecoder):
         self._buffers: dict[tuple[int, int], Tensor] = {}
 
     def new_cache(self, length: int) -> KeyValueCache:
-        """An empty cache of one row."""
         return KeyValueCache(
             self.model.config,
             rows=1,

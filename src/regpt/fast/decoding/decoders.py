@@ -28,15 +28,12 @@ class KernelDecoder(PlainDecoder):
         self.kernel = kernel
 
     def new_cache(self, length: int) -> KeyValueCache:
-        """An empty cache of one row, as precise as the matrices need it."""
         return KernelCache(self.model.config, rows=1, length=length, dtype=self.kernel.cache_dtype)
 
     def read(self, idx: Tensor, cache: KeyValueCache) -> Tensor:
-        """Append (B, T) tokens; logits (B, V) of the token after the last."""
         return self.kernel.logits(idx, cache, top_k=self.top_k)
 
     def read_all(self, idx: Tensor, cache: KeyValueCache) -> Tensor:
-        """Append (B, T) tokens; logits (B, T, V) after each of them."""
         return self.kernel.all_logits(idx, cache, top_k=self.top_k)
 
     def absorb(self, tokens: Tensor) -> None:

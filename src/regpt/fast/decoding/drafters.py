@@ -121,7 +121,6 @@ class ModelDrafter(Drafter):
         self._last = torch.empty(0)
 
     def draft_length(self, rows: int) -> int:
-        """As far as pays."""
         if self.speeds is None:
             return self.depth
         return best_draft_length(
@@ -129,11 +128,9 @@ class ModelDrafter(Drafter):
         )[0]
 
     def begin(self, prompts: list[list[int]], length: int) -> None:
-        """Read the prompts."""
         self.decoder.prefill(prompts, length=length)
 
     def draft(self, texts: list[list[int]], count: int, draw: Draw) -> list[list[int]]:
-        """Write on, as if it were alone."""
         tokens = torch.tensor([text[-1] for text in texts])
         drafts = []
         for ahead in range(count):
@@ -153,7 +150,6 @@ class ModelDrafter(Drafter):
         cache.cut(lengths)
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows."""
         self.decoder.keep(rows)
 
 

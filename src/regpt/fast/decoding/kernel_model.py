@@ -68,7 +68,6 @@ class KernelCache(KeyValueCache):
             self.leaders, self.shared = list(range(rows)), [0] * rows
 
     def cut(self, lengths: list[int]) -> None:
-        """Forget the tokens of each row from these lengths on."""
         self._fit()
         super().cut(lengths)
         self.shared = [
@@ -77,7 +76,6 @@ class KernelCache(KeyValueCache):
         ]
 
     def keep(self, rows: Tensor) -> None:
-        """Keep only these rows, (n,) int64, in this order; repeat a row to branch it."""
         self._fit()
         sources = rows.tolist()
         groups = [self.leaders[source] for source in sources]

@@ -109,17 +109,15 @@ def draft_and_check(
 ) -> Iterator[Step]:
     """The steps of `generate_steps`; rows run ahead of one another inside."""
     params = rows.params
-    batch = len(rows.texts)
     starts = [len(text) for text in rows.texts]
     if not rows.active:
         return
-    prompts = [rows.texts[row] for row in rows.active]
     # room for a row's drafts to run past its end while another's are still wanted
     length = min(params.max_length + MAX_DRAFT_LENGTH, decoder.model.config.block_size)
-    logits = decoder.prefill(prompts, length=length, top_k=params.logits_needed)
-    drafter.begin(prompts, length)
-    noise = Noise(params, generator, batch=batch, logits=logits)
-    given = 0
+    logits = decoder.prefill(rows.held(), length=length, top_k=params.logits_needed)
+    drafter.begin(rows.held(), length)
+    noise = Noise(params, generator, batch=len(rows.texts), logits=logits)
+    given, device = 0, logits.device
 
     def draw(logits: Tensor, aheads: Sequence[int]) -> Tensor:
         active = [row for row in rows.active for _ in aheads]
@@ -128,54 +126,38 @@ def draft_and_check(
         drawn = sample(
             logits.flatten(0, 1),
             params,
-            numbers=torch.tensor([rows.numbers[row] for row in active], device=logits.device),
-            positions=torch.tensor(lengths, device=logits.device),
+            numbers=torch.tensor([rows.numbers[row] for row in active], device=device),
+            positions=torch.tensor(lengths, device=device),
             noise=noise.of(active, steps),
         )
         return drawn.view(len(rows.active), len(aheads))
 
     taken = draw(logits[:, None], (0,)).tolist()
     while True:
-        lengths = take(decoder, drafter, rows, taken)
-        drawn = [len(text) - start for text, start in zip(rows.texts, starts, strict=True)]
-        ready = min([drawn[row] for row in rows.active], default=max(drawn))
+        running = len(rows.active)
+        going_on = rows.append(taken)
+        if 0 < len(going_on) < running:
+            decoder.keep(torch.tensor(going_on))
+            drafter.keep(torch.tensor(going_on))
+        drawn = [text[start:] for text, start in zip(rows.texts, starts, strict=True)]
+        ready = min([len(drawn[row]) for row in rows.active], default=max(map(len, drawn)))
         for step in range(given, ready):
-            yield as_step(rows, starts, step, logits.device)
+            tokens = [row[step] if step < len(row) else END_OF_TEXT_ID for row in drawn]
+            yield Step(tokens=torch.tensor(tokens, device=device))
         noise.forget(ready - 1)
         given = ready
         if not rows.active:
             noise.rewind(given)
             return
-        taken = check(decoder, drafter, rows, lengths, draw)
+        taken = check(decoder, drafter, rows, draw)
 
 
-def take(
-    decoder: PlainDecoder, drafter: Drafter, rows: Sequences, taken: list[list[int]]
-) -> list[int]:
-    """Add the tokens of each active row up to its end; leave ended rows; how long the rest is."""
-    running = list(rows.active)
-    places = {row: place for place, row in enumerate(running)}
-    for count in range(max(map(len, taken))):
-        pending = [row for row in rows.active if count < len(taken[places[row]])]
-        resting = [row for row in rows.active if row not in pending]
-        rows.active = pending
-        rows.append([taken[places[row]][count] for row in pending])
-        rows.active = sorted(rows.active + resting)
-    if rows.active and len(rows.active) < len(running):
-        kept = torch.tensor([places[row] for row in rows.active])
-        decoder.keep(kept)
-        drafter.keep(kept)
-    return [len(rows.texts[row]) for row in rows.active]
-
-
-def check(
-    decoder: PlainDecoder, drafter: Drafter, rows: Sequences, lengths: list[int], draw: Draw
-) -> list[list[int]]:
+def check(decoder: PlainDecoder, drafter: Drafter, rows: Sequences, draw: Draw) -> list[list[int]]:
     """The drafter drafts, the model reads, both commit on what is right: tokens of each row."""
-    texts = [rows.texts[row] for row in rows.active]
-    rooms = [rows.params.max_length - length for length in lengths]
-    cache = decoder.cache
+    texts, cache = rows.held(), decoder.cache
     assert cache is not None
+    lengths = list(map(len, texts))
+    rooms = [rows.params.max_length - length for length in lengths]
     most = min(max(rooms) - 1, cache.capacity - max(lengths))
     drafts = drafter.draft(texts, min(drafter.draft_length(len(texts)), most), draw)
     read = [[text[-1], *draft] for text, draft in zip(texts, drafts, strict=True)]
@@ -193,13 +175,3 @@ def check(
     cache.cut(standing)
     drafter.commit(standing, accepted=accepted, rejected=rejected)
     return taken
-
-
-def as_step(rows: Sequences, starts: list[int], step: int, device: torch.device) -> Step:
-    """The tokens of one step; end-of-text for rows that have ended."""
-    places = [start + step for start in starts]
-    tokens = [
-        text[place] if place < len(text) else END_OF_TEXT_ID
-        for text, place in zip(rows.texts, places, strict=True)
-    ]
-    return Step(tokens=torch.tensor(tokens, device=device))

@@ -29,12 +29,7 @@ from regpt.system.cache_folder import cache_folder, file_lock, private_folder, r
 from regpt.system.errors import UserError
 from regpt.system.files import new_file
 
-UNITS = ("decode.c", "pack.c", "adamw.c", "words.c", "draw.c", "training.c", "muon.c", "philox.c")
-SOURCES = (
-    *UNITS,
-    *("products.h", "largest.h", "head.h", "gate.h", "vectors.h"),
-    *("amx.h", "avx512.h", "avx2.h", "neon.h", "plain.h"),
-)
+SOURCES = Path(__file__).parent / "csrc"
 OPENMP = () if sys.platform == "darwin" else ("-fopenmp",)
 """Apple's compiler has no OpenMP: one thread there."""
 FLAGS = ("-O3", "-ffp-contract=off", *OPENMP, "-shared", "-fPIC")
@@ -55,14 +50,11 @@ def compile_into(folder: Path, variant: Variant | None = None) -> Path:
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
         raise UserError(f"no C compiler ({', '.join(COMPILERS)}) is installed")
-    here = Path(__file__).parent / "csrc"
     name, abilities = processor()
     flags = (*(variant or chosen_variant()).flags, *FLAGS)
     told = [compiler, *flags, name, " ".join(sorted(abilities))]
-    parts = [
-        *(part.encode() for part in told),
-        *((here / source).read_bytes() for source in SOURCES),
-    ]
+    sources = sorted(SOURCES.glob("*.[ch]"))
+    parts = [*(part.encode() for part in told), *(source.read_bytes() for source in sources)]
     digest = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
     path = private_folder(folder) / f"decode-{digest}.so"
     with contextlib.suppress(OSError):  # when it was last used
@@ -81,9 +73,8 @@ def compile_into(folder: Path, variant: Variant | None = None) -> Path:
 
 def compile_to(path: Path, compiler: str, flags: Sequence[str]) -> None:
     """Make the library. Raises UserError if the compiler fails or the folder takes no file."""
-    here = Path(__file__).parent / "csrc"
     with new_file(path) as hidden:
-        units = [str(here / unit) for unit in UNITS]
+        units = map(str, sorted(SOURCES.glob("*.c")))
         command = [compiler, *flags, *units, "-o", str(hidden), "-lm"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS)

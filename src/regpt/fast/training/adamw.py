@@ -46,7 +46,6 @@ class PiecewiseAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Apply the gradients."""
         aside: list[tuple[Tensor, Tensor]] = []
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -63,7 +62,6 @@ class PiecewiseAdamW(torch.optim.AdamW):
     def _step_matrix(
         self, weight: Tensor, gradient: Tensor, copy: Bf16Shadow, group: dict[str, Any]
     ) -> None:
-        """One matrix."""
         state = self.state[weight]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)

@@ -48,7 +48,6 @@ class Bf16Shadow:
         return self.tensor
 
     def mark(self) -> None:
-        """Say that the copy is up to date."""
         self.version = self.parameter._version
 
 

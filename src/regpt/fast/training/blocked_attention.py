@@ -40,17 +40,17 @@ def attend_in_blocks(model: GPT) -> GPT:
     """
     for module in model.modules():
         if isinstance(module, CausalSelfAttention):
-            module.forward = partial(attend, module, module.forward)
+            module.forward = partial(forward, module, module.forward)
     return model
 
 
-def attend(
-    attention: CausalSelfAttention, plain: Any, x: Tensor, cache: Attend | None = None
+def forward(
+    attention: CausalSelfAttention, plain: Any, x: Tensor, attend: Attend | None = None
 ) -> Tensor:
     """`CausalSelfAttention.forward`: x and the result (B, T, C); `plain` is the module's own."""
     drops = attention.training and attention.dropout > 0
-    if cache is not None or drops or x.device.type != "cpu":
-        return plain(x, cache)
+    if attend is not None or drops or x.device.type != "cpu":
+        return plain(x, attend)
     return attention.c_proj(causal_attention(attention.c_attn(x), attention.n_head))
 
 
@@ -99,7 +99,6 @@ class CausalAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:  # pyright: ignore
-        """The gradient of qkv."""
         return attention_backward(dy, ctx.saved_tensors), None
 
 
@@ -125,33 +124,26 @@ def attention_forward(qkv: Tensor, n_head: int) -> tuple[Tensor, list[Tensor]]:
 
 
 def attention_backward(dy: Tensor, saved: Sequence[Tensor]) -> Tensor:
-    """The gradient of qkv, (B, T, 3C), from that of the result, (B, T, C), and what was kept."""
+    """The gradient of qkv, (B, T, 3C), from that of the result, (B, T, C), and what was kept.
+
+    Of longer sequences it is the sum over blocks of queries, in float32.
+    """
     heads, *kept = saved
     (B, T, C), (_, N, _, hs) = dy.shape, heads.shape
     dy = dy.view(B, T, C // hs, hs).transpose(1, 2).reshape(N, T, hs)
+    gradients = torch.empty_like(heads) if kept else torch.zeros(heads.shape)
     if kept:
-        gradients = torch.empty_like(heads)
         block_gradients(heads, dy, kept[0], gradients)
-    else:
-        gradients = long_gradients(heads, dy)
-    together = gradients.view(3, B, C // hs, T, hs).permute(1, 3, 0, 2, 4)
-    return together.reshape(B, T, 3 * C).to(heads.dtype)
-
-
-def long_gradients(heads: Tensor, dy: Tensor) -> Tensor:
-    """`block_gradients` of all blocks, added up in float32."""
-    T = dy.shape[1]
-    total = torch.zeros(heads.shape)
-    for start in range(0, T, BLOCK):
+    for start in () if kept else range(0, T, BLOCK):
         stop = min(start + BLOCK, T)
-        P = probabilities(heads[0, :, start:stop], heads[1, :, :stop], start)
         seen = (heads[0, :, start:stop], heads[1, :, :stop], heads[2, :, :stop])
         dq, dk, dv = (torch.empty_like(x) for x in seen)
-        block_gradients(seen, dy[:, start:stop], P, (dq, dk, dv))
-        total[0, :, start:stop] = dq
-        total[1, :, :stop] += dk
-        total[2, :, :stop] += dv
-    return total
+        block_gradients(seen, dy[:, start:stop], probabilities(*seen[:2], start), (dq, dk, dv))
+        gradients[0, :, start:stop] = dq
+        gradients[1, :, :stop] += dk
+        gradients[2, :, :stop] += dv
+    together = gradients.view(3, B, C // hs, T, hs).permute(1, 3, 0, 2, 4)
+    return together.reshape(B, T, 3 * C).to(heads.dtype)
 
 
 Three = Tensor | tuple[Tensor, Tensor, Tensor]

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regpt.core.model import GPT, GPTConfig
+from regpt.core.model import GPT
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,6 @@ class CompactVocabulary:
         """(K + 1, ...) to (vocab_size, ...): the last row for every token without its own."""
         return rows[self.lookup().to(rows.device)]
 
-    def config(self, whole: GPTConfig) -> GPTConfig:
-        """The small model's shape."""
-        return replace(whole, vocab_size=len(self.kept) + 1)
-
 
 @torch.no_grad()
 def compact(model: GPT, vocabulary: CompactVocabulary) -> GPT:
@@ -73,7 +69,7 @@ def compact(model: GPT, vocabulary: CompactVocabulary) -> GPT:
     tokens that do not occur become one row of zeros."""
     rows = vocabulary.compact_rows(model.wte.weight)
     rows[-1] = 0
-    small = with_embedding(model, vocabulary.config(model.config), rows)
+    small = with_embedding(model, rows)
     small.multiplicity = vocabulary.shared
     return small
 
@@ -81,14 +77,13 @@ def compact(model: GPT, vocabulary: CompactVocabulary) -> GPT:
 @torch.no_grad()
 def expand(model: GPT, vocabulary: CompactVocabulary) -> GPT:
     """The ordinary model again: all parameters shared with `model` but the token embedding."""
-    whole = replace(model.config, vocab_size=vocabulary.vocab_size)
-    return with_embedding(model, whole, vocabulary.expand_rows(model.wte.weight))
+    return with_embedding(model, vocabulary.expand_rows(model.wte.weight))
 
 
-def with_embedding(model: GPT, config: GPTConfig, rows: Tensor) -> GPT:
+def with_embedding(model: GPT, rows: Tensor) -> GPT:
     """A model of another vocabulary around the same parameters."""
     with torch.device("meta"):
-        other = GPT(config)
+        other = GPT(replace(model.config, vocab_size=len(rows)))
     for name, child in model.named_children():
         if name != "wte":
             setattr(other, name, child)

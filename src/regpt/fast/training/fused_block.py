@@ -42,12 +42,12 @@ def fuse_blocks(model: GPT) -> GPT:
     return model
 
 
-def forward(block: Block, plain: Any, x: Tensor, cache: Attend | None = None) -> Tensor:
+def forward(block: Block, plain: Any, x: Tensor, attend: Attend | None = None) -> Tensor:
     """`Block.forward`: x and the result (B, T, C); `plain` is the block's own."""
     drops = block.training and block.drop.p > 0
     low = torch.is_autocast_enabled("cpu") and x.dtype == torch.float32
-    if cache is not None or drops or not low or x.device.type != "cpu" or not is_worth_it(x):
-        return plain(x, cache)
+    if attend is not None or drops or not low or x.device.type != "cpu" or not is_worth_it(x):
+        return plain(x, attend)
     return FusedBlock.apply(x, block, *parameters(block))  # pyright: ignore[reportReturnType]
 
 

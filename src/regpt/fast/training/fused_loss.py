@@ -14,7 +14,6 @@ from torch import Tensor
 
 from regpt.core import loss as plain
 from regpt.core.data import IGNORE_INDEX
-from regpt.core.loss import chunked_loss
 from regpt.core.model import GPT
 from regpt.fast.kernels import training
 from regpt.fast.kernels.build import unavailable_reason
@@ -30,10 +29,15 @@ def next_token_loss(model: GPT, idx: Tensor, targets: Tensor, *, divisor: float 
     kept = shadow_of(model.wte.weight)
     if kept is None or compute_dtype(idx.device) != torch.bfloat16:
         return plain.next_token_loss(model, idx, targets, divisor=divisor)
-    hidden, tiles = model.hidden(idx).flatten(0, 1), kept.fresh()
-    fits = fits_kernel(tiles, logits=min(plain.chunk_rows(len(tiles)), len(hidden)) * len(tiles))
-    function = to_gradient if fits else plain.to_gradient
-    return chunked_loss(model, hidden, tiles, targets, divisor, function)
+    tiles = kept.fresh()
+    rows = min(plain.chunk_rows(len(tiles)), idx.numel())
+    fits = fits_kernel(tiles, logits=rows * len(tiles))
+    return plain.next_token_loss(
+        *(model, idx, targets),
+        divisor=divisor,
+        tiles=tiles,
+        to_gradient=to_gradient if fits else plain.to_gradient,
+    )
 
 
 def to_gradient(logits: Tensor, targets: Tensor, vocab_size: int, multiplicity: int = 1) -> Tensor:

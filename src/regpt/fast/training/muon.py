@@ -99,7 +99,6 @@ class StackedMuon(torch.optim.Muon):
             low.copy.mark()
 
     def _step_stack(self, matrices: list[Any], shape: torch.Size, group: dict[str, Any]) -> None:
-        """Step a few matrices of one shape."""
         averages = [self._average(matrix) for matrix in matrices]
         gradients = [
             matrix.grad
