@@ -9,6 +9,8 @@ never padded, and prompts are read in one by one, so a row's numbers are those i
 to the rounding of the kernels.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -100,6 +102,11 @@ class KeyValueCache:
         seen = torch.arange(self.stop, device=device) <= places[:, :, None]
         return F.scaled_dot_product_attention(q, keys, values, attn_mask=seen[:, None])
 
+    def join(self, others: "Sequence[KeyValueCache]") -> None:
+        """Take in the rows of other caches, after one's own."""
+        self.tensor = torch.cat([self.tensor, *(other.tensor for other in others)], dim=2)
+        self.lengths += [length for other in others for length in other.lengths]
+
     def cut(self, lengths: list[int]) -> None:
         """Forget the tokens of each row from these lengths on."""
         assert all(new <= old for new, old in zip(lengths, self.lengths, strict=True))
@@ -158,8 +165,7 @@ class PlainDecoder:
         order = [unique.index(tuple(prompt)) for prompt in prompts]
         self.cache = caches[0]
         if len(unique) > 1:
-            self.cache.tensor = torch.cat([cache.tensor for cache in caches], dim=2)
-            self.cache.lengths = [len(prompt) for prompt in unique]
+            self.cache.join(caches[1:])
         if order != list(range(len(unique))):
             self.cache.keep(torch.tensor(order))
         return torch.cat(logits)[order]

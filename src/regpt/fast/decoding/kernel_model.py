@@ -58,17 +58,15 @@ class KernelCache(KeyValueCache):
 
     def prefixes(self) -> tuple[Tensor, Tensor] | None:
         """`leaders` and `shared`, (B,) int64 each; None if no row shares anything."""
-        self._fit()
         return (torch.tensor(self.leaders), torch.tensor(self.shared)) if any(self.shared) else None
 
-    def _fit(self) -> None:
-        """Rows that were joined from several caches share nothing."""
+    def join(self, others: Sequence[KeyValueCache]) -> None:
+        """Take in the rows of other caches, which share nothing with one's own."""
+        super().join(others)
         rows = len(self.lengths)
-        if len(self.leaders) != rows:
-            self.leaders, self.shared = list(range(rows)), [0] * rows
+        self.leaders, self.shared = list(range(rows)), [0] * rows
 
     def cut(self, lengths: list[int]) -> None:
-        self._fit()
         super().cut(lengths)
         self.shared = [
             min(shared, lengths[row], lengths[leader])
@@ -76,7 +74,6 @@ class KernelCache(KeyValueCache):
         ]
 
     def keep(self, rows: Tensor) -> None:
-        self._fit()
         sources = rows.tolist()
         groups = [self.leaders[source] for source in sources]
         common = [self.shared[source] or self.lengths[source] for source in sources]
