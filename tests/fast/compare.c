@@ -296,6 +296,16 @@ static void check_passes(void)
     same("rounded", low[0], low[1], 2 * N), near("row sums", sums[0], sums[1], WIDE, 1e-6);
     regpt_row_sums(ROWS, WIDE, NULL, low[0], sums[0] + WIDE, 1), plain_row_sums(ROWS, WIDE, NULL, low[1], sums[1] + WIDE, 1);
     near("bfloat16 row sums", sums[0] + WIDE, sums[1] + WIDE, WIDE, 1e-6);
+    enum { QUERIES = 19, KEYS = 37 };
+    uint16_t *scores[2], *slope[2];
+    scores[0] = low_numbers(2 * QUERIES * KEYS, 6), slope[0] = low_numbers(2 * QUERIES * KEYS, 1);
+    scores[1] = copied(scores[0], 4 * QUERIES * KEYS), slope[1] = copied(slope[0], 4 * QUERIES * KEYS);
+    regpt_causal_softmax(2 * QUERIES, QUERIES, KEYS, 18, scores[0], 1);
+    plain_causal_softmax(2 * QUERIES, QUERIES, KEYS, 18, scores[1], 1);
+    near_bf16("causal softmax", scores[0], scores[1], 2 * QUERIES * KEYS);
+    regpt_causal_softmax_backward(2 * QUERIES, QUERIES, KEYS, 18, scores[0], slope[0], 1);
+    plain_causal_softmax_backward(2 * QUERIES, QUERIES, KEYS, 18, scores[1], slope[1], 1);
+    near_bf16("its gradient", slope[0], slope[1], 2 * QUERIES * KEYS);
     int64_t targets[ROWS] = {0, 70, -100, 3, 69};
     for (int64_t n = 64; n < 72; n += 7) {
         float nats[2][ROWS];

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from regpt import GPT, GPTConfig
 from regpt.core.kv_cache import KeyValueCache
+from regpt.fast.kernels import training as native
 from regpt.fast.training import blocked_attention as module
 from regpt.fast.training.blocked_attention import attend_in_blocks, causal_attention
 
@@ -100,3 +101,30 @@ def test_the_long_way_keeps_no_square(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.autograd.graph.saved_tensors_hooks(weigh, lambda tensor: tensor):
         causal_attention(qkv, HEADS)
     assert kept == [qkv.numel()]
+
+
+@pytest.mark.parametrize(("queries", "start"), [(256, 0), (100, 0), (211, 256), (1, 70_000)])
+def test_the_softmax_in_c_is_torchs(queries: int, start: int) -> None:
+    keys = start + queries
+    draw = torch.Generator().manual_seed(keys)
+    scores = (3 * torch.randn(8, queries, keys, generator=draw)).bfloat16()
+    dP = torch.randn(8, queries, keys, generator=draw).bfloat16()
+    future = torch.ones(queries, keys, dtype=torch.bool).triu(start + 1)
+    expected = scores.float().masked_fill(future, -torch.inf).softmax(-1)
+    assert module.fits_kernel(scores)
+    P = native.causal_softmax(scores.clone(), start)
+    assert ((P - expected).abs() <= 2**-8 * expected + 1e-38).all()
+    p = P.float()
+    slope = p * (dP.float() - (p * dP.float()).sum(-1, keepdim=True))
+    dS = native.causal_softmax_backward(P, dP.clone(), start)
+    assert ((dS - slope).abs() <= 2**-8 * slope.abs() + 1e-6 * p).all()
+    assert (dS[:, future] == 0).all()
+
+
+def test_scores_that_are_not_finite_are_not_hidden() -> None:
+    scores = torch.zeros(1, 256, 256).bfloat16()
+    scores[0, 200, 3], scores[0, 100, 200] = float("nan"), float("nan")  # the second is not seen
+    assert module.fits_kernel(scores)
+    P = native.causal_softmax(scores, 0)
+    assert P[0, 200, 3].isnan()
+    assert P[0, :200].isfinite().all()

@@ -269,6 +269,7 @@ WRONG = {
     "AdamW": (adamw, "step", lambda *given: None),
     "LayerNorm": (training, "norm_backward", lambda *given, into: (into, into[:3])),
     "GELU": (training, "gelu", torch.relu),
+    "causal softmax": (training, "causal_softmax", lambda scores, start: scores.softmax(-1)),
     "loss": (training, "loss", lambda logits, *given, **more: logits.sum(1).float()),
     "draw": (
         topk_sampling,

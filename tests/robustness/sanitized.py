@@ -143,7 +143,11 @@ def between() -> int:
     training.gelu_backward(delta, dy)
     training.rounded_and_summed(x)
     training.row_sum(delta)
-    return 8
+    queries, start = random.randint(1, 40), random.randint(0, 40)
+    scores = torch.randn(3, queries, start + queries).bfloat16()
+    weights = training.causal_softmax(scores.clone(), start)
+    training.causal_softmax_backward(weights, scores, start)
+    return 10
 
 
 def cross_entropy() -> int:

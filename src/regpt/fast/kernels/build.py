@@ -125,6 +125,8 @@ SIGNATURES = {
     "regpt_gelu": (COUNT, Pointer, Pointer, COUNT),
     "regpt_gelu_backward": (COUNT, COUNT, *[Pointer] * 4, COUNT),
     "regpt_row_sums": (COUNT, COUNT, *[Pointer] * 3, COUNT),
+    "regpt_causal_softmax": (*[COUNT] * 4, Pointer, COUNT),
+    "regpt_causal_softmax_backward": (*[COUNT] * 4, Pointer, Pointer, COUNT),
     "regpt_loss": (*[COUNT] * 3, Pointer, Pointer, COUNT, NUMBER, Pointer, COUNT, Pointer, COUNT),
 }
 """The arguments of each function of the library."""

@@ -2,12 +2,12 @@
 
 from regpt.fast.decoding.topk_sampling import DRAW
 from regpt.fast.kernels.build import load_library, unavailable_reason
-from regpt.fast.kernels.training import GELU, LOSS, NORM
+from regpt.fast.kernels.training import GELU, LOSS, NORM, SOFTMAX
 from regpt.fast.kernels.variants import chosen_variant, why_not_better
 from regpt.fast.training.adamw import ADAMW
 from regpt.fast.training.muon import MUON
 
-GROUPS = (ADAMW, NORM, GELU, LOSS, DRAW, MUON)
+GROUPS = (ADAMW, NORM, GELU, SOFTMAX, LOSS, DRAW, MUON)
 
 
 def kernels_used() -> str:

@@ -115,6 +115,25 @@ def row_sum(x: Tensor) -> Tensor:
     return sums.sum(0)
 
 
+def causal_softmax(scores: Tensor, start: int) -> Tensor:
+    """Turn scores (N, queries, keys), bfloat16, into the weights of causal attention.
+
+    The first of the queries is at position `start`; keys behind a query get 0.
+    """
+    N, queries, keys = scores.shape
+    arguments = (N * queries, queries, keys, start, scores, get_num_threads())
+    load_library().regpt_causal_softmax(*arguments)
+    return scores
+
+
+def causal_softmax_backward(P: Tensor, dP: Tensor, start: int) -> Tensor:
+    """Turn dP, the gradient at `P = causal_softmax(scores, start)`, into that at the scores."""
+    N, queries, keys = P.shape
+    arguments = (N * queries, queries, keys, start, P, dP, get_num_threads())
+    load_library().regpt_causal_softmax_backward(*arguments)
+    return dP
+
+
 def loss(
     logits: Tensor, targets: Tensor, vocab_size: int, *, ignored: int, more: float, gradient: bool
 ) -> Tensor:
@@ -162,6 +181,16 @@ def gelu_is_right() -> bool:
     return right and near(row_sum(value), value.float().sum(0), 1e-5)
 
 
+def softmax_is_right() -> bool:
+    """Attention's weights, and their gradient."""
+    scores, dP = numbers(2, 20, 37).bfloat16(), numbers(2, 20, 37, seed=1).bfloat16()
+    future = torch.ones(20, 37, dtype=torch.bool).triu(18)
+    expected = scores.float().masked_fill(future, -torch.inf).softmax(-1)
+    P = causal_softmax(scores, 17)
+    slope = torch.ops.aten._softmax_backward_data(dP.float(), P.float(), -1, torch.float32)
+    return near(P, expected, 3e-3) and near(causal_softmax_backward(P, dP, 17), slope, 3e-3)
+
+
 def loss_is_right() -> bool:
     """Nats, and their gradient."""
     logits, targets = numbers(3, 48).bfloat16(), torch.tensor([0, 40, 7])
@@ -173,4 +202,5 @@ def loss_is_right() -> bool:
 
 
 NORM, GELU, LOSS = ("LayerNorm", norm_is_right), ("GELU", gelu_is_right), ("loss", loss_is_right)
+SOFTMAX = ("causal softmax", softmax_is_right)
 """What `unavailable_reason` is asked."""

@@ -167,6 +167,53 @@ static inline float widen_row(const uint16_t *z, int64_t n, float more, float *e
     return largest_of(high);
 }
 
+// Attention's scores, in place, to their causal softmax. Of `queries` rows each, the first at position `start`, a row
+// sees the columns up to its own position; the others become 0.
+void regpt_causal_softmax(int64_t rows, int64_t queries, int64_t n, int64_t start, uint16_t *scores, int64_t threads)
+{
+    (void)threads;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < rows; row++) {
+        int64_t seen = start + row % queries + 1, whole = seen / LANES * LANES;
+        uint16_t *z = scores + row * n, last[LANES];
+        float e[n + LANES];
+        vfloat poison = {0}, sum = {0};
+        float largest = widen_row(z, seen, 0.0f, e, &poison);
+        for (int64_t i = 0; i < seen; i += LANES) {
+            vfloat v = exponential(load(e + i) - largest);
+            store(e + i, v);
+            sum += v;
+        }
+        float scale = 1.0f / sum_of(sum + poison);
+        for (int64_t i = 0; i < whole; i += LANES) store_bf16(z + i, load(e + i) * scale);
+        store_bf16(last, load(e + whole) * scale);
+        memcpy(z + whole, last, (seen - whole) * sizeof(uint16_t));
+        memset(z + seen, 0, (n - seen) * sizeof(uint16_t));
+    }
+}
+
+// The gradient at the scores, in place of that at their softmax p.
+void regpt_causal_softmax_backward(int64_t rows, int64_t queries, int64_t n, int64_t start, const uint16_t *p,
+                                   uint16_t *d, int64_t threads)
+{
+    (void)threads;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < rows; row++) {
+        int64_t seen = start + row % queries + 1, whole = seen / LANES * LANES, rest = (seen - whole) * sizeof(uint16_t);
+        const uint16_t *from = p + row * n;
+        uint16_t *g = d + row * n, last[2][LANES] = {0};
+        memcpy(last[0], from + whole, rest), memcpy(last[1], g + whole, rest);
+        vfloat sum = from_bf16(last[0]) * from_bf16(last[1]);
+        for (int64_t i = 0; i < whole; i += LANES) sum = muladd(from_bf16(from + i), from_bf16(g + i), sum);
+        float mean = sum_of(sum);
+        for (int64_t i = 0; i < whole; i += LANES)
+            store_bf16(g + i, from_bf16(from + i) * (from_bf16(g + i) - mean));
+        store_bf16(last[1], from_bf16(last[0]) * (from_bf16(last[1]) - mean));
+        memcpy(g + whole, last[1], rest);
+        memset(g + seen, 0, (n - seen) * sizeof(uint16_t));
+    }
+}
+
 // Rows of logits, `stride` apart, to the gradient of their summed cross-entropy, in place; nats of each row. A row
 // whose target is `ignored` has none. `more` is added to the last of the `n` logits. Columns beyond n become 0.
 // room: n + 16 numbers of each thread.
