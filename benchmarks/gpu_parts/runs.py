@@ -171,7 +171,7 @@ def doctor(part: Part) -> None:
         part.note("no step could be timed, or the system does not say what memory it took")
         return
     needed = counted.needed(speed.rows)
-    part.row(what="tokens/s", measured=f"{report.tokens_per_second:,.0f}")
+    part.row(what="tokens/s", measured=f"{speed.tokens_per_second:,.0f}")
     part.row(
         what=f"memory with {speed.rows} sequences",
         measured=f"peak {speed.peak / 1e9:.2f} GB",

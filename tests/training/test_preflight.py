@@ -146,8 +146,8 @@ def test_a_run_that_is_fit(text_file: Path, tmp_path: Path) -> None:
     assert [check.name for check in report.checks] == ["memory", "disk", "one batch"]
     assert report.speed is not None
     assert report.speed.rows == 4
-    assert report.step_seconds == 8 * report.speed.row_seconds + report.speed.update_seconds
-    assert report.hours == pytest.approx(6 * report.step_seconds / 3600)
+    assert report.speed.step_seconds == 8 * report.speed.row_seconds + report.speed.update_seconds
+    assert report.speed.hours == pytest.approx(6 * report.speed.step_seconds / 3600)
     assert not out.exists()
     needed = gigabytes(3 * report.memory.checkpoint + report.memory.parameters)
     assert report.checks[1].text.startswith(f"{needed} for 3 checkpoints at once and the model, ")
@@ -158,7 +158,7 @@ def test_more_processes_share_the_work(text_file: Path, tmp_path: Path) -> None:
     report = examine(config, processes=4)
     assert report.speed is not None
     assert report.speed.rows == 2
-    assert report.step_seconds == 2 * report.speed.row_seconds + report.speed.update_seconds
+    assert report.speed.step_seconds == 2 * report.speed.row_seconds + report.speed.update_seconds
 
 
 def test_what_does_not_fit_is_said(

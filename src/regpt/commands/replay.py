@@ -1,14 +1,12 @@
 """`regpt replay`: a step of a run again, in float32, layer by layer."""
 
-import json as json_text
 import sys
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
 from regpt.system.console import Console
-from regpt.system.json_text import finite
+from regpt.system.json_text import json_line
 from regpt.training.activation_stats import (
     LayerStats,
     TensorStats,
@@ -52,20 +50,14 @@ def verdict(replayed: Replay) -> str:
 
 
 def as_json(replayed: Replay) -> str:
-    """One object."""
-    report: dict[str, Any] = {
-        "step": replayed.step,
-        "source": replayed.source,
-        "place": replayed.place,
-        "loss": replayed.loss,
-        "grad_norm": replayed.grad_norm,
-        "recorded": replayed.recorded,
-        "fault": replayed.fault,
-        "first_layer_not_finite": first_not_finite(replayed.layers),
-        "first_gradient_not_finite": first_gradient_not_finite(replayed.layers),
-        "layers": [layer.to_json() for layer in replayed.layers.values()],
+    """One object on a line."""
+    layers = replayed.layers
+    found = {
+        "first_layer_not_finite": first_not_finite(layers),
+        "first_gradient_not_finite": first_gradient_not_finite(layers),
+        "layers": [{"name": name, **layer.to_json()} for name, layer in layers.items()],
     }
-    return json_text.dumps(finite(report))
+    return json_line(vars(replayed) | found)
 
 
 def replay(run: Path, /, *, step: int, device: str | None = None, json: bool = False) -> None:
@@ -81,7 +73,7 @@ def replay(run: Path, /, *, step: int, device: str | None = None, json: bool = F
     say = console.say
     replayed = run_again(run, step, device=device, note=lambda text: say(f"note: {text}"))
     if json:
-        sys.stdout.write(as_json(replayed) + "\n")
+        sys.stdout.write(as_json(replayed))
         return
     say(f"step {step} of {run}, weights from {replayed.source}, on {replayed.place}")
     say(f"loss {replayed.loss:.6g}, gradient norm {replayed.grad_norm:.6g}")

@@ -49,6 +49,11 @@ def json_bytes(value: Any) -> bytes:
     return (json.dumps(value, indent=2) + "\n").encode()
 
 
+def json_line(value: Any) -> str:
+    """The text of a value on one line, the line's end included; null for numbers JSON has not."""
+    return json.dumps(finite(value)) + "\n"
+
+
 def check_types(target: type, values: Any) -> Any:
     """The same values by name, of a dataclass or TypedDict.
 

@@ -9,8 +9,10 @@ since hooks set after compilation are not seen.
 
 import contextlib
 import math
+import re
+from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -19,7 +21,8 @@ from torch import Tensor, nn
 
 from regpt.core.model import GPT
 
-LOGITS = "logits"
+RECORDED = re.compile(r"wte|wpe|ln_f|h\.\d+(\.(ln_1|attn|ln_2|mlp))?")
+"""Names of the modules that get an entry."""
 
 
 @dataclass(kw_only=True)
@@ -38,8 +41,8 @@ class TensorStats:
         self.numbers += numbers.numel()
         self.not_finite += int((~finite).sum())
         numbers = numbers.where(finite, torch.zeros_like(numbers))
-        self.squares += float(numbers.double().square().sum().item()) if numbers.numel() else 0.0
-        self.largest = max(self.largest, numbers.abs().max().item() if numbers.numel() else 0.0)
+        self.squares += numbers.double().square().sum().item()
+        self.largest = max(self.largest, numbers.abs().max().item())
 
     @property
     def rms(self) -> float:
@@ -55,51 +58,32 @@ class TensorStats:
 class LayerStats:
     """One layer's output, and the gradient of the loss with respect to it."""
 
-    name: str
-    output: TensorStats
-    gradient: TensorStats
+    output: TensorStats = field(default_factory=TensorStats)
+    gradient: TensorStats = field(default_factory=TensorStats)
 
     def to_json(self) -> dict[str, Any]:
-        """Name and figures; no gradient where no backward ran."""
-        entry: dict[str, Any] = {"name": self.name, "output": self.output.to_json()}
-        if self.gradient.numbers:
-            entry["gradient"] = self.gradient.to_json()
-        return entry
-
-
-def recorded_modules(model: GPT) -> Iterator[tuple[str, nn.Module]]:
-    """The modules that get a line, by their names in the model."""
-    yield "wte", model.wte
-    yield "wpe", model.wpe
-    for index, block in enumerate(model.h):
-        for part in ("ln_1", "attn", "ln_2", "mlp"):
-            yield f"h.{index}.{part}", getattr(block, part)
-        yield f"h.{index}", block
-    yield "ln_f", model.ln_f
+        """The figures of both; no gradient where no backward ran."""
+        return {name: stats.to_json() for name, stats in vars(self).items() if stats.numbers}
 
 
 @contextlib.contextmanager
 def record_activations(model: GPT) -> Iterator[dict[str, LayerStats]]:
     """Record every layer while open; the dictionary is in the order of computation."""
-    layers: dict[str, LayerStats] = {}
-
-    def layer(name: str) -> LayerStats:
-        return layers.setdefault(
-            name, LayerStats(name=name, output=TensorStats(), gradient=TensorStats())
-        )
+    layers: dict[str, LayerStats] = defaultdict(LayerStats)
 
     def record(module: nn.Module, inputs: object, output: Tensor, *, name: str) -> None:
-        layer(name).output.add(output)
+        layers[name].output.add(output)
         if output.requires_grad:
-            output.register_hook(layer(name).gradient.add)
+            output.register_hook(layers[name].gradient.add)
         if name == "ln_f":
             with torch.no_grad():
                 for row in output.detach():
-                    layer(LOGITS).output.add(model.unembed(row))
+                    layers["logits"].output.add(model.unembed(row))
 
     hooks = [
         module.register_forward_hook(partial(record, name=name))
-        for name, module in recorded_modules(model)
+        for name, module in model.named_modules()
+        if RECORDED.fullmatch(name)
     ]
     try:
         with torch.compiler.set_stance("force_eager"):
@@ -116,5 +100,5 @@ def first_not_finite(layers: dict[str, LayerStats]) -> str | None:
 
 def first_gradient_not_finite(layers: dict[str, LayerStats]) -> str | None:
     """The first layer, in the order of backward, whose gradient is not finite."""
-    broken = [name for name, layer in layers.items() if layer.gradient.not_finite]
-    return broken[-1] if broken else None
+    backward = reversed(layers.items())
+    return next((name for name, layer in backward if layer.gradient.not_finite), None)

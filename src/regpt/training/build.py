@@ -9,8 +9,9 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
+from regpt.core.data import Batch
 from regpt.core.model import GPT
-from regpt.core.train import Hooks, StepSettings
+from regpt.core.train import Hooks, StepResult, StepSettings, compute_gradients
 from regpt.datasets.corpus import Say, silent
 from regpt.fast.training.bf16_weights import gradients_in, keep_bf16_weights
 from regpt.fast.training.blocked_attention import attend_in_blocks
@@ -155,3 +156,8 @@ class StateHooks(Hooks):
     def sum(self, loss: Tensor) -> Tensor:
         """Over all processes."""
         return self.state.world.sum(loss)
+
+
+def gradients_of(state: TrainState, batch: Batch) -> StepResult:
+    """The gradients of a batch, as the run computes them; nothing is applied."""
+    return compute_gradients(state.model, state.optimizer, batch, state.settings, StateHooks(state))

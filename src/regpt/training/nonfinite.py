@@ -61,19 +61,14 @@ def report_directory(directory: RunDirectory, step: int) -> Path:
     return directory.nonfinite / f"step-{step:08d}"
 
 
-def remove_oldest_models(directory: RunDirectory) -> None:
-    """Remove the weights of the oldest steps, so that one more may be kept."""
-    models = sorted(directory.nonfinite.glob("step-*/model"))
-    with writing_to(directory.nonfinite):
-        for model in models[: max(len(models) - (KEPT_MODELS - 1), 0)]:
-            remove(model)
-
-
 def write_report(
     state: TrainState, directory: RunDirectory, result: StepResult, reason: str
 ) -> Path:
-    """Keep the step's evidence; every process must ask."""
+    """Keep the step's evidence, in the place of the oldest weights; every process must ask."""
     path = report_directory(directory, state.step + 1)
+    tensors = {name: full(t.detach()).cpu() for name, t in state.whole_model().state_dict().items()}
+    if not state.world.is_first or path.exists():
+        return path
     report = {
         "step": state.step + 1,
         "fault": reason,
@@ -81,19 +76,16 @@ def write_report(
         "grad_norm": result.grad_norm,
         "recent_losses": state.recent_losses[-16:],
     }
-    tensors = {name: full(t.detach()).cpu() for name, t in state.whole_model().state_dict().items()}
     texts = describe_batch(state.data.loader, state.step, get_tokenizer())
-    if state.world.is_first and not path.exists():
-        remove_oldest_models(directory)
-        with new_directory(path) as hidden:
-            weights.write_model(hidden / "model", tensors, asdict(state.config.model))
-            replace_files(
-                hidden,
-                {
-                    "batch.txt": ("\n\n".join(texts) + "\n").encode(),
-                    "report.json": json_bytes(finite(report)),
-                },
-            )
+    batch = "\n\n".join(texts) + "\n"
+    with writing_to(directory.nonfinite):
+        models = sorted(directory.nonfinite.glob("step-*/model"), reverse=True)
+        for model in models[KEPT_MODELS - 1 :]:
+            remove(model)
+    with new_directory(path) as hidden:
+        weights.write_model(hidden / "model", tensors, asdict(state.config.model))
+        files = {"batch.txt": batch.encode(), "report.json": json_bytes(finite(report))}
+        replace_files(hidden, files)
     return path
 
 

@@ -16,13 +16,12 @@ from pathlib import Path
 import torch
 
 from regpt.core.data import IGNORE_INDEX, Batch
-from regpt.core.train import StepResult, compute_gradients
 from regpt.datasets.corpus import Say, silent
 from regpt.system.distributed import World
 from regpt.system.errors import UserError
 from regpt.system.memory import available_memory
 from regpt.system.runtime import find_runtime, peak_memory
-from regpt.training.build import StateHooks, build, decide_compile
+from regpt.training.build import build, decide_compile, gradients_of
 from regpt.training.config import RunConfig
 from regpt.training.memory import HEADROOM, Memory, count_memory, gigabytes
 from regpt.training.run_dir import free_name
@@ -36,7 +35,7 @@ PATIENCE_SECONDS = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """What the timed steps came to, on one process."""
+    """What the timed steps came to, on one process, and what that makes of a run."""
 
     rows: int
     """Sequences in a timed micro-batch."""
@@ -46,6 +45,12 @@ class Speed:
     """One step of the optimizer."""
     peak: int | None
     """Most bytes the device held meanwhile; of a CPU, the process; None: not known."""
+    step_seconds: float
+    """A whole step: forward and backward of a process's sequences, and the update."""
+    tokens_per_second: float
+    """Of all processes together, if each is as fast as this one."""
+    hours: float
+    """Steps times the seconds of one; validation and saving come on top."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,15 +61,9 @@ class Report:
     place: str
     processes: int
     memory: Memory
+    checks: list[Check]
     speed: Speed | None = None
     epochs: float | None = None
-    step_seconds: float | None = None
-    """A whole step: forward and backward of a process's sequences, and the update."""
-    tokens_per_second: float | None = None
-    """Of all processes together, if each is as fast as this one."""
-    hours: float | None = None
-    """Steps times the seconds of one; validation and saving come on top."""
-    checks: list[Check]
 
     @property
     def ok(self) -> bool:
@@ -89,7 +88,6 @@ def examine(config: RunConfig, *, processes: int = 1, say: Say = silent) -> Repo
     if processes < 1:
         raise UserError(f"processes must be at least 1, got {processes}")
     config = config.with_batch_tokens(processes)
-    assert config.batch_tokens is not None
     rows = -(-config.sequences(processes) // processes)  # a process's part of a global batch
     count = partial(count_memory, config, runtime, available=available_memory(runtime.device))
     memory, alone = count(processes=processes), count(processes=1)
@@ -103,19 +101,15 @@ def examine(config: RunConfig, *, processes: int = 1, say: Say = silent) -> Repo
     if state.vocabulary is not None:
         count = partial(count, rows=len(state.model.wte.weight))
         memory, alone = count(processes=processes), count(processes=1)
-    speed = time_steps(state, rows=min(rows, config.batch_size, alone.largest_batch))
+    speed = time_steps(state, timed=min(rows, config.batch_size, alone.largest_batch), rows=rows)
     if speed.peak is not None:
-        found = alone.corrected(speed.peak - held, speed.rows).activations
-        memory = replace(memory, activations=max(memory.activations, found))
-    batch = some_rows(state, min(ROWS, rows))
-    seconds = rows * speed.row_seconds + speed.update_seconds
+        found = alone.corrected(speed.peak - held, speed.rows)
+        memory = replace(memory, activations=found.activations)
+    batch, plan = first_rows(state, min(ROWS, rows)), state.data.loader.plan
     return report(
         memory=memory,
         speed=speed,
-        epochs=config.steps * config.batch_tokens / len(state.data.loader.dataset),
-        step_seconds=seconds,
-        tokens_per_second=config.batch_tokens / seconds,
-        hours=config.steps * seconds / 3600,
+        epochs=config.steps * plan.tokens_per_batch / plan.num_tokens,
         checks=[
             check_memory(config, memory, rows),
             check_disk(config, memory),
@@ -124,26 +118,20 @@ def examine(config: RunConfig, *, processes: int = 1, say: Say = silent) -> Repo
     )
 
 
-def some_rows(state: TrainState, rows: int) -> Batch:
-    """So many sequences of the first batches, as a batch of their own."""
-    loader, device = state.data.loader, state.runtime.device
-    batches = [loader.batch(step) for step in range(-(-rows // loader.plan.sequences))]
-    x, y = (torch.cat(parts)[:rows] for parts in zip(*batches, strict=True))
+def first_rows(state: TrainState, rows: int) -> Batch:
+    """So many sequences of the first batch, as a batch of their own."""
+    x, y = state.data.loader.batch(0, slice(rows))
+    device = state.runtime.device
     return Batch(0, x.to(device), y.to(device), int((y != IGNORE_INDEX).sum()))
 
 
-def gradients_of(state: TrainState, batch: Batch) -> StepResult:
-    """The real step function on one micro-batch."""
-    settings = replace(state.settings, micro_batch=None)
-    return compute_gradients(state.model, state.optimizer, batch, settings, StateHooks(state))
+def time_steps(state: TrainState, *, timed: int, rows: int) -> Speed:
+    """Time three steps on micro-batches of `timed` sequences, or as many as are affordable.
 
-
-def time_steps(state: TrainState, *, rows: int) -> Speed:
-    """Time three steps on micro-batches of `rows` sequences, or as many as are affordable.
-
-    A step is many micro-batches and one update, so the two are timed apart.
+    A step of the run is `rows` sequences on this process and one update, so the two are timed
+    apart.
     """
-    runtime = state.runtime
+    config, runtime = state.config, state.runtime
     if runtime.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(runtime.device)
 
@@ -153,22 +141,27 @@ def time_steps(state: TrainState, *, rows: int) -> Speed:
         runtime.synchronize()
         return time.perf_counter() - clock
 
-    one = some_rows(state, 1)
+    one = first_rows(state, 1)
     gradients_of(state, one)  # allocates and compiles
-    rows = max(1, min(rows, int(PATIENCE_SECONDS / seconds_of(lambda: gradients_of(state, one)))))
-    batch = some_rows(state, rows)
-    if decide_compile(state.config, runtime.device)[0]:
+    timed = max(1, min(timed, int(PATIENCE_SECONDS / seconds_of(lambda: gradients_of(state, one)))))
+    batch = first_rows(state, timed)
+    if decide_compile(config, runtime.device)[0]:
         gradients_of(state, batch)
-    state.optimizer.set_factor(1.0 / max(state.config.schedule.warmup_steps, 1))
+    state.optimizer.set_factor(1.0 / max(config.schedule.warmup_steps, 1))
     gradient, update = [], []
     for _ in range(TIMED_STEPS):
         gradient.append(seconds_of(lambda: gradients_of(state, batch)))
         update.append(seconds_of(state.optimizer.step))
+    row_seconds, update_seconds = statistics.median(gradient) / timed, statistics.median(update)
+    step_seconds = rows * row_seconds + update_seconds
     return Speed(
-        rows=rows,
-        row_seconds=statistics.median(gradient) / rows,
-        update_seconds=statistics.median(update),
+        rows=timed,
+        row_seconds=row_seconds,
+        update_seconds=update_seconds,
         peak=peak_memory(runtime.device),
+        step_seconds=step_seconds,
+        tokens_per_second=state.data.loader.plan.tokens_per_batch / step_seconds,
+        hours=config.steps * step_seconds / 3600,
     )
 
 

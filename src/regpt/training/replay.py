@@ -7,29 +7,26 @@ written. One process computes the whole global batch; of a run on many, dropout 
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
 
-from regpt.core.data import Batch
 from regpt.core.schedule import factor
-from regpt.core.train import StepResult, compute_gradients
+from regpt.core.train import StepResult
+from regpt.datasets.corpus import Say
 from regpt.system.distributed import World
 from regpt.system.errors import UserError
 from regpt.system.json_text import check_types, read_json
 from regpt.system.runtime import find_runtime
 from regpt.training.activation_stats import LayerStats, record_activations
-from regpt.training.build import StateHooks, build
+from regpt.training.build import build, gradients_of
 from regpt.training.checkpoint import load_newest
 from regpt.training.config import RunConfig
 from regpt.training.nonfinite import nonfinite_reason, report_directory
 from regpt.training.run_dir import RunDirectory
 from regpt.training.state import TrainState, check_data, load_model, restore
-
-Note = Callable[[str], None]
 
 
 class Report(TypedDict):
@@ -52,11 +49,11 @@ class Replay:
     """Device and dtype of this computation."""
     loss: float
     grad_norm: float
-    layers: dict[str, LayerStats]
     recorded: dict[str, Any] | None
     """The run's own line or report; None if it left neither."""
     fault: str | None
     """What the run found wrong."""
+    layers: dict[str, LayerStats]
 
     @property
     def is_finite(self) -> bool:
@@ -64,7 +61,7 @@ class Replay:
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
-def replay(directory: Path, step: int, *, device: str | None, note: Note) -> Replay:
+def replay(directory: Path, step: int, *, device: str | None, note: Say) -> Replay:
     """Compute a step of a run again in float32; `device` default: the run's own.
 
     Raises:
@@ -89,11 +86,10 @@ def replay(directory: Path, step: int, *, device: str | None, note: Note) -> Rep
     state = build(config, runtime, World(device=runtime.device), say=note)
     check_data(record["data"], state.data.record)
     source = restore_before(state, run, step, note)
-    batch = global_batch(state)
     state.runtime = replace(runtime, dtype=torch.float32)
     state.settings = replace(state.settings, autocast=state.runtime.autocast)
     with record_activations(state.model) as layers:
-        result = gradients_of(state, batch)
+        result = next_gradients(state)
     recorded, fault = recorded_of(run, step)
     return Replay(
         step=step,
@@ -101,23 +97,23 @@ def replay(directory: Path, step: int, *, device: str | None, note: Note) -> Rep
         place=state.runtime.describe(),
         loss=result.loss,
         grad_norm=result.grad_norm,
-        layers=layers,
         recorded=recorded,
         fault=fault,
+        layers=layers,
     )
 
 
-def restore_before(state: TrainState, run: RunDirectory, step: int, note: Note) -> str:
+def restore_before(state: TrainState, run: RunDirectory, step: int, note: Say) -> str:
     """Bring a fresh state to the weights that met `step`; says where they came from."""
     model = report_directory(run, step) / "model"
     if model.is_dir():
         load_model(state, model)
         state.step = step - 1
         return str(model)
-    checkpoint = load_newest(run.checkpoints, note=note, at_most=step - 1)
-    source = str(checkpoint.path) if checkpoint else "the beginning"
-    if checkpoint is not None:
+    source = "the beginning"
+    if checkpoint := load_newest(run.checkpoints, note=note, at_most=step - 1):
         restore(state, checkpoint)
+        source = str(checkpoint.path)
     between = step - 1 - state.step
     if not between:
         return source
@@ -127,24 +123,17 @@ def restore_before(state: TrainState, run: RunDirectory, step: int, note: Note) 
     return f"{source} and {between} steps"
 
 
-def global_batch(state: TrainState) -> Batch:
-    """The whole batch of the state's next step, on its device."""
-    step, device = state.step, state.runtime.device
-    (batch,) = state.data.loader.batches(step, step + 1, device=device)
-    return batch
-
-
-def gradients_of(state: TrainState, batch: Batch) -> StepResult:
-    """The gradients of the state's next step, at its learning rate; nothing is applied."""
-    config = state.config
-    state.optimizer.set_factor(factor(state.step, config.steps, config.schedule))
-    return compute_gradients(state.model, state.optimizer, batch, state.settings, StateHooks(state))
+def next_gradients(state: TrainState) -> StepResult:
+    """The gradients of the state's next step, on the whole batch, at its learning rate."""
+    step, config = state.step, state.config
+    (batch,) = state.data.loader.batches(step, step + 1, device=state.runtime.device)
+    state.optimizer.set_factor(factor(step, config.steps, config.schedule))
+    return gradients_of(state, batch)
 
 
 def advance(state: TrainState) -> None:
     """One step as the run did it: applied unless its numbers were not finite."""
-    result = gradients_of(state, global_batch(state))
-    if nonfinite_reason(result) is None:
+    if nonfinite_reason(next_gradients(state)) is None:
         state.optimizer.step()
     state.step += 1
 
