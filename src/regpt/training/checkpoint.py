@@ -32,6 +32,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from regpt import weights
+from regpt.datasets.corpus import Say
 from regpt.system.errors import UserError
 from regpt.system.files import new_directory, replace_files, writing_to
 from regpt.system.json_text import check_types, json_bytes, read_json
@@ -40,7 +41,6 @@ MANIFEST, LATEST, BEST = "manifest.json", "latest", "best"
 FILES = {"config.json", "model.safetensors", "optimizer.safetensors", "state.json"}
 """What a manifest must name for a checkpoint to be one."""
 NAME = re.compile(r"step-\d+")
-Note = Callable[[str], None]
 
 
 class Progress(TypedDict):
@@ -212,18 +212,15 @@ def verify(path: Path) -> str | None:
     return None
 
 
-def load_newest(folder: Path, *, note: Note, at_most: int | None = None) -> Checkpoint | None:
+def load_newest(folder: Path, *, note: Say, at_most: int | None = None) -> Checkpoint | None:
     """The newest sound checkpoint (of step `at_most` or before); tells `note` of others."""
-    found = (path.name for path in folder.glob("step-*"))
-    names = sorted((name for name in found if NAME.fullmatch(name)), reverse=True)
-    for name in names:
-        path = folder / name
-        if at_most is not None and int(name.removeprefix("step-")) > at_most:
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        if not NAME.fullmatch(path.name) or (at_most is not None and path.name > name_of(at_most)):
             continue
         fault = verify(path)
         if fault is None:
             return load(path)
-        note(f"checkpoint {name} is not sound ({fault}): passed over")
+        note(f"checkpoint {path.name} is not sound ({fault}): passed over")
     return None
 
 
@@ -232,7 +229,6 @@ def load(path: Path) -> Checkpoint:
     try:
         progress = check_types(Progress, read_json(path / "state.json"))
         optimizer = load_file(path / "optimizer.safetensors")
-        step = progress["step"]
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read ({error}): remove it and resume again") from None
-    return Checkpoint(path=path, step=step, optimizer=optimizer, progress=progress)
+    return Checkpoint(path=path, step=progress["step"], optimizer=optimizer, progress=progress)

@@ -1,37 +1,31 @@
 """What of an optimizer must survive a stop: its averages, by the names of the parameters."""
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from regpt.core.optimizer import Optimizer
 
 
-def moments(
-    optimizer: Optimizer,
-) -> Iterator[tuple[str, torch.optim.Optimizer, nn.Parameter, slice]]:
-    """Every tensor with a state: name, its optimizer, its parameter, its rows of the name."""
+def moments(optimizer: Optimizer) -> Iterator[tuple[str, slice, dict[str, Any]]]:
+    """Every state: the parameter's name, the rows of it that are meant, torch's dictionary."""
     for parameter in optimizer.parameters:
         if parameter in optimizer.adamw.state:
-            yield optimizer.names[parameter], optimizer.adamw, parameter, slice(None)
+            yield optimizer.names[parameter], slice(None), optimizer.adamw.state[parameter]
     for matrix, pieces in optimizer.pieces:
+        assert optimizer.muon is not None
         for index, piece in enumerate(pieces):
-            rows = len(piece)
-            assert optimizer.muon is not None
-            yield (
-                optimizer.names[matrix],
-                optimizer.muon,
-                piece,
-                slice(index * rows, (index + 1) * rows),
-            )
+            rows = slice(index * len(piece), (index + 1) * len(piece))
+            yield optimizer.names[matrix], rows, optimizer.muon.state[piece]
 
 
 def state_tensors(optimizer: Optimizer, gather: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     """What must survive a stop, by parameter name; `gather` makes a whole copy of a tensor."""
     tensors: dict[str, Tensor] = {}
-    for name, owner, parameter, _ in moments(optimizer):
-        for key, value in owner.state[parameter].items():
+    for name, _, state in moments(optimizer):
+        for key, value in state.items():
             if key == "step":
                 tensors["step"] = gather(value)
             elif f"{key}.{name}" in tensors:  # q, k and v of one matrix
@@ -46,8 +40,8 @@ def load_state_tensors(
 ) -> None:
     """Take back what `state_tensors` gave; `fill` copies a whole tensor into one of ours."""
     make_states(optimizer)
-    for name, owner, parameter, rows in moments(optimizer):
-        for key, value in owner.state[parameter].items():
+    for name, rows, state in moments(optimizer):
+        for key, value in state.items():
             fill(value, tensors["step"] if key == "step" else tensors[f"{key}.{name}"][rows])
 
 

@@ -40,7 +40,7 @@ def restore_latest(state: TrainState, directory: RunDirectory, say: Say) -> None
     The first process looks for it and the others take the same one. A run that was killed before
     its first checkpoint begins again.
     """
-    world = state.world
+    world, config = state.world, state.config
     with world.fail_together():
         checkpoint = find_checkpoint(directory, say) if world.is_first else None
     step = torch.tensor(checkpoint.step if checkpoint else 0, device=world.device)
@@ -57,19 +57,17 @@ def restore_latest(state: TrainState, directory: RunDirectory, say: Say) -> None
         say(f"note: {directory.path} has no checkpoint yet: it begins again")
     world.barrier()
     if world.is_first:
-        for change in directory.change_record(state.config, step):
-            say(f"note: from here on {change}")
-        for dropped in directory.rewind(step):
-            say(f"note: {dropped}")
+        changes = [f"from here on {change}" for change in directory.change_record(config, step)]
+        for text in (*changes, *directory.rewind(step)):
+            say(f"note: {text}")
 
 
 def find_checkpoint(directory: RunDirectory, say: Say) -> Checkpoint | None:
     """The newest sound checkpoint; None if none was ever completed and the run never ended."""
     checkpoint = load_newest(directory.checkpoints, note=lambda text: say(f"note: {text}"))
-    unsaved = "finished" not in directory.read_record() and not list(
-        directory.checkpoints.glob("step-*")
-    )
-    if checkpoint is None and not unsaved:
+    if checkpoint is None and (
+        directory.is_complete(1) or any(directory.checkpoints.glob("step-*"))
+    ):
         raise UserError(
             f"{directory.path} has no sound checkpoint to resume from: start a new run with "
             "--save-every"

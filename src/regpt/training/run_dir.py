@@ -13,19 +13,18 @@
 A directory that already holds a run is never written to but by its resume, one at a time.
 """
 
-import json
 import os
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Required, TypedDict
 
 from filelock import FileLock, Timeout
 
 from regpt.system.errors import UserError
 from regpt.system.files import replace_files, writing_to
-from regpt.system.json_text import check_types, finite, json_bytes, read_json
+from regpt.system.json_text import check_types, json_bytes, json_line, read_json
 from regpt.system.jsonl import read_lines
 from regpt.training.config import RunConfig
 
@@ -102,8 +101,8 @@ def sample_section(step: int, samples: Mapping[str, list[str]]) -> str:
 class RunRecord(TypedDict, total=False):
     """What every reader of run.json relies on; more may stand there."""
 
-    config: dict[str, Any]
-    data: dict[str, Any]
+    config: Required[dict[str, Any]]
+    data: Required[dict[str, Any]]
     runtime: str
     versions: dict[str, str]
 
@@ -160,15 +159,11 @@ class RunDirectory:
         directory = cls(path)
         directory.refuse_a_run()
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            directory.lock()
-            directory.refuse_a_run()  # of another process, begun between the look and the lock
-            directory.metrics.touch()
-        except OSError as error:
-            directory.release()
-            raise UserError(
-                f"cannot write to {path} ({error.strerror}): name another with --out"
-            ) from None
+            with writing_to(path):
+                path.mkdir(parents=True, exist_ok=True)
+                directory.lock()
+                directory.refuse_a_run()  # of another process, begun between the look and the lock
+                directory.metrics.touch()
         except UserError:
             directory.release()
             raise
@@ -184,14 +179,11 @@ class RunDirectory:
 
     def write_record(self, config: RunConfig, data: dict[str, Any], place: str) -> None:
         """Write run.json: what was run, on what, with which versions."""
+        versions = {"python": platform.python_version()} | {
+            name: version(name) for name in VERSIONS
+        }
         self.replace_record(
-            {
-                "config": config.to_json(),
-                "data": data,
-                "runtime": place,
-                "versions": {"python": platform.python_version()}
-                | {name: version(name) for name in VERSIONS},
-            }
+            {"config": config.to_json(), "data": data, "runtime": place, "versions": versions}
         )
 
     def replace_record(self, record: dict[str, Any]) -> None:
@@ -229,35 +221,26 @@ class RunDirectory:
         """What `write_record` wrote."""
         try:
             record = read_json(self.run_json)
+            check_types(RunRecord, record)
+            check_types(ConfigRecord, record["config"])
+            check_types(DataRecord, record["data"])
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
                 f"{self.path} holds no run (no run.json): name a run's directory"
             ) from None
-        except ValueError:
-            raise UserError(f"{self.run_json} is not JSON: restore it from a copy") from None
         except OSError as error:
             raise UserError(f"cannot read {self.run_json}: {error.strerror or error}") from None
-        parts = ("config", "data")
-        if not isinstance(record, dict) or not all(
-            isinstance(record.get(name), dict) for name in parts
-        ):
+        except (ValueError, TypeError, KeyError) as error:
+            reason = f"no {error}" if isinstance(error, KeyError) else error
             raise UserError(
-                f"{self.run_json} has no {' and '.join(parts)} of a run: restore it from a copy"
-            )
-        try:
-            check_types(RunRecord, record)
-            check_types(ConfigRecord, record["config"])
-            check_types(DataRecord, record["data"])
-        except TypeError as error:
-            raise UserError(
-                f"{self.run_json} is damaged ({error}): restore it from a copy"
+                f"{self.run_json} is damaged ({reason}): restore it from a copy"
             ) from None
         return record
 
     def append_metrics(self, entry: dict[str, Any]) -> None:
         """Add one line to metrics.jsonl; samples to samples.txt as well, for people."""
         with writing_to(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite(entry)) + "\n")
+            file.write(json_line(entry))
         if "samples" in entry:
             with writing_to(self.samples), self.samples.open("a", encoding="utf-8") as file:
                 file.write(sample_section(entry["step"], entry["samples"]))
@@ -278,9 +261,11 @@ class RunDirectory:
         """
         found, notes = read_metrics(self.metrics)
         entries = [entry for entry in found if step and entry["step"] <= step]
-        text = "".join(json.dumps(entry) + "\n" for entry in entries)
-        replace_files(self.path, {self.metrics.name: text.encode()})
         samples = (entry for entry in entries if "samples" in entry)
-        text = "".join(sample_section(entry["step"], entry["samples"]) for entry in samples)
-        replace_files(self.path, {self.samples.name: text.encode()})
+        sections = (sample_section(entry["step"], entry["samples"]) for entry in samples)
+        files = {
+            self.metrics.name: "".join(map(json_line, entries)).encode(),
+            self.samples.name: "".join(sections).encode(),
+        }
+        replace_files(self.path, files)
         return notes

@@ -159,12 +159,9 @@ def check_data(saved: dict[str, Any], found: dict[str, Any]) -> None:
         "validation_tokens": "the validation split has changed",
     }
     for name, text in changed.items():
-        before, now = (
-            value[:12] if isinstance(value, str) else value
-            for value in (saved.get(name), found.get(name))
-        )
-        if saved.get(name) != found.get(name):
+        before, now = saved.get(name), found.get(name)
+        if before != now:
             raise UserError(
-                f"{text} since the run began ({name} {before}, now {now}): "
+                f"{text} since the run began ({name} {before!s:.12}, now {now!s:.12}): "
                 "resume with the data it was started on, or start a new run"
             )
