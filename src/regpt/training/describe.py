@@ -11,24 +11,22 @@ from regpt.training.state import TrainState
 def beginning(state: TrainState, directory: Path, evaluation: PeriodicEvaluation) -> str:
     """What is about to be trained, on what, where."""
     config, data, shape = state.config, state.data, state.config.model
-    plan, examples = data.loader.plan, evaluation.examples
+    plan, examples = data.loader.plan, len(evaluation.examples)
     held_out = f", {len(data.validation):,} held out" if data.validation else ""
     processes = f", {state.world.size} processes" if state.world.size > 1 else ""
+    chosen = f"{examples:,} of {evaluation.num_published:,} examples"
     compiled, reason = decide_compile(config, state.runtime.device)
-    lines = [
-        f"regpt train {config.preset}: {', '.join(config.data)} -> {directory}",
+    return (
+        f"regpt train {config.preset}: {', '.join(config.data)} -> {directory}\n"
         f"model      {state.whole_model().num_parameters():,} parameters: {shape.n_layer} layers, "
-        f"{shape.n_head} heads, {shape.n_embd} channels, {shape.block_size} positions",
-        f"data       {plan.num_tokens:,} tokens{held_out}",
+        f"{shape.n_head} heads, {shape.n_embd} channels, {shape.block_size} positions\n"
+        f"data       {plan.num_tokens:,} tokens{held_out}\n"
         f"training   {config.steps:,} steps of {plan.sequences} x {config.block_size} tokens, "
-        f"{plan.steps_per_epoch:,} steps per epoch, {config.optimizer.name}",
-        f"on         {state.runtime.describe()}{processes}",
-        f"compiled   {'yes' if compiled else 'no'}: {reason}",
-    ]
-    if examples:
-        count = f"{len(examples):,} of {evaluation.num_published:,} examples"
-        lines.insert(4, f"hellaswag  {count}, the lecture's scoring, fp32")
-    return "\n".join(lines)
+        f"{plan.steps_per_epoch:,} steps per epoch, {config.optimizer.name}\n"
+        + (f"hellaswag  {chosen}, the lecture's scoring, fp32\n" if examples else "")
+        + f"on         {state.runtime.describe()}{processes}\n"
+        f"compiled   {'yes' if compiled else 'no'}: {reason}"
+    )
 
 
 def interruption(state: TrainState, directory: Path) -> str:

@@ -30,49 +30,41 @@ BUCKET_ELEMENTS = 8 << 20
 class GradientSum:
     """Sums gradients over the processes while backward runs.
 
-    Parameters are gathered in buckets, last layer first, as backward reaches them; a bucket whose
-    gradients are all there is on its way while earlier layers still compute. Outside `collecting`
+    As backward forms them, which is in the same order everywhere, gradients are gathered in
+    buckets; a full one is on its way while earlier layers still compute. Outside `collecting`
     (earlier micro-batches) nothing is sent.
     """
 
     def __init__(self, model: nn.Module, world: World) -> None:
         self.active = False
-        self.buckets: list[list[nn.Parameter]] = [[]]
-        self.sent: list[tuple[list[nn.Parameter], Tensor, dist.Work]] = []
-        if world.size == 1:
-            return
-        size = 0
-        for parameter in reversed(list(model.parameters())):
-            if size and size + parameter.numel() > BUCKET_ELEMENTS:
-                self.buckets.append([])
-                size = 0
-            self.buckets[-1].append(parameter)
-            size += parameter.numel()
-            parameter.register_post_accumulate_grad_hook(
-                partial(self._ready, bucket=len(self.buckets) - 1)
-            )
-        self.missing = [len(bucket) for bucket in self.buckets]
+        self.bucket: list[Tensor] = []
+        """Parameters whose gradients wait to be sent."""
+        self.sent: list[tuple[list[Tensor], Tensor, dist.Work]] = []
+        if world.size > 1:
+            for parameter in model.parameters():
+                parameter.register_post_accumulate_grad_hook(self._ready)
 
-    def _ready(self, parameter: Tensor, *, bucket: int) -> None:
-        if not self.active:
-            return
-        self.missing[bucket] -= 1
-        if self.missing[bucket] == 0:
-            parameters = self.buckets[bucket]
-            gradients = [p.grad.flatten() for p in parameters if p.grad is not None]
+    def _ready(self, parameter: Tensor) -> None:
+        if self.active:
+            if sum(map(torch.numel, self.bucket)) + parameter.numel() > BUCKET_ELEMENTS:
+                self._send()
+            self.bucket.append(parameter)
+
+    def _send(self) -> None:
+        gradients = [p.grad.flatten() for p in self.bucket if p.grad is not None]
+        if gradients:
             joined = gradients[0] if len(gradients) == 1 else torch.cat(gradients)
             work = dist.all_reduce(joined, async_op=True)
             assert work is not None
-            self.sent.append((parameters, joined, work))
+            self.sent.append((self.bucket, joined, work))
+            self.bucket = []
 
     @contextlib.contextmanager
     def collecting(self, last: bool) -> Iterator[None]:
         """Around one micro-batch's backward; `last` starts the sums and waits for them."""
-        self.active = last and len(self.buckets[0]) > 0
-        if self.active:
-            self.missing = [len(bucket) for bucket in self.buckets]
+        self.active = last
         yield
-        self.active = False
+        self._send()
         for parameters, joined, work in self.sent:
             work.wait()
             pieces = joined.split([parameter.numel() for parameter in parameters])

@@ -6,7 +6,7 @@ writes, all compute.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
@@ -68,7 +68,7 @@ def train(
         say = say if world.is_first else silent
         config = config.with_batch_tokens(world.size)
         state = build(config, runtime, world, say=lambda text: say(f"note: {text}"))
-        evaluation = PeriodicEvaluation(config, world)
+        evaluation = PeriodicEvaluation(state)
         directory = open_directory(state, resume=resume)
         try:
             if resume and directory.is_complete(config.steps):
@@ -108,10 +108,11 @@ class Run(StateHooks):
         self.stopped = False
         self.clock = time.perf_counter()
 
-    def record(self, entry: dict[str, Any]) -> None:
-        """Write down a line of metrics.jsonl and show it."""
-        for observe in self.observers:
-            observe(entry)
+    def record(self, entries: Iterable[dict[str, Any]]) -> None:
+        """Write down lines of metrics.jsonl and show them."""
+        for entry in entries:
+            for observe in self.observers:
+                observe(entry)
 
     def to_the_end(self) -> bool:
         """All steps that are left; False if asked to stop before the last."""
@@ -123,8 +124,8 @@ class Run(StateHooks):
                 board = TensorBoard(self.directory.path, earlier, step=state.step)
                 open_files.callback(board.close)
                 self.observers.insert(1, board.write)
-            for entry in self.evaluation.before_training(state):
-                self.record(entry)
+            if state.step == 0:  # a resumed run has them already
+                self.record(self.evaluation.write_samples())
             loader = state.data.loader
             rows = loader.plan.rows(world.rank, world.size)
             self.clock = time.perf_counter()
@@ -142,34 +143,32 @@ class Run(StateHooks):
 
     def accept(self, batch: Batch, result: StepResult) -> bool:
         """Whether loss and gradient are finite; if not, keep the evidence, or end the run."""
-        reason = nonfinite_reason(result) or spike_reason(self.state, result)
-        if reason is not None:
-            note = handle_nonfinite_step(self.state, self.directory, result, reason)
-            self.say(f"note: {note}")
-            return False
-        self.state.recent_losses = [*self.state.recent_losses, result.loss][-SPIKE_WINDOW:]
-        return True
+        state = self.state
+        reason = nonfinite_reason(result) or spike_reason(state, result)
+        if reason is None:
+            state.recent_losses = [*state.recent_losses, result.loss][-SPIKE_WINDOW:]
+        else:
+            self.say(f"note: {handle_nonfinite_step(state, self.directory, result, reason)}")
+        return reason is None
 
     def after_step(self, batch: Batch, result: StepResult) -> bool:
         """Record, evaluate and save what is due; False when asked to stop."""
         state, config = self.state, self.state.config
         state.step += 1
         state.tokens += batch.num_targets
-        self.record(
-            {
-                "step": state.step,
-                "loss": result.loss,
-                "learning_rate": state.optimizer.lr,
-                "grad_norm": result.grad_norm,
-                "tokens": state.tokens,
-                "tokens_per_second": batch.num_targets / (time.perf_counter() - self.clock),
-                "peak_memory": peak_memory(state.runtime.device),
-            }
-        )
+        step = {
+            "step": state.step,
+            "loss": result.loss,
+            "learning_rate": state.optimizer.lr,
+            "grad_norm": result.grad_norm,
+            "tokens": state.tokens,
+            "tokens_per_second": batch.num_targets / (time.perf_counter() - self.clock),
+            "peak_memory": peak_memory(state.runtime.device),
+        }
+        self.record([step])
         if state.step == self.first_step:
             self.explain_missing_kernels()
-        for entry in self.evaluation.after_step(state):
-            self.record(entry)
+        self.record(self.evaluation.after_step())
         last = state.step == config.steps
         self.stopped = state.world.any(self.stop()) and not last
         every = config.save_every
@@ -182,9 +181,7 @@ class Run(StateHooks):
     def explain_missing_kernels(self) -> None:
         """Say why the C kernels are not used, if so."""
         state = self.state
-        uses_kernels = uses_bf16_weights(state.config, state.runtime, state.world)
-        reason = refused() if uses_kernels else None
-        if reason is not None:
+        if uses_bf16_weights(state.config, state.runtime, state.world) and (reason := refused()):
             self.say(f"note: {reason}; training through torch's operators, which is slower")
 
     def save(self) -> None:

@@ -20,20 +20,20 @@ from regpt.system.errors import UserError
 from regpt.training.config import RunConfig
 
 
-class Slice:
-    """Tokens start .. stop-1 of a dataset, as a dataset."""
+class First:
+    """The first tokens of a dataset, as a dataset."""
 
-    def __init__(self, whole: Dataset, start: int, stop: int) -> None:
-        self.whole, self.start, self.stop = whole, start, stop
-        self.fingerprint = f"{whole.fingerprint} {start}-{stop}"
+    def __init__(self, whole: Dataset, length: int) -> None:
+        self.whole, self.length = whole, min(length, len(whole))
+        self.fingerprint = f"{whole.fingerprint} 0-{self.length}"
         self.vocab_size = whole.vocab_size
 
     def __len__(self) -> int:
-        return self.stop - self.start
+        return self.length
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Tokens start .. stop-1 of the slice."""
-        return self.whole.read(self.start + start, self.start + stop)
+        """Tokens start .. stop-1."""
+        return self.whole.read(start, stop)
 
 
 class CompactLoader(Loader):
@@ -80,7 +80,7 @@ def read_data(config: RunConfig, world: World, *, say: Say = silent) -> Data:
     folder = len(config.data) == 1 and Path(config.data[0]).is_dir()
     training, held_out, record = read_folder(config) if folder else read_texts(config, say)
     if held_out is not None and config.validation_tokens is not None:
-        held_out = Slice(held_out, 0, min(config.validation_tokens, len(held_out)))
+        held_out = First(held_out, config.validation_tokens)
     plan = BatchPlan(
         num_tokens=len(training),
         block_size=config.block_size,
@@ -92,12 +92,13 @@ def read_data(config: RunConfig, world: World, *, say: Say = silent) -> Data:
     plan.rows(world.rank, world.size)  # refuses a batch that cannot be shared out
     loader = Loader(training, plan)
     loader.batch(0)
-    if held_out is not None:
-        for start in range(0, len(held_out), CHUNK):
-            held_out.read(start, min(start + CHUNK, len(held_out)))
+    validation_tokens = 0 if held_out is None else len(held_out)
+    for start in range(0, validation_tokens, CHUNK):
+        assert held_out is not None
+        held_out.read(start, min(start + CHUNK, validation_tokens))
     record |= {
         "train_tokens": len(training),
-        "validation_tokens": len(held_out) if held_out is not None else 0,
+        "validation_tokens": validation_tokens,
         "tokenizer": get_tokenizer().digest,
     }
     return Data(loader=loader, validation=held_out, record=record)
@@ -107,22 +108,22 @@ Splits = tuple[Dataset, Dataset | None, dict[str, Any]]
 """Training tokens, held-out tokens, and what identifies them."""
 
 
+def known_tokens(config: RunConfig) -> int:
+    """Token ids below this are the tokenizer's and have a row in the model."""
+    return min(VOCAB_SIZE, config.model.vocab_size)
+
+
 def read_folder(config: RunConfig) -> Splits:
     """Both splits of a folder of shards; one without validation shards has no validation."""
     folder = config.data[0]
-    training = ShardDataset.open(folder)
+    training, held_out = ShardDataset.open(folder), None
     training.vocab_size = known_tokens(config)
-    fingerprint, held_out = training.fingerprint, None
+    fingerprint = training.fingerprint
     if config.validation_tokens is not None or holds_validation(Path(folder)):
         held_out = ShardDataset.open(folder, split="val")
         held_out.vocab_size = known_tokens(config)
         fingerprint = f"{fingerprint} {held_out.fingerprint}"
     return training, held_out, {"sources": folder, "fingerprint": fingerprint}
-
-
-def known_tokens(config: RunConfig) -> int:
-    """Token ids below this are the tokenizer's and have a row in the model."""
-    return min(VOCAB_SIZE, config.model.vocab_size)
 
 
 def holds_validation(folder: Path) -> bool:
@@ -138,26 +139,20 @@ def holds_validation(folder: Path) -> bool:
 
 def read_texts(config: RunConfig, say: Say) -> Splits:
     """Texts, encoded now; the last part of them held out if asked for."""
-    corpus = load_corpus(config.data, say=say)
+    corpus = training = load_corpus(config.data, say=say)
     record = {"sources": corpus.name, "fingerprint": corpus.fingerprint}
-    return *split(corpus, config, say), record
-
-
-def split(corpus: Corpus, config: RunConfig, say: Say) -> tuple[ArrayDataset, ArrayDataset | None]:
-    """Training and validation tokens of a text."""
-    tokenizer, vocab_size = get_tokenizer(), known_tokens(config)
 
     def encode(part: Corpus) -> ArrayDataset:
-        tokens = part.tokens(tokenizer, say=say)
-        return ArrayDataset(tokens, vocab_size=vocab_size)
+        tokens = part.tokens(get_tokenizer(), say=say)
+        return ArrayDataset(tokens, vocab_size=known_tokens(config))
 
-    if not config.validation_fraction:
-        return encode(corpus), None
-    training, rest = corpus.split(config.validation_fraction)
-    held_out = encode(rest)
-    if len(held_out) < 2:
-        raise UserError(
-            f"the validation text, the last {config.validation_fraction:g} of {corpus.name}, "
-            f"has {len(held_out)} tokens, but 2 are needed: give more text"
-        )
-    return encode(training), held_out
+    held_out = None
+    if config.validation_fraction:
+        training, rest = corpus.split(config.validation_fraction)
+        held_out = encode(rest)
+        if len(held_out) < 2:
+            raise UserError(
+                f"the validation text, the last {config.validation_fraction:g} of {corpus.name}, "
+                f"has {len(held_out)} tokens, but 2 are needed: give more text"
+            )
+    return encode(training), held_out, record
