@@ -1,15 +1,15 @@
 """`regpt runs`: what was trained here, and how well."""
 
-import json as json_text
 import sys
 from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
 
-from regpt.report.history import History, find_runs, read_history
+from regpt.report.history import History, find_runs, read_history, shown
 from regpt.system.console import Console
 from regpt.system.errors import UserError
+from regpt.system.json_text import json_line
 from regpt.system.plot import short
 
 COLUMNS = ("run", "model", "steps", "tokens", "val loss", "bits/byte", "nats/char", "hellaswag",
@@ -19,21 +19,17 @@ COLUMNS = ("run", "model", "steps", "tokens", "val loss", "bits/byte", "nats/cha
 def row(run: History) -> list[str]:
     """The best figures, short; a validation loss with its step, an unfinished run with its goal."""
     figures, planned = run.figures(), run.settings.get("steps")
-
-    def shown(name: str, form: str = ".4f") -> str:
-        return "" if figures[name] is None else format(figures[name], form)
-
     parameters, step = figures["parameters"], figures["best_step"]
     return [
         run.name,
         "" if parameters is None else short(float(f"{parameters:.3g}")),
         str(run.step) if run.step == planned else f"{run.step} of {planned}",
         short(float(f"{run.tokens:.3g}")),
-        shown("val_loss") + ("" if step in (None, run.step) else f" @{step}"),
-        shown("val_bits_per_byte"),
-        shown("val_nats_per_character"),
-        shown("hellaswag_acc_norm"),
-        shown("tokens_per_second", ",.0f"),
+        shown(figures["val_loss"]) + ("" if step in (None, run.step) else f" @{step}"),
+        shown(figures["val_bits_per_byte"]),
+        shown(figures["val_nats_per_character"]),
+        shown(figures["hellaswag_acc_norm"]),
+        shown(figures["tokens_per_second"], ",.0f"),
     ]
 
 
@@ -52,7 +48,7 @@ def runs(folder: str = "runs", /, *, json: bool = False) -> None:
             notes.append(str(error))
     notes += [note for run in histories for note in run.notes]
     if json:
-        sys.stdout.write("".join(json_text.dumps(run.figures()) + "\n" for run in histories))
+        sys.stdout.writelines(json_line(run.figures()) for run in histories)
         return
     rows = [row(run) for run in histories]
     used = [i for i in range(len(COLUMNS)) if any(cells[i] for cells in rows)]

@@ -12,6 +12,13 @@ from regpt.training import loss_plot
 from regpt.training.run_dir import RunDirectory, flatten, read_metrics
 
 Samples = list[tuple[int, dict[str, list[str]]]]
+BEST = ("val_loss", "val_bits_per_byte", "val_nats_per_character", "hellaswag_acc",
+        "hellaswag_acc_norm")  # fmt: skip
+
+
+def shown(value: float | None, form: str = ".4f") -> str:
+    """A figure for people; nothing for what was not measured."""
+    return "" if value is None else format(value, form)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,20 +65,15 @@ class History:
         """(step, value) wherever a line has this number."""
         return loss_plot.points_of(self.entries, name)
 
-    def best(self, name: str, *, largest: bool = False) -> tuple[float, float] | None:
-        """The step and value of the smallest number of this name, or of the largest."""
-        pick = max if largest else min
+    def best(self, name: str) -> tuple[float, float] | None:
+        """The step and value of the smallest number of this name, the largest of HellaSwag's."""
+        pick = max if name.startswith("hellaswag") else min
         return pick(self.points(name), key=lambda point: point[1], default=None)
 
     def figures(self) -> dict[str, Any]:
         """The run in numbers, the best of each; None for what was not measured."""
-
-        def best(name: str, *, largest: bool = False) -> float | None:
-            found = self.best(name, largest=largest)
-            return None if found is None else found[1]
-
+        best = {name: self.best(name) for name in BEST}
         speeds = [value for _, value in self.points("tokens_per_second")]
-        found = self.best("val_loss")
         return {
             "run": str(self.path),
             "preset": self.settings.get("preset"),
@@ -81,12 +83,8 @@ class History:
             "finished": bool(self.record.get("finished")),
             # without the first step, which warms up
             "tokens_per_second": statistics.median(speeds[1:] or speeds) if speeds else None,
-            "val_loss": best("val_loss"),
-            "val_bits_per_byte": best("val_bits_per_byte"),
-            "val_nats_per_character": best("val_nats_per_character"),
-            "hellaswag_acc": best("hellaswag_acc", largest=True),
-            "hellaswag_acc_norm": best("hellaswag_acc_norm", largest=True),
-            "best_step": None if found is None else found[0],
+            **{name: found and found[1] for name, found in best.items()},
+            "best_step": best["val_loss"] and best["val_loss"][0],
         }
 
     def num_parameters(self) -> int | None:

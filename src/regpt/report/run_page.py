@@ -1,17 +1,19 @@
 """The report of one run or several: curves, samples over time, settings and what is published."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
+from math import inf
 
-from regpt.report.history import History
+from regpt.report.history import History, shown
 from regpt.report.page import render
-from regpt.report.references import Reference, Unit, find_references
+from regpt.report.references import find_references
 from regpt.system.plot import COLORS, Chart, Curve, Level, Points, charts_png
 from regpt.training.loss_plot import TITLE, loss_curves, quick_tokens, smooth, uniform_loss
 
 FIRST = 0.1
 """The share of a run, its fall from the first loss, that the close-up leaves out."""
-UNITS: tuple[Unit, ...] = ("val_loss", "val_nats_per_character", "hellaswag_acc_norm")
+UNITS = ("val_loss", "val_nats_per_character", "hellaswag_acc_norm")
 PYDOCS = (
     "On this text it stays above training mostly because its text is another: the manual's topics "
     "come first, then the standard library's modules by name, and the last tenth are modules that "
@@ -24,9 +26,15 @@ class Axis:
     """What the curves of a page are drawn over: steps, or tokens where runs' steps differ."""
 
     def __init__(self, runs: Sequence[History]) -> None:
+        self.runs = runs
         self.in_tokens = len({round(run.tokens / run.step) for run in runs if run.step}) > 1
         self.name = "tokens" if self.in_tokens else "steps"
         self.end = float(max(run.tokens if self.in_tokens else run.step for run in runs))
+
+    def each(self) -> Iterator[tuple[History, str, str]]:
+        """The runs; what the names of their curves begin with, nothing of a single one; colors."""
+        for index, run in enumerate(self.runs):
+            yield run, f"{run.name}, " if len(self.runs) > 1 else "", COLORS[index % len(COLORS)]
 
     def points(self, run: History, name: str) -> Points:
         """A run's numbers over this axis."""
@@ -35,69 +43,63 @@ class Axis:
         exact, rate = dict(run.points("tokens")), run.tokens / max(run.step, 1)
         return [(exact.get(step, step * rate), value) for step, value in run.points(name)]
 
+    def published(self, unit: str) -> tuple[Level, ...]:
+        """Level lines of the figures that the runs can be held against."""
+        found = find_references(self.runs, unit)
+        return tuple(Level(name=one.name, value=one.value) for one in found)
 
-def loss_charts(runs: Sequence[History], axis: Axis) -> tuple[Chart, Chart]:
+    def chart(
+        self, title: str, curves: Sequence[Curve], levels: tuple[Level, ...], y_from: float = -inf
+    ) -> Chart:
+        """A chart over this axis."""
+        return Chart(title=title, curves=tuple(curves), x_name=self.name, levels=levels,
+                     until=self.end, y_from=y_from)  # fmt: skip
+
+
+def loss_charts(axis: Axis) -> tuple[Chart, Chart]:
     """The whole curve, below what guessing costs; and closer, without the fall at the beginning."""
     curves: list[Curve] = []
-    for index, run in enumerate(runs):
-        curves += loss_curves(
-            lambda name, run=run: axis.points(run, name),
-            quick_tokens=quick_tokens(run.entries),
-            run=run.name if len(runs) > 1 else "",
-            color=COLORS[index % len(COLORS)],
-        )
-    found = {run.settings.get("model.vocab_size") for run in runs}
+    for run, prefix, color in axis.each():
+        points, quick = partial(axis.points, run), quick_tokens(run.entries)
+        curves += loss_curves(points, quick_tokens=quick, prefix=prefix, color=color)
+    found = {run.settings.get("model.vocab_size") for run in axis.runs}
     sizes = sorted(size for size in found if isinstance(size, int) and size > 0)
-    whole = Chart(title=TITLE.capitalize(), curves=tuple(curves), x_name=axis.name,
-                  levels=tuple(map(uniform_loss, sizes)), until=axis.end)  # fmt: skip
-    close = Chart(title="Loss, closer", curves=tuple(curves), x_name=axis.name,
-                  levels=published(runs, "val_loss"), until=axis.end,
-                  y_from=axis.end * FIRST)  # fmt: skip
-    return whole, close
+    return (
+        axis.chart(TITLE.capitalize(), curves, tuple(map(uniform_loss, sizes))),
+        axis.chart("Loss, closer", curves, axis.published("val_loss"), y_from=axis.end * FIRST),
+    )
 
 
-def published(runs: Sequence[History], unit: Unit) -> tuple[Level, ...]:
-    """Level lines of the figures that the runs can be held against."""
-    return tuple(Level(name=r.name, value=r.value) for r in find_references(runs, unit))
-
-
-def number_chart(
-    title: str, name: str, runs: Sequence[History], axis: Axis, *, noisy: bool = False
-) -> Chart:
+def number_chart(title: str, name: str, axis: Axis, *, noisy: bool = False) -> Chart:
     """One number of all runs; noisy ones smoothed, over the single steps where there is one run.
 
     A point beside nothing is no chart.
     """
     curves = []
-    for index, run in enumerate(runs):
-        color, points = COLORS[index % len(COLORS)], axis.points(run, name)
-        if noisy and len(runs) == 1:
+    for run, prefix, color in axis.each():
+        points = axis.points(run, name)
+        if noisy and not prefix:
             curves.append(Curve(name="each step", points=points, color=color, faint=True))
-        label = run.name if len(runs) > 1 else "smoothed" if noisy else name.replace("_", " ")
+        label = run.name if prefix else "smoothed" if noisy else name.replace("_", " ")
         curves.append(Curve(name=label, points=smooth(points) if noisy else points, color=color,
                             marker="o" if name.startswith("val_") else ""))  # fmt: skip
-    levels = published(runs, name) if name in UNITS else ()
-    drawn = tuple(curve for curve in curves if curve.points)
-    if not levels and all(len(curve.points) < 2 for curve in drawn):
-        drawn = ()
-    return Chart(title=title, curves=drawn, x_name=axis.name, levels=levels, until=axis.end)
+    levels, most = axis.published(name), max(len(curve.points) for curve in curves)
+    drawn = [curve for curve in curves if curve.points and (levels or most > 1)]
+    return axis.chart(title, drawn, levels)
 
 
-def hellaswag_chart(runs: Sequence[History], axis: Axis) -> Chart:
+def hellaswag_chart(axis: Axis) -> Chart:
     """acc_norm with its standard error, beside chance and what is published."""
     name, curves = "hellaswag_acc_norm", []
-    for index, run in enumerate(runs):
-        if not (points := axis.points(run, name)):
-            continue
-        examples = int(max((y for _, y in run.points("hellaswag_examples")), default=0))
-        prefix = f"{run.name}, " if len(runs) > 1 else ""
-        curves.append(
-            Curve(name=f"{prefix}{examples:,} examples, ± standard error", points=points,
-                  errors=standard_errors(run), color=COLORS[index % len(COLORS)], marker="o")
-        )  # fmt: skip
-    levels = (*published(runs, name), Level(name="chance", value=0.25))
-    return Chart(title="HellaSwag acc_norm, the lecture's scoring", curves=tuple(curves),
-                 x_name=axis.name, levels=levels, until=axis.end)  # fmt: skip
+    for run, prefix, color in axis.each():
+        if points := axis.points(run, name):
+            examples = int(max((y for _, y in run.points("hellaswag_examples")), default=0))
+            curves.append(
+                Curve(name=f"{prefix}{examples:,} examples, ± standard error", points=points,
+                      errors=standard_errors(run), color=color, marker="o")
+            )  # fmt: skip
+    levels = (*axis.published(name), Level(name="chance", value=0.25))
+    return axis.chart("HellaSwag acc_norm, the lecture's scoring", curves, levels)
 
 
 def standard_errors(run: History) -> tuple[float, ...]:
@@ -106,24 +108,23 @@ def standard_errors(run: History) -> tuple[float, ...]:
     return tuple(found.get(step, 0.0) for step, _ in run.points("hellaswag_acc_norm"))
 
 
-def dynamics_charts(runs: Sequence[History], axis: Axis) -> list[Chart]:
+def dynamics_charts(axis: Axis) -> list[Chart]:
     """How the steps went."""
     return [
-        number_chart("Learning rate", "learning_rate", runs, axis),
-        number_chart("Gradient norm", "grad_norm", runs, axis, noisy=True),
-        number_chart("Tokens per second", "tokens_per_second", runs, axis, noisy=True),
+        number_chart("Learning rate", "learning_rate", axis),
+        number_chart("Gradient norm", "grad_norm", axis, noisy=True),
+        number_chart("Tokens per second", "tokens_per_second", axis, noisy=True),
     ]
 
 
 def charts(runs: Sequence[History]) -> list[Chart]:
     """Every chart of the page that has a curve, the whole loss first."""
     axis = Axis(runs)
-    title = "Validation, nats per character"
     found = [
-        *loss_charts(runs, axis),
-        number_chart(title, "val_nats_per_character", runs, axis),
-        hellaswag_chart(runs, axis),
-        *dynamics_charts(runs, axis),
+        *loss_charts(axis),
+        number_chart("Validation, nats per character", "val_nats_per_character", axis),
+        hellaswag_chart(axis),
+        *dynamics_charts(axis),
     ]
     return [chart for chart in found if chart.curves]
 
@@ -131,35 +132,27 @@ def charts(runs: Sequence[History]) -> list[Chart]:
 def pictures(runs: Sequence[History]) -> dict[str, bytes]:
     """The curves as PNGs, for places that take pictures only: `loss` and `training`."""
     axis = Axis(runs)
-    drawn = [chart for chart in dynamics_charts(runs, axis) if chart.curves]
-    return {
-        "loss": charts_png(loss_charts(runs, axis)[:1]),
-        "training": charts_png(drawn),
-    }
+    drawn = [chart for chart in dynamics_charts(axis) if chart.curves]
+    return {"loss": charts_png(loss_charts(axis)[:1]), "training": charts_png(drawn)}
 
 
 def best_figures(run: History) -> dict[str, str]:
     """A row of the overview; empty where nothing was measured."""
-    figures = run.figures()
-
-    def shown(name: str, form: str = ".4f") -> str:
-        return "" if figures[name] is None else format(figures[name], form)
-
+    figures, planned = run.figures(), run.settings.get("steps")
     where = "" if figures["best_step"] is None else f" (step {figures['best_step']:,})"
     errors = dict(zip(run.points("hellaswag_acc_norm"), standard_errors(run), strict=True))
-    best = run.best("hellaswag_acc_norm", largest=True)
-    planned = run.settings.get("steps")
+    best = run.best("hellaswag_acc_norm")
     return {
         "run": run.name,
         "state": "finished" if figures["finished"] else f"step {run.step:,} of {planned}",
-        "parameters": shown("parameters", ","),
+        "parameters": shown(figures["parameters"], ","),
         "steps": f"{run.step:,}",
         "tokens": f"{run.tokens:,}",
-        "validation loss": shown("val_loss") + where,
-        "bits per byte": shown("val_bits_per_byte"),
-        "nats per character": shown("val_nats_per_character"),
+        "validation loss": shown(figures["val_loss"]) + where,
+        "bits per byte": shown(figures["val_bits_per_byte"]),
+        "nats per character": shown(figures["val_nats_per_character"]),
         "HellaSwag": "" if best is None else f"{best[1]:.4f} ± {errors[best]:.4f}",
-        "tokens/s": shown("tokens_per_second", ",.0f"),
+        "tokens/s": shown(figures["tokens_per_second"], ",.0f"),
     }
 
 
@@ -193,7 +186,6 @@ def run_page(runs: Sequence[History]) -> bytes:
     used = [name for name in rows[0] if any(row[name] for row in rows)]
     compared = set().union(*(run.settings for run in runs)) - NOT_COMPARED
     settings = all_settings(runs)
-    references: list[Reference] = [r for unit in UNITS for r in find_references(runs, unit)]
     presets = sorted({str(run.settings.get("preset", "")) for run in runs})
     sources = sorted({str(run.record["data"].get("sources", "")) for run in runs})
     return render(
@@ -204,7 +196,7 @@ def run_page(runs: Sequence[History]) -> bytes:
         figures=[[row[name] for name in used] for row in rows],
         charts=charts(runs),
         validation_notes=[note for run in runs if (note := validation_note(run))],
-        references=references,
+        references=[known for unit in UNITS for known in find_references(runs, unit)],
         settings=settings,
         differing=[row for row in settings if row[0] in compared and len(set(row[1:])) > 1],
     )

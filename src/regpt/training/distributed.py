@@ -64,6 +64,7 @@ class GradientSum:
         """Around one micro-batch's backward; `last` starts the sums and waits for them."""
         self.active = last
         yield
+        self.active = False
         self._send()
         for parameters, joined, work in self.sent:
             work.wait()

@@ -34,23 +34,23 @@ def uniform_loss(vocab_size: int) -> Level:
 
 
 def loss_curves(
-    points: Callable[[str], Points], *, quick_tokens: int, run: str = "", color: str = COLORS[0]
+    points: Callable[[str], Points], *, quick_tokens: int, prefix: str = "", color: str = COLORS[0]
 ) -> list[Curve]:
     """Training loss and validation loss, on all held-out tokens and on `quick_tokens` of them.
 
-    `points` looks up a number of metrics.jsonl. With the name of a `run` all its curves begin with
-    it and have its color, and the loss of each step, which would hide other runs, is left out.
+    `points` looks up a number of metrics.jsonl. With a `prefix`, a run's name, all its curves have
+    its color, and the loss of each step, which would hide other runs, is left out.
     """
     train, validation = points("loss"), points("val_loss")
-    prefix, other = (f"{run}, ", color) if run else ("", COLORS[1])
+    other = color if prefix else COLORS[1]
     last = f", last {validation[-1][1]:.3f}" if validation else ""
     curves = [
-        Curve(name="training, each step", points=[] if run else train, color=color, faint=True),
+        Curve(name="training, each step", points=[] if prefix else train, color=color, faint=True),
         Curve(name=f"{prefix}training, smoothed", points=smooth(train), color=color),
         Curve(name=f"{prefix}validation, {quick_tokens:,} of its tokens",
               points=points("quick_val_loss"), color=other, marker=".", style=":"),
         Curve(name=f"{prefix}validation{last}", points=validation, color=other, marker="o",
-              style="--" if run else "-"),
+              style="--" if prefix else "-"),
     ]  # fmt: skip
     return [curve for curve in curves if curve.points]
 
