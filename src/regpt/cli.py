@@ -14,7 +14,7 @@ import io
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, NoReturn, get_origin
 
@@ -62,6 +62,9 @@ commands:
   regpt COMMAND --help             the flags of a command
   regpt --version
 """
+
+
+RESUME = "  regpt train --resume RUN     go on where the run's newest sound checkpoint stands\n"
 
 
 def fail(message: str) -> NoReturn:
@@ -128,116 +131,95 @@ def load_torch() -> None:
         slow.cancel()
 
 
-def run_function(name: str, prog: str | None = None) -> Callable[[Sequence[str]], Any]:
+def run_function(name: str, arguments: Sequence[str], *, prog: str) -> None:
     """A command whose function has the command's name, in a module of that name."""
+    function = getattr(import_module(f"regpt.commands.{name}"), name)
 
-    def run(arguments: Sequence[str]) -> Any:
-        function = getattr(import_module(f"regpt.commands.{name}"), name)
+    # tyro only parses and calls this: the command runs outside, where what it writes on stderr and
+    # its exit code are its own
+    @functools.wraps(function)
+    def bound(*positional: Any, **named: Any) -> Callable[[], Any]:
+        return functools.partial(function, *positional, **named)
 
-        # tyro only parses and calls this: the command runs outside, where what it writes on stderr
-        # and its exit code are its own
-        @functools.wraps(function)
-        def bound(*positional: Any, **named: Any) -> Callable[[], Any]:
-            return functools.partial(function, *positional, **named)
-
-        called = prog or f"regpt {name}"
-        call = parse(bound, arguments, prog=called)
-        if name not in WITHOUT_TORCH:
-            load_torch()
-        return call()
-
-    return run
+    call = parse(bound, arguments, prog=prog)
+    if name not in WITHOUT_TORCH:
+        load_torch()
+    call()
 
 
-def choose_preset(
-    command: str, arguments: Sequence[str], more: str = ""
-) -> tuple[Any, list[str]] | None:
-    """The preset named first and the flags after it; or their list is printed, on --help."""
+def listing(lines: Mapping[str, str], *, width: int = 10) -> str:
+    """Names and what they are, a line each."""
+    return "\n".join(f"  {name:<{width}} {text}" for name, text in lines.items())
+
+
+def run_preset(command: str, arguments: Sequence[str]) -> None:
+    """`regpt train PRESET [FLAGS]`; `regpt doctor PRESET [FLAGS]`, with some of its own."""
     if arguments and not {"-h", "--help"} & {*arguments}:
         load_torch()
+    from regpt.training.config import RunConfig
     from regpt.training.presets import PRESETS, preset
 
     if not arguments or arguments[0] in ("-h", "--help"):
-        lines = [f"  {name:<16} {(make.__doc__ or '').strip()}" for name, make in PRESETS.items()]
+        presets = {name: (make.__doc__ or "").strip() for name, make in PRESETS.items()}
         sys.stdout.write(
-            f"usage: regpt {command} PRESET [FLAGS]\n\npresets:\n" + "\n".join(lines) + "\n\n"
-            f"  regpt {command} PRESET --help    every flag, with the preset's values\n{more}"
+            f"usage: regpt {command} PRESET [FLAGS]\n\npresets:\n{listing(presets, width=16)}\n\n"
+            f"  regpt {command} PRESET --help    every flag, with the preset's values\n"
+            f"{RESUME if command == 'train' else ''}"
         )
         if not arguments:
             fail(f"{command} needs a preset: one of {', '.join(PRESETS)}")
-        return None
+        return
     name, *flags = arguments
-    return preset(name), flags
+    base, prog = preset(name), f"regpt {command} {name}"
+    if command == "doctor":
+        from regpt.commands.doctor import DoctorConfig, doctor
+
+        default = DoctorConfig(**vars(base))
+        return doctor(parse(DoctorConfig, flags, prog=prog, default=default))
+    from regpt.commands.train import train
+
+    about = (PRESETS[name].__doc__ or "") + " Go on with a run: regpt train --resume RUN"
+    train(parse(RunConfig, flags, prog=prog, description=about, default=base))
 
 
 def run_train(arguments: Sequence[str]) -> None:
-    """`regpt train PRESET [FLAGS]`."""
+    """`regpt train PRESET [FLAGS]`, `regpt train [PRESET] --resume RUN [FLAGS]`."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--resume")
     try:
         found, flags = parser.parse_known_args(arguments)
     except argparse.ArgumentError:
         fail("--resume needs the directory of a run")
-    if found.resume is not None:
-        resume_train(found.resume, flags)
-        return
-    more = "  regpt train --resume RUN     go on where the run's newest sound checkpoint stands\n"
-    if (chosen := choose_preset("train", arguments, more)) is None:
-        return
-    base, flags = chosen
-    from regpt.commands.train import train
+    if found.resume is None:
+        return run_preset("train", arguments)
+    load_torch()
+    from regpt.commands.train import saved_config, train
     from regpt.training.config import RunConfig
-    from regpt.training.presets import PRESETS
 
-    about = (PRESETS[base.preset].__doc__ or "") + " Go on with a run: regpt train --resume RUN"
-    prog = f"regpt train {base.preset}"
-    train(parse(RunConfig, flags, prog=prog, description=about, default=base))
-
-
-def run_doctor(arguments: Sequence[str]) -> None:
-    """`regpt doctor PRESET [FLAGS]`: the flags of train, and its own."""
-    if (chosen := choose_preset("doctor", arguments)) is None:
-        return
-    base, flags = chosen
-    from regpt.commands.doctor import DoctorConfig, doctor
-
-    default = DoctorConfig(**vars(base))
-    doctor(parse(DoctorConfig, flags, prog=f"regpt doctor {base.preset}", default=default))
+    config = saved_config(found.resume)
+    if flags and not flags[0].startswith("-"):
+        name = flags.pop(0)
+        if name != config.preset:
+            run = f"{found.resume} is a run of preset {config.preset}"
+            fail(f"{run}, not {name}: leave the preset out")
+    train(parse(RunConfig, flags, prog="regpt train --resume RUN", default=config), resume=True)
 
 
 def run_bench(arguments: Sequence[str]) -> None:
     """`regpt bench NAME [FLAGS]`."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        lines = [f"  {name:<10} {text}\n" for name, text in BENCHES.items()]
-        sys.stdout.write(f"usage: regpt bench NAME [FLAGS]\n\nbenchmarks:\n{''.join(lines)}")
+        sys.stdout.write(f"usage: regpt bench NAME [FLAGS]\n\nbenchmarks:\n{listing(BENCHES)}\n")
         return
     name, *flags = arguments
     if name not in BENCHES:
         fail(f"unknown benchmark {name!r}: choose one of {', '.join(BENCHES)}")
-    run_function(f"bench_{name}", f"regpt bench {name}")(flags)
-
-
-def resume_train(directory: str, flags: list[str]) -> None:
-    """`regpt train [PRESET] --resume RUN [FLAGS]`: the flags change the run's own configuration."""
-    load_torch()
-    from regpt.commands.train import saved_config, train
-    from regpt.training.config import RunConfig
-
-    config = saved_config(directory)
-    if flags and not flags[0].startswith("-"):
-        name = flags.pop(0)
-        if name != config.preset:
-            fail(
-                f"{directory} is a run of preset {config.preset}, not {name}: leave the preset out"
-            )
-    train(parse(RunConfig, flags, prog="regpt train --resume RUN", default=config), resume=True)
+    run_function(f"bench_{name}", flags, prog=f"regpt bench {name}")
 
 
 def dispatch(arguments: Sequence[str]) -> None:
     """Find the command and run it."""
-    commands = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        sys.stdout.write(USAGE.format(commands=commands))
+        sys.stdout.write(USAGE.format(commands=listing(COMMANDS)))
         return
     name, *rest = arguments
     if name in ("--version", "-V"):
@@ -252,8 +234,12 @@ def dispatch(arguments: Sequence[str]) -> None:
     keep_pages()
     if name != "bench":  # other systems are measured as they are
         spin_briefly()
-    special = {"train": run_train, "doctor": run_doctor, "bench": run_bench}
-    (special.get(name) or run_function(name))(rest)
+    doctor = functools.partial(run_preset, "doctor")
+    special = {"train": run_train, "doctor": doctor, "bench": run_bench}
+    if name in special:
+        special[name](rest)
+    else:
+        run_function(name, rest, prog=f"regpt {name}")
 
 
 def leave() -> NoReturn:

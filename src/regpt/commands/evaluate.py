@@ -1,22 +1,13 @@
 """`regpt evaluate`: losses and accuracies that compare."""
 
-import json as json_text
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from regpt.system.errors import UserError
-from regpt.system.json_text import finite
+from regpt.system.json_text import json_line
 
 BATCH_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 65536}
-
-
-def check_counts(counts: Mapping[str, int | None]) -> None:
-    """Refuse what is no count, by its flag."""
-    for name, value in counts.items():
-        if value is not None and value < 1:
-            raise UserError(f"--{name} must be at least 1, got {value}")
 
 
 def print_line(text: str) -> None:
@@ -69,7 +60,10 @@ def evaluate(
         raise UserError("nothing to score: give --data TEXT, --hellaswag or --lambada FILE")
     if hellaswag is not None and len(hellaswag) > 1:
         raise UserError(f"--hellaswag takes one file, got {len(hellaswag)}")
-    check_counts({"limit": limit, "batch-size": batch_size, "block-size": block_size})
+    counts = {"limit": limit, "batch-size": batch_size, "block-size": block_size}
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise UserError(f"--{name} must be at least 1, got {value}")
     from regpt.commands.models import load_model
     from regpt.datasets.corpus import silent
     from regpt.evaluation.hellaswag import SCORINGS
@@ -102,5 +96,5 @@ def evaluate(
         if lambada is not None:
             suite.score_lambada(Path(lambada), limit=limit)
         if json:
-            found = {"model": model, "dtype": runtime.dtype_name} | suite.found
-            suite.say(json_text.dumps(finite(found)))
+            found = {"model": model, "dtype": runtime.dtype_name, **suite.found}
+            suite.say(json_line(found).rstrip())

@@ -22,20 +22,19 @@ def export(
     from regpt.commands.models import load_model
     from regpt.weights.gguf import write_gguf
 
-    directory = Path(out)
+    path = Path(out)
     gpt = load_model(model, seed=42)
     if gguf is not None:
-        write_gguf(directory, gpt.state_dict(), asdict(gpt.config), gguf, name=Path(model).name)
-        size = directory.stat().st_size
-        sys.stdout.write(
-            f"{gpt.num_parameters():,} parameters, {size / 1e6:,.1f} MB, in {directory}\n"
-            f"  llama.cpp      llama-completion -m {directory} -p TEXT\n"
+        write_gguf(path, gpt.state_dict(), asdict(gpt.config), gguf, name=Path(model).name)
+        size = path.stat().st_size
+        uses = f"  llama.cpp      llama-completion -m {path} -p TEXT\n"
+    else:
+        gpt.save_pretrained(path)
+        size = sum(file.stat().st_size for file in path.iterdir())
+        uses = (
+            f"  transformers   AutoModelForCausalLM.from_pretrained({str(path)!r})\n"
+            f"  regpt          regpt sample --model {path}\n"
         )
-        return
-    gpt.save_pretrained(directory)
-    size = sum(path.stat().st_size for path in directory.iterdir())
     sys.stdout.write(
-        f"{gpt.num_parameters():,} parameters, {size / 1e6:,.1f} MB, in {directory}\n"
-        f"  transformers   AutoModelForCausalLM.from_pretrained({str(directory)!r})\n"
-        f"  regpt          regpt sample --model {directory}\n"
+        f"{gpt.num_parameters():,} parameters, {size / 1e6:,.1f} MB, in {path}\n{uses}"
     )

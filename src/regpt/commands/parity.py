@@ -1,12 +1,11 @@
 """`regpt parity`: compare with transformers on this machine, and say where and why it differs."""
 
-import json as json_text
 import sys
 from dataclasses import asdict
 
 from regpt import __version__
 from regpt.system.console import Console
-from regpt.system.json_text import finite
+from regpt.system.json_text import json_line
 
 
 def parity(
@@ -58,8 +57,8 @@ def parity(
     if json:
         facts = {"ok": not counts["differs"], "model": model, "models": names, **versions}
         checks = [asdict(check) for check in done]
-        report = finite({**facts, "place": runtime.describe(), "checks": checks})
-        sys.stdout.write(json_text.dumps(report) + "\n")
+        report = {**facts, "place": runtime.describe(), "checks": checks}
+        sys.stdout.write(json_line(report))
     else:
         say()
         for check in sorted(done, key=lambda check: check.status == "differs"):

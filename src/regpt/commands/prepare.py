@@ -1,35 +1,10 @@
 """`regpt prepare`: text files into shards of tokens."""
 
-import time
-
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from regpt.datasets.prepare import PrepareProgress
 from regpt.datasets.prepare import prepare as run
 from regpt.system.console import Console
-
-
-class Display:
-    """A bar with MB/s and time left; what a continued run had done does not count as speed."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
-        self.task = progress.add_task("", total=None)
-        self.started = time.perf_counter()
-        self.before: int | None = None
-
-    def __call__(self, event: PrepareProgress) -> None:
-        if self.before is None:
-            self.before = event.source_bytes
-            self.progress.start()  # not before: what is refused at once leaves no bar
-        seconds = max(time.perf_counter() - self.started, 1e-9)
-        speed = (event.source_bytes - self.before) / seconds / 1e6
-        self.progress.update(
-            self.task,
-            total=event.total_bytes,
-            completed=event.source_bytes,
-            description=f"{speed:,.1f} MB/s  {event.tokens:,} tokens",
-        )
 
 
 def prepare(
@@ -53,14 +28,21 @@ def prepare(
         text_field: The field of a .jsonl line, or column of a .parquet file, that holds the text.
     """
     console = Console()
-    columns = (
+    bar = Progress(
         TextColumn("[progress.percentage]{task.percentage:>3.0f}%"),
         BarColumn(bar_width=None),
-        TextColumn("{task.description}"),
-        TextColumn("left"),
+        TransferSpeedColumn(),
+        TextColumn("{task.description}  left"),
         TimeRemainingColumn(),
+        console=console,
     )
-    display = Display(Progress(*columns, console=console))
+    task = bar.add_task("", total=None)
+
+    def show(event: PrepareProgress) -> None:
+        bar.start()  # not before: what is refused at once leaves no bar
+        done, tokens = event.source_bytes, f"{event.tokens:,} tokens"
+        bar.update(task, total=event.total_bytes, completed=done, description=tokens)
+
     try:
         manifest = run(
             inputs,
@@ -69,11 +51,11 @@ def prepare(
             shard_tokens=shard_tokens,
             val_every=val_every,
             text_field=text_field,
-            progress=display,
+            progress=show,
         )
     finally:
-        if display.before is not None:
-            display.progress.stop()
+        if bar.live.is_started:
+            bar.stop()
 
     for name, split in manifest.splits.items():
         console.say(f"{name:<6} {split.tokens:>16,} tokens  {split.documents:>12,} documents")

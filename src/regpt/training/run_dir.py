@@ -159,14 +159,16 @@ class RunDirectory:
         directory = cls(path)
         directory.refuse_a_run()
         try:
-            with writing_to(path):
-                path.mkdir(parents=True, exist_ok=True)
-                directory.lock()
-                directory.refuse_a_run()  # of another process, begun between the look and the lock
-                directory.metrics.touch()
-        except UserError:
+            path.mkdir(parents=True, exist_ok=True)
+            directory.lock()
+            directory.refuse_a_run()  # of another process, begun between the look and the lock
+            directory.metrics.touch()
+        except (OSError, UserError) as error:
             directory.release()
-            raise
+            if isinstance(error, UserError):
+                raise
+            reason = f"cannot write to {path} ({error.strerror})"
+            raise UserError(f"{reason}: name another with --out") from None
         return directory
 
     def refuse_a_run(self) -> None:
