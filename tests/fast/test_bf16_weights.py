@@ -21,7 +21,7 @@ from regpt.fast.training.fused_loss import next_token_loss
 from regpt.fast.training.optimizer import FastOptimizer as Optimizer
 from regpt.system.distributed import World
 from regpt.training.distributed import fill
-from regpt.training.optimizer_state import load_state_tensors, state_tensors
+from regpt.training.state import load_state_tensors, state_tensors
 
 SHAPE = GPTConfig(block_size=16, vocab_size=61, n_layer=2, n_head=2, n_embd=16)
 RUNTIME = find_runtime("cpu", dtype="bf16")

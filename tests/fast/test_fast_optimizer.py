@@ -15,7 +15,7 @@ from regpt.fast.training import muon
 from regpt.fast.training.bf16_weights import keep_bf16_weights, shadow_of
 from regpt.fast.training.optimizer import FastOptimizer as Optimizer
 from regpt.training.distributed import fill
-from regpt.training.optimizer_state import load_state_tensors, state_tensors
+from regpt.training.state import load_state_tensors, state_tensors
 
 TINY = GPTConfig(block_size=8, vocab_size=40, n_layer=2, n_head=2, n_embd=16)
 

@@ -106,7 +106,6 @@ def test_the_command_follows_a_run(tmp_path: Path) -> None:
     def save(step: int) -> None:
         model = tiny(seed=step)
         snapshot = Snapshot(
-            step=step,
             model=model.state_dict(),
             config=vars(model.config),
             optimizer={},

@@ -234,7 +234,7 @@ def test_a_save_that_fails_stops_the_training_in_one_line(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(folder: Path, snapshot: Snapshot, *, keep: int) -> Path:
-        if snapshot.step >= 4:
+        if snapshot.progress["step"] >= 4:
             raise UserError("no space left")
         return write_checkpoint(folder, snapshot, keep=keep)
 

@@ -101,20 +101,22 @@ def decide_compile(config: RunConfig, device: torch.device) -> tuple[bool, str]:
     return True, f"{config.steps:,} steps, it pays from {COMPILE_PAYS_FROM} on"
 
 
+def uses_own_kernels(config: RunConfig, runtime: Runtime) -> bool:
+    """Whether blocks are computed by this project's operators: on a CPU in bf16, not compiled."""
+    cpu = runtime.device.type == "cpu" and runtime.dtype == torch.bfloat16
+    return cpu and not decide_compile(config, runtime.device)[0]
+
+
 def uses_blocked_attention(config: RunConfig, runtime: Runtime) -> bool:
     """Whether attention is computed in blocks: measured faster on a CPU in bf16, not in fp32."""
     if config.attention == "auto":
-        cpu = runtime.device.type == "cpu"
-        low = runtime.dtype == torch.bfloat16
-        return cpu and low and not decide_compile(config, runtime.device)[0]
+        return uses_own_kernels(config, runtime)
     return config.attention == "blocks"
 
 
 def uses_bf16_weights(config: RunConfig, runtime: Runtime, world: World) -> bool:
-    """Whether matrices have bfloat16 copies beside them: one process, on a CPU, in bf16."""
-    cpu = runtime.device.type == "cpu" and runtime.dtype == torch.bfloat16
-    alone = cpu and world.size == 1
-    return alone and not decide_compile(config, runtime.device)[0]
+    """Whether matrices have bfloat16 copies beside them: only of one process."""
+    return world.size == 1 and uses_own_kernels(config, runtime)
 
 
 @torch.no_grad()

@@ -62,12 +62,12 @@ class Progress(TypedDict):
 class Snapshot:
     """Everything a checkpoint holds, in host memory, apart from what training goes on to change."""
 
-    step: int
     model: Mapping[str, Tensor]
     config: Mapping[str, Any]
     """The fields of GPTConfig."""
     optimizer: Mapping[str, Tensor]
-    progress: Progress
+    progress: Mapping[str, Any]
+    """The fields of `Progress`."""
     val_loss: float | None
     """Of these very weights; None if they were not validated."""
 
@@ -77,7 +77,6 @@ class Checkpoint:
     """A verified checkpoint on disk."""
 
     path: Path
-    step: int
     optimizer: dict[str, Tensor]
     progress: Progress
 
@@ -95,7 +94,8 @@ def digest(path: Path) -> str:
 
 def write_checkpoint(folder: Path, snapshot: Snapshot, *, keep: int) -> Path:
     """Write a checkpoint, move `latest` (and `best`), remove what is no longer kept."""
-    path = folder / name_of(snapshot.step)
+    step = snapshot.progress["step"]
+    path = folder / name_of(step)
     remove(path)  # one that was passed over when the run was resumed
     with new_directory(path) as hidden, writing_to(path):
         weights.write_model_files(hidden, snapshot.model, snapshot.config)
@@ -103,7 +103,7 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, *, keep: int) -> Path:
         state = json_bytes(snapshot.progress)
         replace_files(hidden, {"optimizer.safetensors": optimizer, "state.json": state})
         files = {file.name: digest(file) for file in sorted(hidden.iterdir())}
-        manifest = {"step": snapshot.step, "val_loss": snapshot.val_loss, "sha256": files}
+        manifest = {"step": step, "val_loss": snapshot.val_loss, "sha256": files}
         replace_files(hidden, {MANIFEST: json_bytes(manifest)})
     names = {LATEST: path.name}
     if is_best(folder, snapshot.val_loss):
@@ -231,4 +231,4 @@ def load(path: Path) -> Checkpoint:
         optimizer = load_file(path / "optimizer.safetensors")
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read ({error}): remove it and resume again") from None
-    return Checkpoint(path=path, step=progress["step"], optimizer=optimizer, progress=progress)
+    return Checkpoint(path=path, optimizer=optimizer, progress=progress)

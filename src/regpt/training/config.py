@@ -22,6 +22,10 @@ REMOVED_OPTIONS = {
 }
 """In run.json of earlier versions: the value that is now the only one."""
 
+COUNTS = ("steps", "batch_size", "block_size", "sample_tokens", "keep", "replicas",
+          "hellaswag_examples", "eval_every", "quick_eval_every", "sample_every",
+          "hellaswag_every", "save_every", "validation_tokens")  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -107,10 +111,10 @@ class RunConfig:
     """The preset this run started from."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "block_size", "sample_tokens", "keep", "replicas",
-                     "hellaswag_examples"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in COUNTS:
+            value, least = getattr(self, name), 2 if name == "validation_tokens" else 1
+            if value is not None and value < least:
+                raise UserError(f"{name} must be at least {least}, got {value}")
         if self.block_size > self.model.block_size:
             raise UserError(
                 f"block_size {self.block_size} is above the model's {self.model.block_size} "
@@ -124,11 +128,6 @@ class RunConfig:
             )
         if self.hellaswag_every is not None and self.hellaswag is None:
             raise UserError("hellaswag_every without hellaswag: name a copy of its file as well")
-        for name in ("eval_every", "quick_eval_every", "sample_every", "hellaswag_every",
-                     "save_every", "validation_tokens"):  # fmt: skip
-            value, least = getattr(self, name), 2 if name == "validation_tokens" else 1
-            if value is not None and value < least:
-                raise UserError(f"{name} must be at least {least}, got {value}")
         if self.compact_vocabulary and (self.shard or self.optimizer.clip is not None):
             raise UserError(
                 "compact_vocabulary goes with neither shard nor optimizer.clip, whose norm would "

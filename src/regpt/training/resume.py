@@ -43,7 +43,7 @@ def restore_latest(state: TrainState, directory: RunDirectory, say: Say) -> None
     world, config = state.world, state.config
     with world.fail_together():
         checkpoint = find_checkpoint(directory, say) if world.is_first else None
-    step = torch.tensor(checkpoint.step if checkpoint else 0, device=world.device)
+    step = torch.tensor(checkpoint.progress["step"] if checkpoint else 0, device=world.device)
     step = int(world.sum(step).item())
     if step:
         checkpoint = checkpoint or load(directory.checkpoints / name_of(step))

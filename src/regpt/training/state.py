@@ -1,11 +1,12 @@
 """The state of a run: copied into a snapshot, restored from a checkpoint."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from regpt import weights
 from regpt.core.model import GPT
@@ -18,11 +19,12 @@ from regpt.system.runtime import Runtime
 from regpt.training.checkpoint import Checkpoint, Snapshot
 from regpt.training.config import RunConfig
 from regpt.training.distributed import GradientSum, fill
-from regpt.training.optimizer_state import load_state_tensors, state_tensors
 from regpt.training.training_data import Data
 
 SPIKE_WINDOW = 128
 """Losses that a spike is measured against."""
+SAVED = ("step", "tokens", "val_loss", "val_step", "recent_losses", "bad_steps")
+"""The fields of a `TrainState` that state.json holds."""
 
 
 @dataclass(kw_only=True)
@@ -60,7 +62,7 @@ class TrainState:
 def take_snapshot(state: TrainState) -> Snapshot:
     """A copy in host memory; with a sharded model every process must ask."""
 
-    def copy(tensor: torch.Tensor) -> torch.Tensor:
+    def copy(tensor: Tensor) -> Tensor:
         return full(tensor.detach()).to("cpu", copy=True)
 
     vocab_size = state.config.model.vocab_size
@@ -69,22 +71,13 @@ def take_snapshot(state: TrainState) -> Snapshot:
     optimizer = state_tensors(state.optimizer, copy)
     if state.vocabulary is not None:
         optimizer = map_embedding(optimizer, state.vocabulary.expand_rows)
+    progress = {name: getattr(state, name) for name in SAVED}
+    progress |= {"world_size": state.world.size, "seed": state.config.seed}
     return Snapshot(
-        step=state.step,
         model=model,
         config=asdict(state.config.model),
         optimizer=map_embedding(optimizer, lambda tensor: tensor[:vocab_size]),
-        progress={
-            "step": state.step,
-            "tokens": state.tokens,
-            "val_loss": state.val_loss,
-            "val_step": state.val_step,
-            "recent_losses": state.recent_losses,
-            "bad_steps": state.bad_steps,
-            "world_size": state.world.size,
-            "seed": state.config.seed,
-            "data": state.data.record,
-        },
+        progress=progress | {"data": state.data.record},
         val_loss=state.val_loss if state.val_step == state.step else None,
     )
 
@@ -93,14 +86,14 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
     """Put a checkpoint's numbers into a freshly built state; refuse, by name, what does not fit."""
     progress = checkpoint.progress
     check_data(progress["data"], state.data.record)
-    if state.config.steps < checkpoint.step:
+    steps, done = state.config.steps, progress["step"]
+    if steps < done:
         raise UserError(
-            f"steps {state.config.steps} is fewer than the {checkpoint.step} that are done: ask "
-            f"for --steps {checkpoint.step} or more"
+            f"steps {steps} is fewer than the {done} that are done: ask for --steps {done} or more"
         )
     load_model(state, checkpoint.path)
     try:
-        tensors: Mapping[str, torch.Tensor] = checkpoint.optimizer
+        tensors: Mapping[str, Tensor] = checkpoint.optimizer
         if state.vocabulary is not None:
             tensors = map_embedding(tensors, state.vocabulary.compact_rows)
         if tensors:  # none if every step so far was skipped
@@ -116,15 +109,13 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
             f"{checkpoint.path / 'optimizer.safetensors'} does not fit the model ({reason}): "
             "remove this checkpoint and resume again"
         ) from None
-    state.step, state.tokens = progress["step"], progress["tokens"]
-    state.val_loss, state.bad_steps = progress["val_loss"], progress["bad_steps"]
-    state.val_step = progress["val_step"]
-    state.recent_losses = list(progress["recent_losses"])
+    for name in SAVED:
+        setattr(state, name, progress[name])
 
 
 def map_embedding(
-    tensors: Mapping[str, torch.Tensor], change: Callable[[torch.Tensor], torch.Tensor]
-) -> dict[str, torch.Tensor]:
+    tensors: Mapping[str, Tensor], change: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
     """The tensors, with the token embedding's (and its averages') rows changed."""
     return {
         name: change(tensor) if name.endswith("wte.weight") else tensor
@@ -165,3 +156,51 @@ def check_data(saved: dict[str, Any], found: dict[str, Any]) -> None:
                 f"{text} since the run began ({name} {before!s:.12}, now {now!s:.12}): "
                 "resume with the data it was started on, or start a new run"
             )
+
+
+def moments(optimizer: Optimizer) -> Iterator[tuple[str, slice, dict[str, Any]]]:
+    """Every state: the parameter's name, the rows of it that are meant, torch's dictionary."""
+    for parameter in optimizer.parameters:
+        if parameter in optimizer.adamw.state:
+            yield optimizer.names[parameter], slice(None), optimizer.adamw.state[parameter]
+    for matrix, pieces in optimizer.pieces:
+        assert optimizer.muon is not None
+        for index, piece in enumerate(pieces):
+            rows = slice(index * len(piece), (index + 1) * len(piece))
+            yield optimizer.names[matrix], rows, optimizer.muon.state[piece]
+
+
+def state_tensors(optimizer: Optimizer, gather: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """What must survive a stop, by parameter name; `gather` makes a whole copy of a tensor."""
+    tensors: dict[str, Tensor] = {}
+    for name, _, state in moments(optimizer):
+        for key, value in state.items():
+            if key == "step":
+                tensors["step"] = gather(value)
+            elif f"{key}.{name}" in tensors:  # q, k and v of one matrix
+                tensors[f"{key}.{name}"] = torch.cat([tensors[f"{key}.{name}"], gather(value)])
+            else:
+                tensors[f"{key}.{name}"] = gather(value)
+    return tensors
+
+
+def load_state_tensors(
+    optimizer: Optimizer, tensors: Mapping[str, Tensor], fill: Callable[[Tensor, Tensor], None]
+) -> None:
+    """Take back what `state_tensors` gave; `fill` copies a whole tensor into one of ours."""
+    make_states(optimizer)
+    for name, rows, state in moments(optimizer):
+        for key, value in state.items():
+            fill(value, tensors["step"] if key == "step" else tensors[f"{key}.{name}"][rows])
+
+
+def make_states(optimizer: Optimizer) -> None:
+    """Let the optimizers create their states, by a step of zero gradients at rate zero."""
+    rates = [group["lr"] for group in optimizer.groups()]
+    optimizer.set_factor(0.0)
+    for parameter in optimizer.parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    for group, rate in zip(optimizer.groups(), rates, strict=True):
+        group["lr"] = rate
