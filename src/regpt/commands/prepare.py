@@ -1,6 +1,8 @@
 """`regpt prepare`: text files into shards of tokens."""
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+import time
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from regpt.datasets.prepare import PrepareProgress
 from regpt.datasets.prepare import prepare as run
@@ -31,17 +33,22 @@ def prepare(
     bar = Progress(
         TextColumn("[progress.percentage]{task.percentage:>3.0f}%"),
         BarColumn(bar_width=None),
-        TransferSpeedColumn(),
-        TextColumn("{task.description}  left"),
+        TextColumn("{task.description}"),
+        TextColumn("left"),
         TimeRemainingColumn(),
         console=console,
     )
-    task = bar.add_task("", total=None)
+    task, started, before = bar.add_task("", total=None), time.perf_counter(), None
 
     def show(event: PrepareProgress) -> None:
-        bar.start()  # not before: what is refused at once leaves no bar
-        done, tokens = event.source_bytes, f"{event.tokens:,} tokens"
-        bar.update(task, total=event.total_bytes, completed=done, description=tokens)
+        nonlocal before
+        done = event.source_bytes
+        if before is None:
+            before = done  # what a continued run had done does not count as speed
+            bar.start()  # not before: what is refused at once leaves no bar
+        speed = (done - before) / max(time.perf_counter() - started, 1e-9) / 1e6
+        text = f"{speed:,.1f} MB/s  {event.tokens:,} tokens"
+        bar.update(task, total=event.total_bytes, completed=done, description=text)
 
     try:
         manifest = run(
@@ -54,7 +61,7 @@ def prepare(
             progress=show,
         )
     finally:
-        if bar.live.is_started:
+        if before is not None:
             bar.stop()
 
     for name, split in manifest.splits.items():

@@ -51,13 +51,12 @@ def verdict(replayed: Replay) -> str:
 
 def as_json(replayed: Replay) -> str:
     """One object on a line."""
-    layers = replayed.layers
-    found = {
-        "first_layer_not_finite": first_not_finite(layers),
-        "first_gradient_not_finite": first_gradient_not_finite(layers),
-        "layers": [{"name": name, **layer.to_json()} for name, layer in layers.items()],
-    }
-    return json_line(vars(replayed) | found)
+    facts = dict(vars(replayed))
+    layers = facts.pop("layers")
+    facts["first_layer_not_finite"] = first_not_finite(layers)
+    facts["first_gradient_not_finite"] = first_gradient_not_finite(layers)
+    facts["layers"] = [{"name": name, **layer.to_json()} for name, layer in layers.items()]
+    return json_line(facts)
 
 
 def replay(run: Path, /, *, step: int, device: str | None = None, json: bool = False) -> None:

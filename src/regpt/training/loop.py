@@ -66,16 +66,20 @@ def train(
     runtime = find_runtime(config.device, dtype=config.dtype, threads=config.threads)
     with open_world(runtime) as world:
         say = say if world.is_first else silent
+
+        def note(text: str) -> None:
+            say(f"note: {text}")
+
         config = config.with_batch_tokens(world.size)
-        state = build(config, runtime, world, say=lambda text: say(f"note: {text}"))
+        state = build(config, runtime, world, say=note)
         evaluation = PeriodicEvaluation(state)
         directory = open_directory(state, resume=resume)
         try:
             if resume and directory.is_complete(config.steps):
-                load_finished(state, directory, say)
+                load_finished(state, directory, note)
                 return state
             if resume:
-                restore_latest(state, directory, say)
+                restore_latest(state, directory, note)
             say(beginning(state, directory.path, evaluation))
             run = Run(state, directory, evaluation, observe, say, stop)
             if run.to_the_end():

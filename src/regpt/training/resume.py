@@ -26,23 +26,24 @@ def open_directory(state: TrainState, *, resume: bool) -> RunDirectory:
     return directory
 
 
-def load_finished(state: TrainState, directory: RunDirectory, say: Say) -> None:
+def load_finished(state: TrainState, directory: RunDirectory, note: Say) -> None:
     """Take the weights of a run that is complete; nothing is left to do."""
     load_model(state, directory.path)
     state.step = directory.read_record()["finished"]
     text = f"{directory.path} is complete, {state.step:,} steps: nothing is left to do"
-    say(f"note: {text}; --steps N goes on to more, from its newest checkpoint")
+    note(f"{text}; --steps N goes on to more, from its newest checkpoint")
 
 
-def restore_latest(state: TrainState, directory: RunDirectory, say: Say) -> None:
+def restore_latest(state: TrainState, directory: RunDirectory, note: Say) -> None:
     """Restore the newest sound checkpoint and forget what was recorded after it.
 
     The first process looks for it and the others take the same one. A run that was killed before
     its first checkpoint begins again.
     """
-    world, config = state.world, state.config
+    world, checkpoint = state.world, None
     with world.fail_together():
-        checkpoint = find_checkpoint(directory, say) if world.is_first else None
+        if world.is_first:
+            checkpoint = find_checkpoint(directory, note)
     step = torch.tensor(checkpoint.progress["step"] if checkpoint else 0, device=world.device)
     step = int(world.sum(step).item())
     if step:
@@ -50,21 +51,21 @@ def restore_latest(state: TrainState, directory: RunDirectory, say: Say) -> None
         restore(state, checkpoint)
         saved = checkpoint.progress["world_size"]
         if saved != world.size:
-            text = f"saved by {saved} processes, resumed by {world.size}: same data, step by step"
-            say(f"note: {text}")
-        say(f"note: resumed after step {step} from {checkpoint.path}")
+            note(f"saved by {saved} processes, resumed by {world.size}: same data, step by step")
+        note(f"resumed after step {step} from {checkpoint.path}")
     else:
-        say(f"note: {directory.path} has no checkpoint yet: it begins again")
+        note(f"{directory.path} has no checkpoint yet: it begins again")
     world.barrier()
     if world.is_first:
-        changes = [f"from here on {change}" for change in directory.change_record(config, step)]
-        for text in (*changes, *directory.rewind(step)):
-            say(f"note: {text}")
+        for change in directory.change_record(state.config, step):
+            note(f"from here on {change}")
+        for dropped in directory.rewind(step):
+            note(dropped)
 
 
-def find_checkpoint(directory: RunDirectory, say: Say) -> Checkpoint | None:
+def find_checkpoint(directory: RunDirectory, note: Say) -> Checkpoint | None:
     """The newest sound checkpoint; None if none was ever completed and the run never ended."""
-    checkpoint = load_newest(directory.checkpoints, note=lambda text: say(f"note: {text}"))
+    checkpoint = load_newest(directory.checkpoints, note=note)
     if checkpoint is None and (
         directory.is_complete(1) or any(directory.checkpoints.glob("step-*"))
     ):
