@@ -18,7 +18,7 @@ from regpt.report.run_page import charts
 from regpt.system.plot import Chart, Curve, short, svg, thin
 from regpt.training.config import RunConfig
 from regpt.training.presets import PRESETS
-from regpt.training.run_dir import read_metrics
+from regpt.training.run_dir import RunDirectory
 
 Capture = pytest.CaptureFixture[str]
 VOID = {"meta", "br", "img"}
@@ -238,7 +238,7 @@ def test_half_written_metrics(
     run = make_run(tmp_path / "run")
     path = run / "metrics.jsonl"
     path.write_bytes(ruin(path.read_bytes()))
-    entries, notes = read_metrics(path)
+    entries, notes = RunDirectory(run).read_metrics()
     assert len(entries) == kept
     assert bool(notes) == (said is not None)
     if said is not None:

@@ -1,6 +1,6 @@
 """`regpt evaluate`: losses and accuracies that compare."""
 
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -8,12 +8,6 @@ from regpt.system.errors import UserError
 from regpt.system.json_text import json_line
 
 BATCH_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 65536}
-
-
-def print_line(text: str) -> None:
-    """At once, in a log too."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
 
 
 def evaluate(
@@ -60,8 +54,7 @@ def evaluate(
         raise UserError("nothing to score: give --data TEXT, --hellaswag or --lambada FILE")
     if hellaswag is not None and len(hellaswag) > 1:
         raise UserError(f"--hellaswag takes one file, got {len(hellaswag)}")
-    counts = {"limit": limit, "batch-size": batch_size, "block-size": block_size}
-    for name, value in counts.items():
+    for name, value in (("limit", limit), ("batch-size", batch_size), ("block-size", block_size)):
         if value is not None and value < 1:
             raise UserError(f"--{name} must be at least 1, got {value}")
     from regpt.commands.models import load_model
@@ -82,7 +75,7 @@ def evaluate(
         suite = Suite(
             model=gpt, runtime=runtime, world=world, details=Path(details) if details else None,
             batch_tokens=batch_size * context if batch_size else BATCH_TOKENS[runtime.device.type],
-            say=print_line if world.is_first else silent,
+            say=partial(print, flush=True) if world.is_first else silent,
         )  # fmt: skip
         suite.say(f"model      {model}, {gpt.num_parameters():,} parameters, {runtime.describe()}")
         if data:
@@ -96,5 +89,4 @@ def evaluate(
         if lambada is not None:
             suite.score_lambada(Path(lambada), limit=limit)
         if json:
-            found = {"model": model, "dtype": runtime.dtype_name, **suite.found}
-            suite.say(json_line(found).rstrip())
+            suite.say(json_line({"model": model, "dtype": runtime.dtype_name, **suite.found})[:-1])

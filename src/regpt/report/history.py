@@ -9,7 +9,7 @@ from regpt.core.model import GPTConfig
 from regpt.system.errors import UserError
 from regpt.system.plot import Points
 from regpt.training import loss_plot
-from regpt.training.run_dir import RunDirectory, flatten, read_metrics
+from regpt.training.run_dir import RunDirectory, flatten
 
 Samples = list[tuple[int, dict[str, list[str]]]]
 BEST = ("val_loss", "val_bits_per_byte", "val_nats_per_character", "hellaswag_acc",
@@ -103,7 +103,7 @@ def read_history(path: Path) -> History:
     """
     directory = RunDirectory(path)
     record = directory.read_record()
-    entries, notes = read_metrics(directory.metrics)
+    entries, notes = directory.read_metrics()
     if not entries:
         raise UserError(f"{path} has no metrics yet (no sound line in metrics.jsonl): train first")
     return History(path=path, record=record, entries=entries, notes=notes)

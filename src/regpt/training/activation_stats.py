@@ -1,10 +1,8 @@
 """Activations and gradients of every layer: how large they are, and which is not finite.
 
-`record_activations(model)` hooks the embeddings, every block with its parts, and the final
-LayerNorm; while it is open, each forward and backward adds to one entry per layer, in the order the
-layers compute. The logits follow as a last entry, a sequence at a time, so that all of them never
-stand in memory at once. Sums run over all micro-batches. Compiled blocks run uncompiled meanwhile,
-since hooks set after compilation are not seen.
+One entry per layer, in the order they compute, over all micro-batches; the logits are the last, a
+sequence at a time, so that all of them never stand in memory at once. Compiled blocks run
+uncompiled meanwhile, since hooks set after compilation are not seen.
 """
 
 import contextlib

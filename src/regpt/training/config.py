@@ -15,10 +15,10 @@ from regpt.system.errors import UserError
 from regpt.system.json_text import check_types
 
 REMOVED_OPTIONS = {
-    "optimizer.muon_iterations": 5,
-    "optimizer.muon_polynomials": "same",
-    "optimizer.muon_stacked": True,
-    "keep_copies": True,
+    ("optimizer", "muon_iterations"): 5,
+    ("optimizer", "muon_polynomials"): "same",
+    ("optimizer", "muon_stacked"): True,
+    ("run", "keep_copies"): True,
 }
 """In run.json of earlier versions: the value that is now the only one."""
 
@@ -165,11 +165,9 @@ class RunConfig:
         try:
             values = dict(values)
             optimizer = values["optimizer"] = dict(values["optimizer"])
-            for option, default in REMOVED_OPTIONS.items():
-                _, dot, name = option.partition(".")
-                holder = optimizer if dot else values
-                if holder.pop(name or option, default) != default:
-                    raise TypeError(f"{option} is no longer an option")
+            for (holder, name), default in REMOVED_OPTIONS.items():
+                if (values if holder == "run" else optimizer).pop(name, default) != default:
+                    raise TypeError(f"{name} is no longer an option")
             values["data"] = tuple(values["data"])
             values["prompts"] = tuple(values["prompts"])
             values["model"] = GPTConfig(**check_types(GPTConfig, values["model"]))

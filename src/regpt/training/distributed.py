@@ -1,8 +1,7 @@
 """One model on many processes: two ways to spread it, both applied from outside.
 
-- `replicate` (the default, what DDP does): every process holds the model and its share of the
-  global batch; gradients are summed while backward is still running, bucket by bucket, on the last
-  micro-batch only. No wrapper class: no `.module`, no renamed keys.
+- `GradientSum` (the default, what DDP does, without a wrapper class): every process holds the model
+  and its share of the global batch; gradients are summed while backward runs.
 - `shard` (FSDP2, `fully_shard` on a replicate x shard mesh): parameters, gradients and optimizer
   state are cut over the processes.
 
@@ -28,11 +27,10 @@ BUCKET_ELEMENTS = 8 << 20
 
 
 class GradientSum:
-    """Sums gradients over the processes while backward runs.
+    """Sums gradients over the processes, in buckets, while backward runs.
 
-    As backward forms them, which is in the same order everywhere, gradients are gathered in
-    buckets; a full one is on its way while earlier layers still compute. Outside `collecting`
-    (earlier micro-batches) nothing is sent.
+    They are gathered as backward forms them, which is in the same order everywhere; a full bucket
+    is on its way while earlier layers still compute. Outside `collecting` nothing is sent.
     """
 
     def __init__(self, model: nn.Module, world: World) -> None:
@@ -74,13 +72,13 @@ class GradientSum:
         self.sent.clear()
 
 
-def shard(model: GPT, world: World, *, replicas: int = 1) -> GPT:
+def shard(model: GPT, world: World, *, replicas: int) -> None:
     """Cut the model over the processes (FSDP2): `replicas` copies, each over size / replicas."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
     if world.size == 1:
-        return model
+        return
     if world.size % replicas:
         raise UserError(f"{world.size} processes cannot form {replicas} replicas: use a divisor")
     mesh = init_device_mesh(
@@ -99,7 +97,6 @@ def shard(model: GPT, world: World, *, replicas: int = 1) -> GPT:
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)  # sums, as everywhere,
             module.set_force_sum_reduction_for_comms(True)  # by a reduction gloo has too
-    return model
 
 
 @torch.no_grad()
@@ -115,15 +112,14 @@ def fill(tensor: Tensor, whole: Tensor) -> None:
     tensor.copy_(whole)
 
 
-def checkpoint_activations(model: GPT) -> GPT:
+def checkpoint_activations(model: GPT) -> None:
     """Keep only the blocks' inputs for backward and compute the rest again: less memory, slower."""
     for block in model.h:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-    return model
 
 
 @torch.no_grad()
-def pad_vocabulary(model: GPT) -> GPT:
+def pad_vocabulary(model: GPT) -> None:
     """Add rows of zeros to the token embedding so that its size suits the matrix units.
 
     The model cuts the extra logits off (`GPT.unembed`), so the rows get no gradient and stay zero;
@@ -133,4 +129,3 @@ def pad_vocabulary(model: GPT) -> GPT:
     if rows and len(model.wte.weight) == model.config.vocab_size:
         zeros = model.wte.weight.new_zeros(rows, model.config.n_embd)
         model.wte.weight = nn.Parameter(torch.cat([model.wte.weight, zeros]))
-    return model

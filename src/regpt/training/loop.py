@@ -35,13 +35,9 @@ Observe = Callable[[dict[str, Any]], None]
 """Takes a line of metrics.jsonl."""
 
 
-def ignore(entry: dict[str, Any]) -> None:
-    """An observer that does nothing."""
-
-
 def train(
     config: RunConfig,
-    observe: Observe = ignore,
+    observe: Observe = lambda entry: None,
     say: Say = silent,
     *,
     resume: bool = False,
@@ -124,7 +120,7 @@ class Run(StateHooks):
         with ExitStack() as open_files:
             open_files.callback(self.writer.close)
             if world.is_first and config.tensorboard:
-                earlier = self.directory.read_metrics()
+                earlier, _ = self.directory.read_metrics()
                 board = TensorBoard(self.directory.path, earlier, step=state.step)
                 open_files.callback(board.close)
                 self.observers.insert(1, board.write)
@@ -209,7 +205,7 @@ class Run(StateHooks):
             tensors = snapshot.model if snapshot else whole.state_dict()
             weights.write_model_files(directory.path, tensors, asdict(whole.config))
             title = f"{state.config.preset}: {whole.num_parameters() / 1e6:.1f}M parameters"
-            metrics, vocab_size = directory.read_metrics(), whole.config.vocab_size
-            draw_loss(metrics, directory.picture, title=title, vocab_size=vocab_size)
+            metrics, _ = directory.read_metrics()
+            draw_loss(metrics, directory.picture, title=title, vocab_size=whole.config.vocab_size)
             directory.mark_finished(state.step)
         state.world.barrier()

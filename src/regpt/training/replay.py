@@ -147,7 +147,7 @@ def recorded_of(run: RunDirectory, step: int) -> tuple[dict[str, Any] | None, st
             return {name: report[name] for name in ("loss", "grad_norm")}, report["fault"]
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(f"{path} is damaged: remove {path.parent} to replay without") from None
-    for entry in run.read_metrics():
+    for entry in run.read_metrics()[0]:
         if entry["step"] == step and "loss" in entry:
             return entry, None
     return None, None

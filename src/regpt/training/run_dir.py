@@ -70,28 +70,6 @@ def is_sound(entry: dict[str, Any]) -> bool:
     )
 
 
-def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The sound lines, and what was dropped."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return [], []
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    entries, dropped = [], []
-    for number, entry in read_lines(data):
-        if entry is not None and is_sound(entry):
-            entries.append(entry)
-        else:
-            dropped.append(number)
-    if not dropped:
-        return entries, []
-    numbers = ", ".join(map(str, dropped[:NAMED_LINES]))
-    more = ", ..." if len(dropped) > NAMED_LINES else ""
-    lines = "1 line" if len(dropped) == 1 else f"{len(dropped)} lines"
-    return entries, [f"{path}: {lines} dropped that are not whole (line {numbers}{more})"]
-
-
 def sample_section(step: int, samples: Mapping[str, list[str]]) -> str:
     """A part of samples.txt."""
     texts = [text for written in samples.values() for text in written]
@@ -252,16 +230,34 @@ class RunDirectory:
         with writing_to(self.metrics), self.metrics.open("rb+") as file:
             os.fsync(file.fileno())
 
-    def read_metrics(self) -> list[dict[str, Any]]:
-        """All sound lines of metrics.jsonl; what a kill cut short or a disk damaged is left out."""
-        return read_metrics(self.metrics)[0]
+    def read_metrics(self) -> tuple[list[dict[str, Any]], list[str]]:
+        """The sound lines of metrics.jsonl, and in words what a kill or a disk damaged."""
+        try:
+            data = self.metrics.read_bytes()
+        except FileNotFoundError:
+            return [], []
+        except OSError as error:
+            raise UserError(f"cannot read {self.metrics}: {error.strerror or error}") from None
+        entries, dropped = [], []
+        for number, entry in read_lines(data):
+            if entry is not None and is_sound(entry):
+                entries.append(entry)
+            else:
+                dropped.append(number)
+        if not dropped:
+            return entries, []
+        numbers = ", ".join(map(str, dropped[:NAMED_LINES]))
+        more = ", ..." if len(dropped) > NAMED_LINES else ""
+        lines = "1 line" if len(dropped) == 1 else f"{len(dropped)} lines"
+        note = f"{self.metrics}: {lines} dropped that are not whole (line {numbers}{more})"
+        return entries, [note]
 
     def rewind(self, step: int) -> list[str]:
         """Forget what was recorded after `step`, so that a resumed run records it once.
 
         Returns what else had to be dropped, in words: lines that were not whole.
         """
-        found, notes = read_metrics(self.metrics)
+        found, notes = self.read_metrics()
         entries = [entry for entry in found if step and entry["step"] <= step]
         samples = (entry for entry in entries if "samples" in entry)
         sections = (sample_section(entry["step"], entry["samples"]) for entry in samples)
