@@ -36,10 +36,9 @@ KEPT_MODELS = 3
 
 def nonfinite_reason(result: StepResult) -> str | None:
     """Why this step must not be applied, in words; None if it may."""
-    if not math.isfinite(result.loss):
-        return f"loss is {result.loss}"
-    if not math.isfinite(result.grad_norm):
-        return f"gradient norm is {result.grad_norm}"
+    for name, value in (("loss", result.loss), ("gradient norm", result.grad_norm)):
+        if not math.isfinite(value):
+            return f"{name} is {value}"
     return None
 
 

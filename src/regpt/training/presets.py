@@ -48,9 +48,7 @@ def lecture() -> RunConfig:
 
 def overfit() -> RunConfig:
     """The lecture's sanity check: the same, on one batch again and again."""
-    return RunConfig(
-        preset="overfit", order="sequential", optimizer=LECTURE_OPTIMIZER, overfit=True
-    )
+    return replace(lecture(), preset="overfit", overfit=True)
 
 
 VALIDATION_TOKENS = 10_485_760
