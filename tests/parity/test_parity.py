@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from regpt import GPTConfig, SamplingParams, complete, get_tokenizer
 from regpt.cli import main
 from regpt.parity import Check, Comparison, diagnose, published, references, run, tensors, text
-from regpt.parity.compare import Tally
+from regpt.parity.compare import Texts
 from regpt.parity.model_pair import Pair, draw_peaked, load_tokenizer, random_pair
 from regpt.parity.references import generated
 from regpt.parity.references import settings as in_their_words
@@ -224,14 +224,11 @@ def test_the_first_difference_is_where_it_says(
     assert repr(name) in generate.detail
 
 
-def difference(pair: Pair, theirs: list[list[int]], params: SamplingParams) -> diagnose.Difference:
-    """What a tally makes of our text and another."""
-    prompt = text.prompt_tokens(pair, text.PROMPT)
-    tally = Tally()
-    ours = complete(pair.ours, prompt, params)
-    tally.add(pair, params, prompt, ours=ours, theirs=theirs, against="generate")
-    assert tally.first is not None
-    return tally.first
+def difference(pair: Pair, theirs: list[list[int]], params: SamplingParams) -> Texts:
+    """Our text and another."""
+    found = text.write(pair, text.PROMPT, params, lambda *_: theirs, "generate")
+    assert found.differ
+    return found
 
 
 @pytest.mark.parametrize(
@@ -266,10 +263,11 @@ def test_a_step_can_be_drawn_again(pair: Pair, rng: str, step: int) -> None:
     params = SamplingParams(rng=rng, num_samples=3, stop_at_eot=False, repetition_penalty=1.2)
     rows = complete(pair.ours, prompt, params)
     place = len(prompt) + step
-    unlike = diagnose.Difference(
-        pair=pair, params=params, prompt=prompt, ours=rows, theirs=rows,
-        against="generate", step=step, row=0,
+    unlike = Texts(
+        pair=pair, params=params, prompt=prompt, ours=rows, against="generate",
+        theirs=[[*row[:place], row[place] + 1, *row[place + 1 :]] for row in rows],
     )  # fmt: skip
+    assert unlike.first == (step, 0)
     idx = diagnose.context(unlike)
     assert idx.shape == (3, place)
     token = diagnose.redraw(unlike, idx, pair.ours(idx)[0][:, -1])
@@ -289,11 +287,7 @@ def test_a_tie_is_told_from_a_mistake(pair: Pair) -> None:
     tied = replace(pair, ours=ours, theirs=theirs)
     rows = generated(tied, prompt, params)
     assert rows[0][len(prompt)] == twin
-    tally = Tally()
-    tally.add(tied, params, prompt, ours=complete(ours, prompt, params), theirs=rows,
-              against="generate")  # fmt: skip
-    assert tally.first is not None
-    found = diagnose.explain(tally.first)
+    found = diagnose.explain(difference(tied, rows, params))
     assert found.name == "rounding"
     assert "not a mistake" in found.text
 
@@ -349,7 +343,7 @@ def test_equal_tokens_with_another_text_are_found(
 
 
 def test_nothing_compared_is_no_agreement() -> None:
-    assert not Tally().agrees
+    assert text.report("x", [], "").status == "differs"
 
 
 def test_every_parameter_is_stated_to_generate(pair: Pair) -> None:

@@ -1,6 +1,8 @@
-"""Rows of tokens against rows of tokens: how many agree, and where the first does not."""
+"""What both sides wrote: how many tokens agree, and where the first does not."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from regpt.core.sampling import SamplingParams
 from regpt.parity.model_pair import Pair
@@ -8,8 +10,8 @@ from regpt.parity.references import Rows
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
-    """The first token that is not the same, and all that is needed to draw it again."""
+class Texts:
+    """The rows of one prompt under one seed, and all that is needed to draw them again."""
 
     pair: Pair
     params: SamplingParams
@@ -19,58 +21,47 @@ class Difference:
     theirs: Rows
     against: str
     """Who wrote `theirs`."""
-    step: int
-    """Tokens drawn before it."""
-    row: int
-
-    @property
-    def position(self) -> int:
-        """Where in the text it stands."""
-        return len(self.prompt) + self.step
-
-    @property
-    def tokens(self) -> tuple[int | None, int | None]:
-        """Ours and theirs; None where a row is already over."""
-        rows = self.ours[self.row], self.theirs[self.row]
-        ours, theirs = (row[self.position] if self.position < len(row) else None for row in rows)
-        return ours, theirs
-
-
-@dataclass
-class Tally:
-    """Texts compared so far, and the first difference in the order of generation."""
-
-    texts: int = 0
-    tokens: int = 0
-    """Drawn by either side."""
-    equal: int = 0
-    ended: int = 0
-    """Texts that ended before their full length."""
-    first: Difference | None = None
     decoding: str = ""
     """Where equal tokens became different text, if they did."""
 
-    def add(self, pair: Pair, params: SamplingParams, prompt: list[int], *,
-            ours: Rows, theirs: Rows, against: str) -> None:  # fmt: skip
-        """Count the rows of one call and its references."""
-        unequal = []
-        for row, (our, their) in enumerate(zip(ours, theirs, strict=True)):
-            places = range(len(prompt), max(len(our), len(their)))
-            same = [our[place : place + 1] == their[place : place + 1] for place in places]
-            self.texts += 1
-            self.tokens += len(same)
-            self.equal += sum(same)
-            self.ended += len(their) < params.max_length
-            if not all(same):
-                unequal.append((same.index(False), row))
-        if unequal and self.first is None:
-            step, row = min(unequal)
-            self.first = Difference(
-                pair=pair, params=params, prompt=prompt, ours=ours, theirs=theirs,
-                against=against, step=step, row=row,
-            )  # fmt: skip
+    @cached_property
+    def equal(self) -> list[list[bool]]:
+        """For each row, whether the tokens drawn by either side are the same, one by one."""
+        return [
+            [our[i : i + 1] == their[i : i + 1]
+             for i in range(len(self.prompt), max(len(our), len(their)))]
+            for our, their in zip(self.ours, self.theirs, strict=True)
+        ]  # fmt: skip
 
     @property
-    def agrees(self) -> bool:
-        """Every token and every text is the same; nothing compared is no agreement."""
-        return self.first is None and not self.decoding and self.texts > 0
+    def differ(self) -> bool:
+        """Whether any token does."""
+        return not all(map(all, self.equal))
+
+    @property
+    def first(self) -> tuple[int, int]:
+        """Step and row of the first token that differs, in the order of generation."""
+        rows = enumerate(self.equal)
+        return min((same.index(False), row) for row, same in rows if not all(same))
+
+    @property
+    def position(self) -> int:
+        """Where in its text that token stands."""
+        return len(self.prompt) + self.first[0]
+
+    @property
+    def tokens(self) -> tuple[int | None, int | None]:
+        """That token, ours and theirs; None where a row is already over."""
+        row, place = self.first[1], self.position
+        ours, theirs = (
+            rows[row][place] if place < len(rows[row]) else None
+            for rows in (self.ours, self.theirs)
+        )
+        return ours, theirs
+
+
+def tally(calls: Sequence[Texts]) -> dict[str, int]:
+    """Texts; tokens drawn by either side, and how many are equal; texts that ended early."""
+    equal = [same for texts in calls for row in texts.equal for same in row]
+    ended = [len(row) < texts.params.max_length for texts in calls for row in texts.theirs]
+    return {"texts": len(ended), "tokens": len(equal), "equal": sum(equal), "ended": sum(ended)}

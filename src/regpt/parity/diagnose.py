@@ -12,7 +12,7 @@ Only the first difference is explained. What follows it is a different text.
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +20,9 @@ from torch import Tensor
 from regpt.core.generate import complete
 from regpt.core.sampling import SamplingParams, sample
 from regpt.core.tokenizer import END_OF_TEXT_ID, get_tokenizer
-from regpt.parity.compare import Difference
+from regpt.parity.compare import Texts
 from regpt.parity.model_pair import quiet
+from regpt.parity.references import Rows
 
 ROUNDING = 1e-3
 """Logits that differ by more than this are wrong; by less, rounded."""
@@ -37,15 +38,6 @@ class Cause(NamedTuple):
     """The cause, and what to do."""
 
 
-class Switch(NamedTuple):
-    """A setting to try."""
-
-    name: str
-    params: SamplingParams
-    meaning: str
-    """Completes: 'X drew ...'."""
-
-
 def default_temperature() -> float:
     """The pipeline's own default; 0.7 in transformers 5."""
     from transformers import TextGenerationPipeline
@@ -54,62 +46,60 @@ def default_temperature() -> float:
     return getattr(defaults, "temperature", None) or 1.0
 
 
-def switches(params: SamplingParams) -> Iterator[Switch]:
-    """What may have been set otherwise than asked for, most frequent first."""
+def switches(params: SamplingParams) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """What may have been set otherwise than asked for, most frequent first: a name, the setting,
+    and words that complete 'X drew ...'."""
     temperature = default_temperature()
     if params.temperature not in (0, temperature):
-        yield Switch(
+        yield (
             "temperature",
-            replace(params, temperature=temperature),
-            f"at temperature {temperature}, the pipeline's default: pass it "
-            f"temperature={params.temperature}",
+            {"temperature": temperature},
+            (
+                f"at temperature {temperature}, the pipeline's default: pass it "
+                f"temperature={params.temperature}"
+            ),
         )
     streams = {
-        "hf": "in transformers' order, one number per vocabulary entry",
         "lecture": "in the lecture's order, one number per top-k entry, sorted",
+        "hf": "in transformers' order, one number per vocabulary entry",
         "portable": "from the counter-based stream",
     }
-    for rng in ("lecture", "hf", "portable"):
+    for rng, order in streams.items():
         if rng != params.rng:
-            yield Switch(
+            yield (
                 "order of draw",
-                replace(params, rng=rng),
-                f"{streams[rng]}, and {params.rng} was asked for: same distribution, other numbers",
+                {"rng": rng},
+                (f"{order}, and {params.rng} was asked for: same distribution, other numbers"),
             )
     heeded = "without stopping at" if params.stop_at_eot else "and stopped at"
-    yield Switch(
+    yield (
         "end-of-text",
-        replace(params, stop_at_eot=not params.stop_at_eot),
-        f"{heeded} end-of-text: give both sides the same eos_token_id ({END_OF_TEXT_ID})",
+        {"stop_at_eot": not params.stop_at_eot},
+        (f"{heeded} end-of-text: give both sides the same eos_token_id ({END_OF_TEXT_ID})"),
     )
     for top_k in (50, None):
         if top_k != params.top_k:
-            yield Switch(
+            yield (
                 "top-k",
-                replace(params, top_k=top_k),
-                f"with top_k {top_k}, and {params.top_k} was asked for",
+                {"top_k": top_k},
+                (f"with top_k {top_k}, and {params.top_k} was asked for"),
             )
 
 
-def place(difference: Difference) -> str:
-    """Where the first difference is, and which tokens."""
+def explain(texts: Texts) -> Cause:
+    """Find the setting that makes the two texts one, or what else it was."""
 
     def name(token: int | None) -> str:
         return "nothing" if token is None else f"{token} {get_tokenizer().decode([token])!r}"
 
-    ours, theirs = difference.tokens
-    against = "transformers" if difference.against == "generate" else difference.against
-    return (
-        f"first difference: model {difference.pair.name}, seed {difference.params.seed}, step "
-        f"{difference.step} (position {difference.position}), row {difference.row}: regpt drew "
-        f"{name(ours)}, {against} {name(theirs)}."
+    (step, row), (ours, theirs) = texts.first, texts.tokens
+    against = "transformers" if texts.against == "generate" else texts.against
+    where = (
+        f"first difference: model {texts.pair.name}, seed {texts.params.seed}, step {step} "
+        f"(position {texts.position}), row {row}: regpt drew {name(ours)}, {against} "
+        f"{name(theirs)}."
     )
-
-
-def explain(difference: Difference) -> Cause:
-    """Find the setting that makes the two texts one, or what else it was."""
-    where = place(difference)
-    if found := find_switch(difference) or find_in_logits(difference):
+    if found := find_switch(texts) or find_in_logits(texts):
         return Cause(found[0], where, f"Likely cause: {found[0]}: {found[1]}.")
     return Cause(
         "unknown",
@@ -120,31 +110,34 @@ def explain(difference: Difference) -> Cause:
     )
 
 
-def find_switch(difference: Difference) -> tuple[str, str] | None:
+def find_switch(texts: Texts) -> tuple[str, str] | None:
     """The setting with which regpt writes the one text or the other."""
-    prompt, model = difference.prompt, difference.pair.ours
-    as_asked = complete(model, prompt, difference.params)
-    for switch in switches(difference.params):
-        rows = complete(model, prompt, switch.params)
+
+    def write(params: SamplingParams) -> Rows:
+        return complete(texts.pair.ours, texts.prompt, params)
+
+    as_asked = write(texts.params)
+    for name, setting, meaning in switches(texts.params):
+        rows = write(replace(texts.params, **setting))
         if rows == as_asked:
-            continue  # this switch changes nothing here, so it explains nothing
-        if rows == difference.theirs:
-            return switch.name, f"{difference.against} drew {switch.meaning}"
-        if rows == difference.ours:
-            return switch.name, f"regpt drew {switch.meaning}"
+            continue  # this setting changes nothing here, so it explains nothing
+        if rows == texts.theirs:
+            return name, f"{texts.against} drew {meaning}"
+        if rows == texts.ours:
+            return name, f"regpt drew {meaning}"
     return None
 
 
 @torch.no_grad()
-def find_in_logits(difference: Difference) -> tuple[str, str] | None:
+def find_in_logits(texts: Texts) -> tuple[str, str] | None:
     """Whether the same random numbers give the two tokens because the logits are not the same."""
-    idx = context(difference)  # (B, T)
-    ours = difference.pair.ours(idx)[0][:, -1].float()
+    idx = context(texts)  # (B, T)
+    ours = texts.pair.ours(idx)[0][:, -1].float()
     with quiet():
-        theirs = difference.pair.theirs(idx).logits[:, -1].float()
-    row = difference.row
-    drawn = [int(redraw(difference, idx, logits)[row]) for logits in (ours, theirs)]
-    if tuple(drawn) != difference.tokens:
+        theirs = texts.pair.theirs(idx).logits[:, -1].float()
+    row = texts.first[1]
+    drawn = [int(redraw(texts, idx, logits)[row]) for logits in (ours, theirs)]
+    if tuple(drawn) != texts.tokens:
         return None
     gap = (ours[row] - theirs[row]).abs().max().item()
     if gap <= ROUNDING:
@@ -155,16 +148,16 @@ def find_in_logits(difference: Difference) -> tuple[str, str] | None:
     return "logits", f"they differ by {gap:.1e} in this row: look at the numbers first"
 
 
-def context(difference: Difference) -> Tensor:
+def context(texts: Texts) -> Tensor:
     """What had been written in all rows when the step was drawn, (B, T); ended rows padded."""
-    width = difference.position
-    rows = [row[:width] + [END_OF_TEXT_ID] * (width - len(row)) for row in difference.theirs]
-    return torch.tensor(rows, device=difference.pair.ours.device)
+    width = texts.position
+    rows = [row[:width] + [END_OF_TEXT_ID] * (width - len(row)) for row in texts.theirs]
+    return torch.tensor(rows, device=texts.pair.ours.device)
 
 
-def redraw(difference: Difference, idx: Tensor, logits: Tensor) -> Tensor:
+def redraw(texts: Texts, idx: Tensor, logits: Tensor) -> Tensor:
     """The step's tokens (B,) from these logits (B, V), with the random numbers of the step."""
-    params = difference.params
+    params = texts.params
     generator = params.generator(logits.device)
 
     def draw(width: int) -> Tensor:
@@ -173,6 +166,6 @@ def redraw(difference: Difference, idx: Tensor, logits: Tensor) -> Tensor:
 
     # a draw takes the same count of numbers whatever the logits, so that drawing from these passes
     # over the numbers of the earlier steps
-    for width in range(len(difference.prompt), idx.shape[1]):
+    for width in range(len(texts.prompt), idx.shape[1]):
         draw(width)
     return draw(idx.shape[1])

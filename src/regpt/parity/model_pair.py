@@ -36,8 +36,8 @@ SMALL_SHAPES = (
 FULL_SHAPE = GPTConfig()
 LOGIT_STD = 4.0
 """Standard deviation of a peaked model's logits over the vocabulary."""
-END_OF_TEXT_LOGIT = (1.6 * LOGIT_STD, 1.6 * LOGIT_STD)
-"""Mean and standard deviation of end-of-text's logit over contexts. The largest of all logits is
+END_OF_TEXT_LOGIT = 1.6 * LOGIT_STD
+"""Mean, and standard deviation, of end-of-text's logit over contexts. The largest of all logits is
 near 4.3 standard deviations, so a row ends in about one step of twenty."""
 
 
@@ -112,8 +112,8 @@ def make_endings_likely(model: GPT) -> None:
     mean = hidden.mean(dim=0)
     row = model.wte.weight[END_OF_TEXT_ID]
     row -= mean * (row @ mean) / (mean @ mean)  # what is left of it varies around zero
-    row *= END_OF_TEXT_LOGIT[1] / (hidden @ row).std()
-    row += mean * END_OF_TEXT_LOGIT[0] / (mean @ mean)
+    row *= END_OF_TEXT_LOGIT / (hidden @ row).std()
+    row += mean * END_OF_TEXT_LOGIT / (mean @ mean)
 
 
 def random_pair(config: GPTConfig, directory: Path, *, seed: int, device: torch.device) -> Pair:

@@ -7,7 +7,6 @@ sides, fed by each side's gradients.
 
 import tempfile
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -63,11 +62,15 @@ def windows(pair: Pair, rows: int, *, length: int, seed: int = 0) -> Tensor:
     return idx.to(pair.ours.device)
 
 
+def badness(error: float) -> tuple[bool, float]:
+    """What the worst of errors is found by: a NaN is above every bound."""
+    return error != error, error
+
+
 def worst(name: str, pairs: Sequence[Pair], measure: Measure, bound: float, unit: str) -> Check:
     """The check whose figure is the largest of all pairs'."""
     found = [(*measure(pair), pair.name) for pair in pairs]
-    # a NaN is above every bound
-    figure, where, model = max(found, key=lambda item: (item[0] != item[0], item[0]))
+    figure, where, model = max(found, key=lambda item: badness(item[0]))
     return Check(
         name=name,
         status=judge(figure <= bound),
@@ -82,41 +85,40 @@ def check_tokens(tokenizer: Tokenizer) -> Check:
     """Our tokens and text against transformers' tokenizer, over the texts above."""
     ours = get_tokenizer()
     texts = (*TEXTS, "\n".join(TEXTS), f"one{END_OF_TEXT}two")
-    total, detail = 0, f"{len(texts)} texts in many scripts, there and back"
-    agrees = True
+    total, difference = 0, ""
     for text in texts:
-        special = END_OF_TEXT in text
-        tokens = ours.encode(text, allow_special=special)
+        tokens = ours.encode(text, allow_special=END_OF_TEXT in text)
         with quiet():
             expected = tokenizer.encode(text)
             decoded = tokenizer.decode(expected)
         total += len(tokens)
         if tokens != expected or ours.decode(tokens) != decoded:
-            agrees = False
-            detail = f"first difference in {text!r}: regpt {tokens}, transformers {expected}"
+            difference = f"first difference in {text!r}: regpt {tokens}, transformers {expected}"
             break
     return Check(
         name="tokens",
-        status=judge(agrees),
+        status=judge(not difference),
         figure=f"{total:,} tokens",
         bound="every token",
-        detail=detail,
+        detail=difference or f"{len(texts)} texts in many scripts, there and back",
         values={"tokens": total},
     )
 
 
 def check_weights(pairs: Sequence[Pair]) -> Check:
     """Ours -> transformers -> ours: what transformers writes again, we read as the same bits."""
-    detail = "regpt's files, through transformers' save_pretrained, bit for bit"
     changed: list[str] = []
     for pair in pairs:
         with tempfile.TemporaryDirectory() as folder:
             with quiet(), writing_to(Path(folder)):
                 pair.theirs.save_pretrained(folder)
             back = GPT.from_pretrained(folder).state_dict()
-        for name, tensor in pair.ours.state_dict().items():
-            if not torch.equal(tensor.cpu(), back[name]):
-                changed.append(f"{name} of model {pair.name}")
+        changed += [
+            f"{name} of model {pair.name}"
+            for name, tensor in pair.ours.state_dict().items()
+            if not torch.equal(tensor.cpu(), back[name])
+        ]
+    detail = "regpt's files, through transformers' save_pretrained, bit for bit"
     if changed:
         detail = f"first difference: {changed[0]}"
     total = sum(len(pair.ours.state_dict()) for pair in pairs)
@@ -151,16 +153,12 @@ def check_logits(pairs: Sequence[Pair], dtype: torch.dtype) -> Check:
     return worst(f"logits, {name}", pairs, measure, LOGITS_BOUND[dtype], unit)
 
 
-def loss_of_ours(ours: GPT, idx: Tensor) -> Tensor:
-    """Our loss of a batch (B, T)."""
-    _, loss = ours(idx[:, :-1], idx[:, 1:])
-    return loss
-
-
-def loss_of_theirs(theirs: torch.nn.Module, idx: Tensor) -> Tensor:
-    """transformers' own loss of a batch (B, T); it shifts the labels itself."""
+def loss_of(model: torch.nn.Module, idx: Tensor) -> Tensor:
+    """Either side's own loss of a batch (B, T); transformers shifts the labels itself."""
+    if isinstance(model, GPT):
+        return model(idx[:, :-1], idx[:, 1:])[1]
     with quiet():
-        return theirs(idx, labels=idx).loss
+        return model(idx, labels=idx).loss
 
 
 @torch.no_grad()
@@ -169,8 +167,7 @@ def check_loss(pairs: Sequence[Pair]) -> Check:
 
     def measure(pair: Pair) -> tuple[float, str]:
         idx = windows(pair, 4, length=64)
-        loss = loss_of_ours(pair.ours, idx).item()
-        expected = loss_of_theirs(pair.theirs, idx).item()
+        loss, expected = (loss_of(model, idx).item() for model in (pair.ours, pair.theirs))
         return abs(loss / expected - 1), f"loss {expected:.4f}"
 
     return worst("loss", pairs, measure, LOSS_BOUND, "relative")
@@ -179,8 +176,8 @@ def check_loss(pairs: Sequence[Pair]) -> Check:
 def gradients(pair: Pair) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Every gradient of one batch, ours and theirs, by our names and in our orientation."""
     idx = windows(pair, 2, length=64)
-    loss_of_ours(pair.ours, idx).backward()
-    loss_of_theirs(pair.theirs, idx).backward()
+    for model in (pair.ours, pair.theirs):
+        loss_of(model, idx).backward()
     ours, theirs = {}, {}
     for name, parameter in pair.ours.named_parameters():
         expected = pair.theirs.get_parameter(f"transformer.{name}").grad
@@ -209,19 +206,19 @@ def check_gradients(pairs: Sequence[Pair]) -> Check:
             name: ((ours[name] - theirs[name]).norm() / torch.maximum(g.norm(), floor)).item()
             for name, g in theirs.items()
         }
-        name = max(errors, key=lambda key: (errors[key] != errors[key], errors[key]))
+        name = max(errors, key=lambda key: badness(errors[key]))
         return errors[name], f"worst of {len(errors)} tensors: {name}"
 
     return worst("gradients", pairs, measure, GRADIENT_BOUND, "of each norm")
 
 
-def train(model: torch.nn.Module, loss_of: Callable[[Tensor], Tensor], idx: Tensor) -> list[float]:
+def train(model: torch.nn.Module, idx: Tensor) -> list[float]:
     """Ten AdamW steps, one (B, T) batch of `idx` (10, B, T) each; the loss before each step."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     losses = []
     for batch in idx:
         optimizer.zero_grad()
-        loss = loss_of(batch)
+        loss = loss_of(model, batch)
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
@@ -233,12 +230,10 @@ def check_training(pairs: Sequence[Pair]) -> Check:
 
     def measure(pair: Pair) -> tuple[float, str]:
         idx = torch.stack([windows(pair, 2, length=32, seed=step) for step in range(STEPS)])
-        model = GPT.from_pretrained(pair.directory).to(idx.device)
-        ours = train(model, partial(loss_of_ours, model), idx)
-        model = load_theirs(pair.directory, device=idx.device)
-        theirs = train(model, partial(loss_of_theirs, model), idx)
+        ours = train(GPT.from_pretrained(pair.directory).to(idx.device), idx)
+        theirs = train(load_theirs(pair.directory, device=idx.device), idx)
         errors = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
-        step = max(range(STEPS), key=lambda i: (errors[i] != errors[i], errors[i]))
+        step = max(range(STEPS), key=lambda i: badness(errors[i]))
         return errors[step], f"losses {theirs[0]:.4f} to {theirs[-1]:.4f}, worst in step {step}"
 
     return worst("ten AdamW steps", pairs, measure, TRAINING_BOUND, "absolute")

@@ -5,13 +5,13 @@ transformers goes on drawing for a row that has ended and throws the draw away, 
 live on get their own numbers only if we do the same.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from regpt.core.generate import complete
 from regpt.core.sampling import SamplingParams
 from regpt.core.tokenizer import END_OF_TEXT_ID, get_tokenizer
-from regpt.parity.compare import Tally
+from regpt.parity.compare import Texts, tally
 from regpt.parity.diagnose import explain
 from regpt.parity.model_pair import Pair, Tokenizer
 from regpt.parity.references import Rows, generated, lecture_loop, piped_texts, piped_tokens
@@ -54,97 +54,102 @@ def text_of(row: Sequence[int]) -> str:
     return get_tokenizer().decode([token for token in row if token != END_OF_TEXT_ID])
 
 
-def report(name: str, tally: Tally, detail: str) -> Check:
-    """The check that a tally amounts to; at a difference, the detail is its explanation."""
-    values: dict[str, float | int | str | None] = {
-        "texts": tally.texts, "tokens": tally.tokens, "equal": tally.equal, "ended": tally.ended,
-    }  # fmt: skip
-    if tally.first is not None:
-        difference, (ours, theirs) = tally.first, tally.first.tokens
-        cause = explain(difference)
+def write(
+    pair: Pair,
+    text: str,
+    params: SamplingParams,
+    reference: Callable[[Pair, list[int], SamplingParams], Rows],
+    against: str,
+) -> Texts:
+    """Our rows after a prompt, and a reference's."""
+    prompt = prompt_tokens(pair, text)
+    ours, theirs = complete(pair.ours, prompt, params), reference(pair, prompt, params)
+    return Texts(pair=pair, params=params, prompt=prompt, ours=ours, theirs=theirs, against=against)
+
+
+def report(name: str, calls: Sequence[Texts], detail: str) -> Check:
+    """The check that calls amount to; at a difference, the detail is its explanation."""
+    values: dict[str, float | int | str | None] = {**tally(calls)}
+    if different := next((texts for texts in calls if texts.differ), None):
+        (step, row), (ours, theirs) = different.first, different.tokens
+        cause = explain(different)
         detail = f"{cause.where} {cause.text}"
         values |= {
-            "model": difference.pair.name, "seed": difference.params.seed,
-            "step": difference.step, "row": difference.row,
+            "model": different.pair.name, "seed": different.params.seed, "step": step, "row": row,
             "ours": ours, "theirs": theirs, "cause": cause.name,
         }  # fmt: skip
-    elif tally.decoding:
-        detail = tally.decoding
+    elif decoding := next((texts.decoding for texts in calls if texts.decoding), ""):
+        detail = decoding
         values["cause"] = "decoding"
     return Check(
         name=name,
-        status=judge(tally.agrees),
-        figure=f"{tally.equal:,} of {tally.tokens:,}",
+        status=judge(bool(calls) and "cause" not in values),  # nothing compared is no agreement
+        figure=f"{values['equal']:,} of {values['tokens']:,}",
         bound="every token",
         detail=detail,
         values=values,
     )
 
 
-def add_pipeline(
-    tally: Tally, pair: Pair, tokenizer: Tokenizer, params: SamplingParams, ours: Rows
-) -> None:
-    """Compare with the pipeline's texts; with its tokens too, if the texts are not the same."""
+def piped(texts: Texts, tokenizer: Tokenizer) -> Texts:
+    """Our rows against the pipeline's text; against its tokens, if the text is not the same."""
+    pair, params, ours = texts.pair, texts.params, texts.ours
     found = [text_of(row) for row in ours]
     expected = piped_texts(pair, tokenizer, PROMPT, params)
     theirs = ours if found == expected else piped_tokens(pair, tokenizer, PROMPT, params)
-    prompt = prompt_tokens(pair, PROMPT)
-    tally.add(pair, params, prompt, ours=ours, theirs=theirs, against="the pipeline")
-    if found != expected and ours == theirs and not tally.decoding:
+    decoding = ""
+    if found != expected and ours == theirs:
         row = next(i for i in range(len(found)) if found[i] != expected[i])
-        tally.decoding = (
+        decoding = (
             f"model {pair.name}, seed {params.seed}, row {row}: equal tokens became "
             f"{found[row]!r} in regpt and {expected[row]!r} in the pipeline"
         )
+    return replace(texts, theirs=theirs, against="the pipeline", decoding=decoding)
 
 
 def check_sampled(
     pairs: Sequence[Pair], tokenizer: Tokenizer, *, seeds: int
 ) -> tuple[Check, Check]:
     """The `hf` stream against `generate` and against the pipeline."""
-    generate, pipeline = Tally(), Tally()
-    for pair in pairs:
-        prompt = prompt_tokens(pair, PROMPT)
-        for params in draws(pair, seeds):
-            ours, theirs = complete(pair.ours, prompt, params), generated(pair, prompt, params)
-            generate.add(pair, params, prompt, ours=ours, theirs=theirs, against="generate")
-            if pair.has_gpt2_vocabulary:
-                add_pipeline(pipeline, pair, tokenizer, params, ours)
+    calls = [
+        write(pair, PROMPT, params, generated, "generate")
+        for pair in pairs
+        for params in draws(pair, seeds)
+    ]
+    counts = tally(calls)
     detail = (
-        f"{generate.texts:,} texts under {seeds} seeds, {generate.ended:,} of them ended early; "
+        f"{counts['texts']:,} texts under {seeds} seeds, {counts['ended']:,} of them ended early; "
         "top-k, top-p, min-p, temperature, repetition penalty"
     )
+    generate = report("sampled text, generate", calls, detail)
     name = "sampled text, pipeline"
-    if not pipeline.texts:
-        piped = Check(name=name, status="not checked", detail="its vocabulary is not GPT-2's")
-    else:
-        piped = report(name, pipeline, f"the same {pipeline.texts:,}, character by character")
-    return report("sampled text, generate", generate, detail), piped
+    calls = [piped(texts, tokenizer) for texts in calls if texts.pair.has_gpt2_vocabulary]
+    if not calls:
+        detail = "its vocabulary is not GPT-2's"
+        return generate, Check(name=name, status="not checked", detail=detail)
+    detail = f"the same {tally(calls)['texts']:,}, character by character"
+    return generate, report(name, calls, detail)
 
 
 def check_greedy(pairs: Sequence[Pair]) -> Check:
     """The most likely token at every step, with and without a repetition penalty."""
-    tally = Tally()
+    calls = []
     for pair in pairs:
+        greedy = replace(next(draws(pair, 1)), temperature=0.0, num_samples=1)
         for index, text in enumerate(PROMPTS):
-            penalty = 1.2 if index % 2 else 1.0
-            params = replace(next(draws(pair, 1)), temperature=0.0, repetition_penalty=penalty,
-                             num_samples=1)  # fmt: skip
-            prompt = prompt_tokens(pair, text)
-            ours, theirs = complete(pair.ours, prompt, params), generated(pair, prompt, params)
-            tally.add(pair, params, prompt, ours=ours, theirs=theirs, against="generate")
-    return report("greedy text, generate", tally, f"{tally.texts} prompts")
+            params = replace(greedy, repetition_penalty=1.2 if index % 2 else 1.0)
+            calls.append(write(pair, text, params, generated, "generate"))
+    return report("greedy text, generate", calls, f"{len(calls)} prompts")
 
 
 def check_lecture(pairs: Sequence[Pair], *, seeds: int) -> Check:
     """The `lecture` stream against the lecture's loop, written out."""
-    tally = Tally()
+    calls = []
     for pair in pairs:
-        prompt = prompt_tokens(pair, PROMPT)
-        length = min(LECTURE.max_length, pair.ours.config.block_size)
+        lecture = replace(next(draws(pair, 1)), rng="lecture", stop_at_eot=False)
         for seed in range(seeds):
-            params = SamplingParams(rng="lecture", stop_at_eot=False, seed=seed, max_length=length)
-            ours, theirs = complete(pair.ours, prompt, params), lecture_loop(pair, prompt, params)
-            tally.add(pair, params, prompt, ours=ours, theirs=theirs, against="the lecture's loop")
-    detail = f"{tally.texts:,} texts under {seeds} seeds, against the lecture's loop"
-    return report("stream `lecture`", tally, detail)
+            params = replace(lecture, seed=seed)
+            calls.append(write(pair, PROMPT, params, lecture_loop, "the lecture's loop"))
+    texts = tally(calls)["texts"]
+    detail = f"{texts:,} texts under {seeds} seeds, against the lecture's loop"
+    return report("stream `lecture`", calls, detail)
