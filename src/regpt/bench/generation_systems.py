@@ -160,7 +160,7 @@ def llama_cpp(model: str) -> Call:
     """llama.cpp by llama-cpp-python, on a GGUF file; rows one after the other."""
     from llama_cpp import Llama  # pyright: ignore[reportMissingImports]
 
-    from regpt.bench.hardware_limits import usable_cores
+    from regpt.system.memory import usable_cores
 
     threads = int(os.environ.get("OMP_NUM_THREADS") or usable_cores())
     llama = Llama(model, n_ctx=1024, n_threads=threads, n_threads_batch=threads, verbose=False)

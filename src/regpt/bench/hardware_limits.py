@@ -7,7 +7,6 @@ by default. A system that still comes to more (its matrices may stay in a large 
 else was busy meanwhile) is its own limit.
 """
 
-import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from regpt.bench.workers import System
+from regpt.system.memory import total_memory, usable_cores
 
 SECONDS_EACH = 0.5
 CPU_MATRIX, GPU_MATRIX = 2048, 8192
@@ -80,13 +80,6 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
-def usable_cores() -> int:
-    """Processors this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def best_seconds(works: Sequence[Callable[[], object]], synchronize: Callable[[], None]) -> float:
     """The shortest time of any of the works, each done in turn for `SECONDS_EACH`, after one."""
     best = float("inf")
@@ -114,7 +107,7 @@ def load(device: str) -> Callable[[], Mapping[str, object]]:
     place = runtime.device
     on_gpu = place.type == "cuda"
     size = GPU_MATRIX if on_gpu else CPU_MATRIX
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = total_memory()
 
     def read() -> float:
         rows = (GPU_BUFFER if on_gpu else min(CPU_BUFFER, memory // 8)) // (4 * ROW)

@@ -19,9 +19,9 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from pathlib import Path
 
 from regpt.system.malloc import keep_pages
+from regpt.system.memory import peak_memory, uses_cuda
 
 REPEAT_SECONDS = 1.0
 """A short job is done again until this time is over,"""
@@ -43,21 +43,8 @@ def load(place: str, settings: Facts) -> Call:
 
 def synchronize() -> None:
     """Wait for the GPU, if this process has used one."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-
-
-def peak_memory() -> int | None:
-    """The most bytes held so far: on a GPU torch's, else resident; None where nobody says."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated()
-    try:  # getrusage would remember the parent's pages too
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        return None
+    if uses_cuda():
+        sys.modules["torch"].cuda.synchronize()
 
 
 def timed(call: Call, job: Facts, *, once: bool) -> dict[str, object]:

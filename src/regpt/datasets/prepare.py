@@ -37,6 +37,7 @@ from regpt.datasets.shard_writer import ShardWriter
 from regpt.datasets.shards import PROGRESS_NAME, open_shard
 from regpt.datasets.sources import InputBlock, find_sources, read_blocks
 from regpt.system.errors import UserError
+from regpt.system.memory import usable_cores
 
 MAX_SHARD_TOKENS = 2**31 - 1
 """The count in a shard's header is an int32."""
@@ -79,8 +80,7 @@ def prepare(
     wrong input and for an `out` that holds anything but this very preparation.
     """
     if processes is None:
-        affinity = getattr(os, "sched_getaffinity", None)  # the cores this process may use
-        processes = len(affinity(0)) if affinity else os.cpu_count() or 1
+        processes = usable_cores()
     for name, value, low, high in (
         ("processes", processes, 1, 1024),
         ("tokens per shard", shard_tokens, 1, MAX_SHARD_TOKENS),

@@ -19,7 +19,6 @@ still). Parameters, gradients and optimizer state stay float32 everywhere.
 import contextlib
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -154,15 +153,3 @@ def compute_dtype(device: torch.device) -> torch.dtype:
     if torch.is_autocast_enabled(device.type):
         return torch.get_autocast_dtype(device.type)
     return torch.float32
-
-
-def peak_memory(device: torch.device) -> int | None:
-    """The most bytes this process has held so far: on a CUDA device torch's tensors, else its own
-    pages; None where the system does not say."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:  # getrusage would remember the parent's pages too
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        return None

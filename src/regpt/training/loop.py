@@ -18,7 +18,8 @@ from regpt.core.train import train as train_model
 from regpt.datasets.corpus import Say, silent
 from regpt.fast.kernels.build import refused
 from regpt.system.distributed import open_world
-from regpt.system.runtime import find_runtime, peak_memory
+from regpt.system.memory import peak_memory
+from regpt.system.runtime import find_runtime
 from regpt.training.build import StateHooks, build, uses_bf16_weights
 from regpt.training.checkpoint import CheckpointWriter
 from regpt.training.config import RunConfig

@@ -19,8 +19,8 @@ from regpt.core.data import IGNORE_INDEX, Batch
 from regpt.datasets.corpus import Say, silent
 from regpt.system.distributed import World
 from regpt.system.errors import UserError
-from regpt.system.memory import available_memory
-from regpt.system.runtime import find_runtime, peak_memory
+from regpt.system.memory import available_memory, peak_memory
+from regpt.system.runtime import find_runtime
 from regpt.training.build import build, decide_compile, gradients_of
 from regpt.training.config import RunConfig
 from regpt.training.memory import HEADROOM, Memory, count_memory, gigabytes
