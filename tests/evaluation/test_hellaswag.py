@@ -204,7 +204,7 @@ class Downloads:
 
 def test_the_download_is_verified_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = b"hello\n"
-    assert swag.blob_name(data) == "ce013625030ba8dba906f756967f9e9ca394464a"  # git's own
+    assert swag.blob_name(data) == "git blob ce013625030ba8dba906f756967f9e9ca394464a"  # git's own
     network = Downloads(data)
     monkeypatch.setattr(corpora, "download", network)
     with pytest.raises(UserError, match="wrong content, git blob ce0136"):

@@ -109,7 +109,8 @@ def read_shakespeare(say: Say = silent) -> str:
         "shakespeare",
         SHAKESPEARE_URL,
         cache_folder() / "tinyshakespeare.txt",
-        verify=verify_shakespeare,
+        digest=lambda data: f"sha256 {hashlib.sha256(data).hexdigest()}",
+        expected=f"sha256 {SHAKESPEARE_DIGEST}",
         limit=SHAKESPEARE_BYTES,
         way_out="give a text with --data FILE, or take --data pydocs",
         say=say,
@@ -117,19 +118,13 @@ def read_shakespeare(say: Say = silent) -> str:
     return data.decode("utf-8")
 
 
-def verify_shakespeare(data: bytes) -> None:
-    """Raise OSError if these are not the bytes we pinned."""
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != SHAKESPEARE_DIGEST:
-        raise OSError(f"wrong content, sha256 {digest}, expected {SHAKESPEARE_DIGEST}")
-
-
 def download_once(
     name: str,
     url: str,
     path: Path,
     *,
-    verify: Callable[[bytes], None],
+    digest: Callable[[bytes], str],
+    expected: str,
     limit: int,
     way_out: str,
     say: Say = silent,
@@ -140,7 +135,8 @@ def download_once(
         name: what the file is called in an error.
         url: where it comes from.
         path: where it is kept.
-        verify: raises OSError for other bytes than expected; asked at every reading.
+        digest: what tells the right bytes from others; asked at every reading.
+        expected: the right ones' digest.
         limit: bytes to read at most, about.
         way_out: completes the error: what to do without a network.
         say: told of a download.
@@ -149,20 +145,19 @@ def download_once(
         UserError: it is not there, and cannot be downloaded or kept.
     """
 
-    def kept() -> bytes:
-        data = path.read_bytes()
-        verify(data)
+    def verified(data: bytes) -> bytes:
+        if (found := digest(data)) != expected:
+            raise OSError(f"wrong content, {found}, expected {expected}")
         return data
 
     with contextlib.suppress(OSError):  # absent, damaged, or not readable: writing will tell why
-        return kept()
+        return verified(path.read_bytes())
     say(f"downloading {name}, {limit / 1e6:.1f} MB at most, from {url}")
     try:
         with file_lock(path):
             with contextlib.suppress(OSError):  # another process has fetched it meanwhile
-                return kept()
-            data = download(url, limit=limit)
-            verify(data)
+                return verified(path.read_bytes())
+            data = verified(download(url, limit=limit))
             replace_files(path.parent, {path.name: data})
     except (OSError, HTTPException, UserError) as error:
         raise UserError(

@@ -78,13 +78,6 @@ class TextFile:
             for text, _ in read_pieces(file, self.start, self.stop, path=self.path):
                 yield text
 
-    def chunks(self) -> Iterator[bytes]:
-        """The UTF-8, a megabyte at a time."""
-        with self.open() as file:
-            file.seek(self.start)
-            for offset in range(self.start, self.stop, BLOCK_BYTES):
-                yield file.read(min(BLOCK_BYTES, self.stop - offset))
-
     def divide(self, cut: int) -> "tuple[TextFile, TextFile]":
         """The first `cut` characters, or all, and the others."""
         cut = min(cut, len(self))
@@ -151,18 +144,16 @@ def to_pieces(document: Document) -> Iterator[str]:
     return iter([document]) if isinstance(document, str) else document.pieces()
 
 
-def to_chunks(document: Document) -> Iterator[bytes]:
-    """The UTF-8 of a document. Half a surrogate pair, which has none, is taken as it is."""
-    if isinstance(document, str):
-        return iter([document.encode("utf-8", errors="surrogatepass")])
-    return document.chunks()
+def to_bytes(text: str) -> bytes:
+    """UTF-8. Half a surrogate pair, which has none, is taken as it is."""
+    return text.encode("utf-8", errors="surrogatepass")
 
 
 def count_bytes(document: Document) -> int:
     """Bytes of a document in UTF-8."""
     if isinstance(document, TextFile):
         return document.stop - document.start
-    return sum(map(len, to_chunks(document)))
+    return len(to_bytes(document))
 
 
 def divide(document: Document, cut: int) -> tuple[Document, Document]:
@@ -200,8 +191,8 @@ class Corpus:
         digest = hashlib.sha256()
         for part in self.parts:
             digest.update(count_bytes(part).to_bytes(8, "little"))
-            for chunk in to_chunks(part):
-                digest.update(chunk)
+            for text in to_pieces(part):
+                digest.update(to_bytes(text))
         return digest.hexdigest()
 
     def split(self, validation_fraction: float) -> tuple["Corpus", "Corpus"]:

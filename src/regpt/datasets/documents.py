@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from regpt.core.tokenizer import get_tokenizer
+from regpt.datasets.corpus import to_bytes
 from regpt.datasets.encode import encode_pieces
 from regpt.datasets.manifest import SPLITS, Split
 from regpt.datasets.shards import TOKEN
@@ -79,8 +80,7 @@ def encode_block(
     for text in read_texts(block, text_field):
         if not text:
             continue
-        # JSON can hold half a surrogate pair, which has no UTF-8; the tokenizer makes it U+FFFD.
-        data = text.encode("utf-8", errors="surrogatepass")
+        data = to_bytes(text)  # JSON can hold half a surrogate pair; the tokenizer makes it U+FFFD
         split = block.split or choose_split(data, val_every)
         if block.begins_document:
             pieces[split].append(np.array([tokenizer.eot], dtype=np.uint32))

@@ -17,8 +17,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
+from regpt.core.tokenizer import DIGEST, VOCAB_SIZE
 from regpt.system.errors import UserError
 from regpt.system.files import replace_files
 from regpt.system.json_text import check_types, read_json
@@ -27,7 +28,6 @@ NAME = "manifest.json"
 FORMAT = "regpt-shards"
 VERSION = 1
 
-R = TypeVar("R")
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
 
@@ -42,7 +42,7 @@ class ShardRecord:
     sha256: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class SplitRecord:
     """What one split amounts to, over all its shards."""
 
@@ -62,11 +62,20 @@ class SourceRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TokenizerRecord:
+    """Whose tokens the shards hold."""
+
+    digest: str = DIGEST
+    vocab_size: int = VOCAB_SIZE
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """The contents of manifest.json."""
 
-    tokenizer_digest: str
-    vocab_size: int
+    format: str = FORMAT
+    version: int = VERSION
+    tokenizer: TokenizerRecord = TokenizerRecord()
     end_of_text: str
     split_rule: str
     text_field: str
@@ -84,13 +93,7 @@ class Manifest:
 
     def write(self, directory: Path) -> None:
         """Write manifest.json, whole or not at all."""
-        content = asdict(self)
-        tokenizer = {
-            "digest": content.pop("tokenizer_digest"),
-            "vocab_size": content.pop("vocab_size"),
-        }
-        content = {"format": FORMAT, "version": VERSION, "tokenizer": tokenizer} | content
-        replace_files(directory, {NAME: dump_json(content)})
+        replace_files(directory, {NAME: dump_json(asdict(self))})
 
     @classmethod
     def read(cls, directory: Path) -> "Manifest | None":
@@ -110,30 +113,14 @@ class Manifest:
                 f"use the regpt that wrote it, or prepare the data again"
             )
         try:
-            return cls._from_content(content)
+            manifest = cls(**check_types(cls, content))
+            if any(Path(shard.file).name != shard.file for shard in manifest.shards):
+                raise TypeError("a shard that does not lie beside it")
         except (KeyError, TypeError) as error:
             raise UserError(
                 f"{path} is damaged (missing or wrong: {error}): prepare the data again"
             ) from None
-
-    @classmethod
-    def _from_content(cls, content: dict) -> "Manifest":
-        plain = ("end_of_text", "split_rule", "text_field", "shard_tokens")
-        values: dict[str, Any] = {name: content[name] for name in plain} | dict(
-            tokenizer_digest=content["tokenizer"]["digest"],
-            vocab_size=content["tokenizer"]["vocab_size"],
-            splits={split: read_record(SplitRecord, content["splits"][split]) for split in SPLITS},
-            shards=tuple(read_record(ShardRecord, shard) for shard in content["shards"]),
-            sources=tuple(read_record(SourceRecord, source) for source in content["sources"]),
-        )
-        if any(Path(shard.file).name != shard.file for shard in values["shards"]):
-            raise TypeError("a shard that does not lie beside it")
-        return read_record(cls, values)
-
-
-def read_record(record: type[R], values: object) -> R:
-    """A dataclass from JSON. Raises TypeError if the values are not its own."""
-    return record(**check_types(record, values))
+        return manifest
 
 
 def dump_json(content: Mapping[str, object]) -> bytes:

@@ -25,7 +25,7 @@ from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
 
-from regpt.core.tokenizer import DIGEST, VOCAB_SIZE
+from regpt.core.tokenizer import DIGEST
 from regpt.datasets.documents import (
     END_OF_TEXT_RULE,
     EncodedSplit,
@@ -90,8 +90,6 @@ def prepare(
             raise UserError(f"{name} must be from {low} to {high}, got {value}")
     sources, out = find_sources(inputs), Path(out)
     manifest = Manifest(
-        tokenizer_digest=DIGEST,
-        vocab_size=VOCAB_SIZE,
         end_of_text=END_OF_TEXT_RULE,
         split_rule=describe_split_rule(val_every),
         text_field=text_field,

@@ -10,7 +10,7 @@ byte that of one run. At the end manifest.json takes the place of progress.json.
 import os
 import re
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,7 +22,6 @@ from regpt.datasets.manifest import (
     Split,
     SplitRecord,
     dump_json,
-    read_record,
 )
 from regpt.datasets.shards import (
     HEADER_BYTES,
@@ -35,44 +34,26 @@ from regpt.datasets.shards import (
 )
 from regpt.system.errors import UserError
 from regpt.system.files import replace_files
-from regpt.system.json_text import read_json
+from regpt.system.json_text import check_types, read_json
 
 PART = ".part"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class State:
-    """What progress.json holds, beside the settings."""
+    """What progress.json holds."""
 
-    blocks: int
+    settings: dict[str, Any]
+    """JSON values the output depends on."""
+    blocks: int = 0
     """Blocks of the inputs whose tokens are written."""
-    bytes_read: int
+    bytes_read: int = 0
     """Bytes of the inputs on disk up to there, for progress."""
-    splits: dict[Split, SplitRecord]
-    digests: dict[Split, list[str]]
+    splits: dict[Split, SplitRecord] = field(
+        default_factory=lambda: {split: SplitRecord() for split in SPLITS}
+    )
+    digests: dict[Split, list[str]] = field(default_factory=lambda: {split: [] for split in SPLITS})
     """sha256 of the full shards of each split, in order."""
-
-    @classmethod
-    def empty(cls) -> "State":
-        """The state of a preparation that begins."""
-        splits: dict[Split, SplitRecord] = {split: SplitRecord() for split in SPLITS}
-        return cls(0, 0, splits, {split: [] for split in SPLITS})
-
-    @classmethod
-    def from_content(cls, content: dict[str, Any]) -> "State":
-        """Back from JSON. Raises KeyError or TypeError if it is not what `asdict` made."""
-        splits, digests = content["splits"], content["digests"]
-        values = dict(
-            blocks=content["blocks"],
-            bytes_read=content["bytes_read"],
-            splits={s: read_record(SplitRecord, splits[s]) for s in SPLITS},
-            digests={s: digests[s] for s in SPLITS},
-        )
-        state = read_record(cls, values)
-        for digest in (one for each in state.digests.values() for one in each):
-            if not re.fullmatch("[0-9a-f]{64}", digest):
-                raise TypeError(f"digest {digest!r:.40}")
-        return state
 
 
 class ShardWriter:
@@ -84,13 +65,12 @@ class ShardWriter:
 
     def __init__(self, out: Path, settings: dict[str, object], *, shard_tokens: int) -> None:
         self.out = out
-        self.settings = settings
         self.shard_tokens = shard_tokens
         self._files: dict[Split, IO[bytes]] = {}
         state = read_state(out, settings)
         if state is None:
             self._remove(f".bin{PART}", ".bin")
-        self.state = state or State.empty()
+        self.state = state or State(settings=settings)
         try:
             for split in SPLITS:
                 for number in range(len(self.state.digests[split])):
@@ -106,15 +86,17 @@ class ShardWriter:
         num_full = self._num_full()
         for split, part in encoded.items():
             tokens = part.tokens
+            record = self.state.splits[split]
             while len(tokens):
                 room = self.shard_tokens - self._open_tokens(split)
                 piece, tokens = tokens[:room], tokens[room:]
                 self._files[split].write(piece.data)
-                self._count(split, tokens=len(piece))
+                record.tokens += len(piece)
                 if len(piece) == room:
                     self._complete(split, self.shard_tokens)
                     self._open(split)
-            self._count(split, documents=part.documents, text_bytes=part.text_bytes)
+            record.documents += part.documents
+            record.text_bytes += part.text_bytes
         self.state.blocks += 1
         self.state.bytes_read = bytes_read
         if self._num_full() > num_full:
@@ -159,11 +141,6 @@ class ShardWriter:
             with suppress(OSError):  # a full disk has been reported already
                 file.close()
 
-    def _count(self, split: Split, **more: int) -> None:
-        record = self.state.splits[split]
-        sums = {name: getattr(record, name) + count for name, count in more.items()}
-        self.state.splits[split] = replace(record, **sums)
-
     def _num_full(self) -> int:
         return sum(map(len, self.state.digests.values()))
 
@@ -207,8 +184,7 @@ class ShardWriter:
         """Make everything up to the end of a block survive a kill."""
         for file in self._files.values():
             _flush(file)
-        content = {"settings": self.settings} | asdict(self.state)
-        replace_files(self.out, {PROGRESS_NAME: dump_json(content)})
+        replace_files(self.out, {PROGRESS_NAME: dump_json(asdict(self.state))})
 
     def _remove(self, *endings: str) -> None:
         for split in SPLITS:
@@ -226,9 +202,11 @@ def read_state(out: Path, settings: dict[str, object]) -> State | None:
     """The state of a preparation that was interrupted; None if a new one may begin in `out`."""
     path = out / PROGRESS_NAME
     try:
-        content = read_json(path)
-        before, state = content["settings"], State.from_content(content)
-        different = [key for key in settings if before.get(key) != settings[key]]
+        state = State(**check_types(State, read_json(path)))
+        for digest in (one for each in state.digests.values() for one in each):
+            if not re.fullmatch("[0-9a-f]{64}", digest):
+                raise TypeError(f"digest {digest!r:.40}")
+        different = [key for key in settings if state.settings.get(key) != settings[key]]
     except FileNotFoundError:
         others = sorted(file.name for file in out.iterdir() if file.suffix in SUFFIXES)
         if others:
@@ -237,7 +215,7 @@ def read_state(out: Path, settings: dict[str, object]) -> State | None:
                 f"directory"
             ) from None
         return None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}): remove {out} and start again") from None
     if not different:
         return state

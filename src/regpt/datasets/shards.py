@@ -160,9 +160,9 @@ class ShardDataset:
     def _open_manifest(
         cls, directory: Path, manifest: Manifest, *, split: Split, verify: bool
     ) -> "ShardDataset":
-        if manifest.tokenizer_digest != DIGEST:
+        if manifest.tokenizer.digest != DIGEST:
             raise UserError(
-                f"{directory} was prepared with tokenizer {manifest.tokenizer_digest[:12]}, this is"
+                f"{directory} was prepared with tokenizer {manifest.tokenizer.digest[:12]}, this is"
                 f" {DIGEST[:12]}: prepare it again with this one"
             )
         shards = []

@@ -39,7 +39,7 @@ from regpt.system.runtime import Runtime
 
 URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
 NAME = "hellaswag_val.jsonl"
-BLOB = "0f5ee25d72216f12317d5d8a7b92deafa423d81e"
+BLOB = "git blob 0f5ee25d72216f12317d5d8a7b92deafa423d81e"
 """The file's name in git: sha1 of "blob LENGTH\\0" and its bytes."""
 LIMIT = 32 << 20
 
@@ -145,23 +145,18 @@ def fetch(cache_dir: Path | None = None) -> Path:
         "HellaSwag",
         URL,
         path,
-        verify=verify,
+        digest=blob_name,
+        expected=BLOB,
         limit=LIMIT,
         way_out="give a copy with --hellaswag FILE",
     )
     return path
 
 
-def verify(data: bytes) -> None:
-    """Raise OSError if these are not the published bytes."""
-    blob = blob_name(data)
-    if blob != BLOB:
-        raise OSError(f"wrong content, git blob {blob}, expected {BLOB}")
-
-
 def blob_name(data: bytes) -> str:
     """The name git gives these bytes."""
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+    name = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+    return f"git blob {name}"
 
 
 def clean(text: str) -> str:

@@ -1,7 +1,9 @@
 """JSON that others wrote, with everything that can be wrong with it; and ours."""
 
+import contextlib
 import json
 import math
+from dataclasses import is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -55,42 +57,50 @@ def json_line(value: Any) -> str:
 
 
 def check_types(target: type, values: Any) -> Any:
-    """The same values by name, of a dataclass or TypedDict.
+    """The same values by name, each as the field of a dataclass or TypedDict wants it: `typed`.
 
     Raises:
         TypeError: they are no object, or the first one's type is not its field's.
-        KeyError: a TypedDict's field is missing.
+        KeyError: a field is missing.
     """
     hints = get_type_hints(target)
     if type(values) is not dict:
         raise TypeError(f"{target.__name__} is {values!r:.40}")
     for name in getattr(target, "__required_keys__", ()):
         values[name]
-    for name, value in values.items():
-        if name in hints and not is_of_type(value, hints[name]):
-            raise TypeError(f"{name} is {value!r:.40}")
-    return values
+    return {name: typed(value, hints.get(name, Any), name) for name, value in values.items()}
 
 
-def is_of_type(value: object, hint: Any) -> bool:
-    """Whether a value is of a type as annotations write it; an int is a float, a bool not."""
+def typed(value: Any, hint: Any, name: str) -> Any:
+    """A JSON value as an annotation wants it: a dataclass from an object, a tuple from a list, the
+    rest as it is. An int is a float, a bool is not. Raises TypeError, saying `name`."""
     origin, parts = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):
-        return any(is_of_type(value, part) for part in parts)
-    if origin is Literal:
-        return value in parts and type(value) is str
     if hint is Any:
-        return True
-    if origin is list:
-        return type(value) is list and all(is_of_type(entry, parts[0]) for entry in value)
-    if origin is dict:
-        return type(value) is dict and all(is_of_type(entry, parts[1]) for entry in value.values())
-    if origin is tuple:
-        assert isinstance(value, tuple)
-        each = parts[:1] * len(value) if parts[-1] is ... else parts
-        return len(value) == len(each) and all(map(is_of_type, value, each))
-    if hint is float:
-        return type(value) is float or (type(value) is int and abs(value) < LARGEST)
-    if hint is int:
-        return type(value) is int and abs(value) < LARGEST
-    return type(value) is hint
+        return value
+    if origin in (Union, UnionType):
+        for part in parts:
+            with contextlib.suppress(TypeError):
+                return typed(value, part, name)
+    elif origin is Literal:
+        if type(value) is str and value in parts:
+            return value
+    elif origin is tuple:
+        if type(value) in (list, tuple):
+            each = parts[:1] * len(value) if parts[-1] is ... else parts
+            if len(value) == len(each):
+                return tuple(typed(*pair, name) for pair in zip(value, each, strict=True))
+    elif origin is list:
+        if type(value) is list:
+            return [typed(entry, parts[0], name) for entry in value]
+    elif origin is dict:
+        if type(value) is dict:
+            keys = get_args(parts[0]) or value  # names that a Literal lists must all be there
+            return {key: typed(value[key], parts[1], name) for key in keys}
+    elif is_dataclass(hint) and type(value) is dict:
+        return hint(**check_types(hint, value))
+    elif hint in (int, float):
+        if type(value) in (int, hint) and (type(value) is float or abs(value) < LARGEST):
+            return value
+    elif type(value) is hint:
+        return value
+    raise TypeError(f"{name} is {value!r:.40}")
