@@ -19,7 +19,7 @@ from typing import Any
 
 from regpt.bench.harness import Benchmark, Job
 from regpt.bench.scripts import run_script, script_options
-from regpt.bench.workers import System
+from regpt.bench.worker import System
 
 
 def load(steps: int, save_every: int, data: str) -> Callable[[], dict[str, object]]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from regpt.bench.harness import Benchmark, Job
 from regpt.bench.results import usual_columns
 from regpt.bench.scripts import run_script, script_options
-from regpt.bench.workers import System
+from regpt.bench.worker import System
 
 KINDS = ("fp32", "bf16", "int8")
 POSITIONS = (10, 100, 250, 500, 1000)

@@ -17,7 +17,7 @@ from regpt.bench.hardware_limits import Machine
 from regpt.bench.harness import Benchmark, Job
 from regpt.bench.results import Column, Row, against, usual_columns
 from regpt.bench.scripts import run_script, script_options
-from regpt.bench.workers import System
+from regpt.bench.worker import System
 
 T = 1024
 

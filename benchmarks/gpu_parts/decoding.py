@@ -7,8 +7,7 @@ from regpt.bench.generate import PROMPT, SYSTEMS, read_bytes
 from regpt.bench.generation_systems import TOP_K
 from regpt.bench.hardware_limits import Machine
 from regpt.bench.harness import Benchmark, Job
-from regpt.bench.worker import Call
-from regpt.bench.workers import System
+from regpt.bench.worker import Call, System
 from regpt.core.model import GPTConfig
 
 ROWS = (1, 8)

@@ -8,7 +8,7 @@ from regpt.bench.hardware_limits import Machine
 from regpt.bench.harness import Benchmark
 from regpt.bench.results import Row
 from regpt.bench.train import flops, parse_job, published_rate, run_step
-from regpt.bench.workers import System
+from regpt.bench.worker import System
 
 SYSTEMS = "regpt.bench.train_systems"
 OURS = System(name="regpt", dtype="bf16", load=f"{SYSTEMS}:ours", ours=True)

@@ -15,7 +15,7 @@ from regpt import GPT, GPTConfig
 from regpt.bench import generate, harness
 from regpt.bench.hardware_limits import Machine
 from regpt.bench.results import Row
-from regpt.bench.workers import System
+from regpt.bench.worker import System
 from regpt.cli import main
 
 TINY = GPTConfig(block_size=256, n_layer=1, n_head=2, n_embd=32)
@@ -110,11 +110,11 @@ def test_bytes_of_a_step_and_their_share() -> None:
     needed = generate.read_bytes(GPTConfig(), "bf16", rows=1, length=8 + 124)
     rows = [row("fast", 2.48), row("auto", 0.5)]
     limit = Machine(read_bytes_per_second=needed / 0.01 * 2)
-    columns = generate.columns_for(GPTConfig())(limit, rows)
+    columns = generate.columns(GPTConfig(), limit, rows)
     # drafted tokens are not read for one by one
     assert [columns[-1].cell(row) for row in rows] == ["50%", ""]
     fast = row("fast", 0.62)
-    columns = generate.columns_for(GPTConfig())(limit, [fast])
+    columns = generate.columns(GPTConfig(), limit, [fast])
     assert columns[-1].cell(fast) == "100%"
 
 

@@ -22,7 +22,7 @@ from regpt.bench.train import (
     flops_per_token,
     parse_job,
 )
-from regpt.bench.workers import System
+from regpt.bench.worker import System
 from regpt.commands import bench_train as command
 from regpt.system.errors import UserError
 

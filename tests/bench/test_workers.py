@@ -12,7 +12,7 @@ import pytest
 
 from regpt.bench import harness
 from regpt.bench.harness import Benchmark, Job, rows_of
-from regpt.bench.workers import Answer, System, Worker, WorkerFault, started
+from regpt.bench.worker import Answer, System, Worker, WorkerFault, started
 
 Patch = pytest.MonkeyPatch
 JOB = Job(name="job", tokens=10, arguments={"job": "job"})

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from regpt import GPTConfig, SamplingParams, complete, get_tokenizer
 from regpt.cli import main
-from regpt.parity import Check, Comparison, diagnose, published, references, run, tensors, text
+from regpt.parity import Check, Comparison, diagnose, references, run, tensors, text
 from regpt.parity.compare import Texts
 from regpt.parity.model_pair import Pair, draw_peaked, load_tokenizer, random_pair
 from regpt.parity.references import generated
@@ -359,39 +359,37 @@ def test_every_parameter_is_stated_to_generate(pair: Pair) -> None:
 
 
 def test_the_dog_is_english() -> None:
-    assert get_tokenizer().decode(published.DOG[:2]) == "The dog"
-    assert get_tokenizer().decode(published.DOG).startswith("The dog was found in a field")
+    assert get_tokenizer().decode(text.DOG[:2]) == "The dog"
+    assert get_tokenizer().decode(text.DOG).startswith("The dog was found in a field")
 
 
 def test_other_weights_have_no_published_facts(pair: Pair, tmp_path: Path) -> None:
-    assert published.check_published(str(pair.directory), pair).status == "not checked"
-    assert not published.are_released("gpt2-medium", tmp_path)
+    assert text.check_published(str(pair.directory), pair).status == "not checked"
+    assert not text.are_released("gpt2-medium", tmp_path)
 
 
 def test_released_weights_are_known_by_name_or_digest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert published.are_released("gpt2", tmp_path)
+    assert text.are_released("gpt2", tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"abc")
-    monkeypatch.setattr(published, "FILE_BYTES", 3)
-    assert not published.are_released("mine", tmp_path)
+    monkeypatch.setattr(text, "FILE_BYTES", 3)
+    assert not text.are_released("mine", tmp_path)
     monkeypatch.setattr(
-        published,
+        text,
         "FILE_DIGEST",
         "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
     )
-    assert published.are_released("mine", tmp_path)
+    assert text.are_released("mine", tmp_path)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "gpt2").mkdir()
-    assert not published.are_released("gpt2", tmp_path / "gpt2"), (
-        "a directory of that name is nobody's"
-    )
+    assert not text.are_released("gpt2", tmp_path / "gpt2"), "a directory of that name is nobody's"
 
 
 def test_random_weights_under_the_name_gpt2_do_not_pass(tmp_path: Path) -> None:
     shape = GPTConfig(block_size=64, n_layer=1, n_head=1, n_embd=16)
     pair = random_pair(shape, tmp_path / "model", seed=3, device=CPU)
-    assert published.check_published("gpt2", pair).status == "differs"
+    assert text.check_published("gpt2", pair).status == "differs"
 
 
 # The command

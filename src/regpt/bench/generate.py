@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 from regpt.bench.hardware_limits import Machine, share
 from regpt.bench.harness import Benchmark, Job
 from regpt.bench.results import Column, Row, against, usual_columns
-from regpt.bench.workers import PATIENCE_SECONDS, System, WorkerFault, started
+from regpt.bench.worker import PATIENCE_SECONDS, System, WorkerFault, started
 from regpt.core.model import GPTConfig
 
 PROMPT = (15496, 11, 314, 1101, 257, 3303, 2746, 11)
@@ -40,22 +40,12 @@ def our_systems(model: str) -> list[System]:
 
     That is float32 with a draft where one pays; `fast` is every token by itself.
     """
+    kinds = (("fp32", "auto"), ("fp32", "fast"), ("bf16", "fast"), ("int8", "fast"))
     return [
-        System(
-            name="regpt",
-            dtype=dtype,
-            engine=engine,
-            load=f"{SYSTEMS}:regpt",
-            settings={"model": model, "dtype": dtype, "engine": engine},
-            ours=True,
-        )
-        for dtype, engine in (
-            ("fp32", "auto"),
-            ("fp32", "fast"),
-            ("bf16", "fast"),
-            ("int8", "fast"),
-        )
-    ]
+        System(name="regpt", dtype=dtype, engine=engine, load=f"{SYSTEMS}:regpt", ours=True,
+               settings={"model": model, "dtype": dtype, "engine": engine})
+        for dtype, engine in kinds
+    ]  # fmt: skip
 
 
 def peer_systems(model: str, files: Path) -> list[System]:
@@ -146,22 +136,18 @@ def read_rate(config: GPTConfig, row: Row) -> float | None:
     return read_bytes(config, row.dtype, rows=rows, length=length) * new / row.seconds
 
 
-def columns_for(config: GPTConfig) -> Callable[[Machine, Sequence[Row]], list[Column]]:
+def columns(config: GPTConfig, machine: Machine, rows: Sequence[Row]) -> list[Column]:
     """The ratios against baselines, and the share of the read bandwidth."""
+    rates = {row.key: read_rate(config, row) for row in rows}
+    known = [found for found in rates.values() if found]
 
-    def columns(machine: Machine, rows: Sequence[Row]) -> list[Column]:
-        rates = {row.key: read_rate(config, row) for row in rows}
-        known = [found for found in rates.values() if found]
+    def of_bandwidth(row: Row) -> str:
+        found = rates[row.key]
+        return "" if found is None else share(found, machine.read_bytes_per_second, known)
 
-        def of_bandwidth(row: Row) -> str:
-            found = rates[row.key]
-            return "" if found is None else share(found, machine.read_bytes_per_second, known)
-
-        return [
-            *usual_columns(),
-            against(rows, "lecture-loop", "fp32"),
-            against(rows, "ctranslate2", "fp32"),
-            Column(heading="of read bandwidth", cell=of_bandwidth),
-        ]
-
-    return columns
+    return [
+        *usual_columns(),
+        against(rows, "lecture-loop", "fp32"),
+        against(rows, "ctranslate2", "fp32"),
+        Column(heading="of read bandwidth", cell=of_bandwidth),
+    ]

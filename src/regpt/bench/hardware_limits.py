@@ -1,10 +1,9 @@
 """What this machine is, and what it can do at most: reading memory, multiplying matrices.
 
-The limits are what a program's figures are a share of. They are measured in a process of their own,
-before the systems: reading is a sum and a matrix-vector product, with all threads, over a buffer
-that no cache holds; multiplying is a square product in bfloat16 and in float32 as torch runs them
-by default. A system that still comes to more (its matrices may stay in a large cache, or something
-else was busy meanwhile) is its own limit.
+Measured in a process of its own, before the systems: a sum and a matrix-vector product, with all
+threads, over a buffer that no cache holds; a square product in bfloat16 and in float32 as torch
+runs them by default. A system that still comes to more (its matrices may stay in a large cache) is
+its own limit.
 """
 
 import platform
@@ -13,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from regpt.bench.workers import System
+from regpt.bench.worker import System
 from regpt.system.memory import total_memory, usable_cores
 
 SECONDS_EACH = 0.5

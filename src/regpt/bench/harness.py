@@ -32,8 +32,15 @@ from regpt.bench.results import (
     rate,
     usual_columns,
 )
-from regpt.bench.worker import REPEAT_SECONDS
-from regpt.bench.workers import PATIENCE_SECONDS, Answer, System, Worker, WorkerFault, started
+from regpt.bench.worker import (
+    PATIENCE_SECONDS,
+    REPEAT_SECONDS,
+    Answer,
+    System,
+    Worker,
+    WorkerFault,
+    started,
+)
 from regpt.system.errors import UserError
 from regpt.system.files import replace_files, writing_to
 

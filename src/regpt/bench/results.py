@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from operator import attrgetter
 from pathlib import Path
 
 
@@ -84,31 +85,29 @@ def spread(row: Row) -> str:
     return f"{(row.slowest_seconds - row.fastest_seconds) / abs(row.seconds):.0%} of {row.timed}"
 
 
-def against(
-    rows: Sequence[Row], system: str, dtype: str, ratio: Callable[[Row, Row], str] | None = None
-) -> Column:
-    """A ratio to a system's row in the same job, by default how many times as fast."""
+def against(rows: Sequence[Row], system: str, dtype: str) -> Column:
+    """How many times as fast as a system in the same job."""
 
     def cell(row: Row) -> str:
-        for other in rows:
-            if (other.job, other.system, other.dtype) == (row.job, system, dtype):
-                return ratio(row, other) if ratio else f"{other.seconds / row.seconds:.2f}x"
-        return ""
+        other = find_row(rows, row.job, system, dtype)
+        return f"{other.seconds / row.seconds:.2f}x" if other else ""
 
     return Column(heading=f"against {system} {dtype}".rstrip(), cell=cell)
 
 
-def usual_columns(*, memory: bool = True) -> list[Column]:
-    """What every benchmark has: job, system, time, spread, rate, memory.
+def find_row(rows: Sequence[Row], job: str, system: str, dtype: str) -> Row | None:
+    """The row of a system in a job."""
+    wanted = job, system, dtype
+    return next((row for row in rows if (row.job, row.system, row.dtype) == wanted), None)
 
-    Args:
-        memory: False where the work is done by programs that the worker starts.
-    """
+
+def usual_columns(*, memory: bool = True) -> list[Column]:
+    """What every benchmark has; no `memory` where programs that the worker starts do the work."""
     columns = [
-        Column(heading="job", cell=lambda row: row.job, right=False),
-        Column(heading="system", cell=lambda row: row.system, right=False),
-        Column(heading="dtype", cell=lambda row: row.dtype, right=False),
-        Column(heading="engine", cell=lambda row: row.engine, right=False),
+        Column(heading=name, cell=attrgetter(name), right=False)
+        for name in ("job", "system", "dtype", "engine")
+    ]
+    columns += [
         Column(heading="seconds", cell=lambda row: duration(row.seconds)),
         Column(heading="spread of n", cell=spread),
         Column(heading="tokens/s", cell=lambda row: rate(row.tokens_per_second)),

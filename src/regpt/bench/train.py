@@ -19,8 +19,8 @@ import torch
 
 from regpt.bench.hardware_limits import Machine, share
 from regpt.bench.harness import Benchmark, Job
-from regpt.bench.results import Column, Row, against, usual_columns
-from regpt.bench.workers import System
+from regpt.bench.results import Column, Row, against, find_row, usual_columns
+from regpt.bench.worker import System
 from regpt.core.model import GPTConfig
 from regpt.system.errors import UserError
 from regpt.system.memory import available_memory
@@ -95,25 +95,18 @@ def choose_systems(machine: Machine, *, peers: bool, few: bool) -> list[System]:
     bf16 is left out where the machine has none, as it would be emulated.
     """
     dtypes = ["bf16", "fp32"] if machine.bf16_flops_per_second else ["fp32"]
-    room = "regpt.bench.train_systems"
-    systems = [System(name="regpt", dtype=dtypes[0], load=f"{room}:ours", ours=True)]
-    if not peers:
-        return systems
-    if machine.device == "cuda":
-        compiled = System(
-            name="lecture-compiled",
-            dtype=dtypes[0],
-            load=f"{room}:lecture",
-            settings={"compiled": True},
-        )
-        systems.append(compiled)
-        if few:
-            return systems
-    return systems + [
-        System(name=name, dtype=dtype, load=f"{room}:{name}")
-        for name in ("lecture", "transformers")[: 1 if few else 2]
-        for dtype in dtypes[: 1 if few else 2]
-    ]
+
+    def system(name: str, dtype: str, loader: str, **settings: object) -> System:
+        load = f"regpt.bench.train_systems:{loader}"
+        return System(name=name, dtype=dtype, load=load, settings=settings, ours=loader == "ours")
+
+    systems = [system("regpt", dtypes[0], "ours")]
+    if peers and machine.device == "cuda":
+        systems.append(system("lecture-compiled", dtypes[0], "lecture", compiled=True))
+    if peers and not (few and machine.device == "cuda"):
+        names, dtypes = (("lecture",), dtypes[:1]) if few else (("lecture", "transformers"), dtypes)
+        systems += [system(name, dtype, name) for name in names for dtype in dtypes]
+    return systems
 
 
 def fit_together(step: Step, systems: int, machine: Machine) -> bool:
@@ -178,8 +171,9 @@ def columns(machine: Machine, rows: Sequence[Row]) -> list[Column]:
     limit = machine.bf16_flops_per_second or machine.fp32_flops_per_second
     rates = {row.key: flops(row) for row in rows}
 
-    def memory(row: Row, other: Row) -> str:
-        if row.peak_memory_bytes is None or other.peak_memory_bytes is None:
+    def memory(row: Row) -> str:
+        other = find_row(rows, row.job, "lecture", "bf16")
+        if other is None or row.peak_memory_bytes is None or other.peak_memory_bytes is None:
             return ""
         return f"{row.peak_memory_bytes / other.peak_memory_bytes:.0%}"
 
@@ -190,9 +184,6 @@ def columns(machine: Machine, rows: Sequence[Row]) -> list[Column]:
         rate = published_rate(machine)
         return "" if rate is None else f"{rates[row.key] / rate:.0%}"
 
-    memory_column = replace(
-        against(rows, "lecture", "bf16", memory), heading="memory of lecture bf16's"
-    )
     return [
         *usual_columns(),
         Column(heading=f"of {name} limit", cell=of_limit),
@@ -200,5 +191,5 @@ def columns(machine: Machine, rows: Sequence[Row]) -> list[Column]:
         against(rows, "lecture", "fp32"),
         against(rows, "lecture", "bf16"),
         against(rows, "lecture-compiled", "bf16"),
-        memory_column,
+        Column(heading="memory of lecture bf16's", cell=memory),
     ]

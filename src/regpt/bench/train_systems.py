@@ -12,7 +12,7 @@ only the learning rate is given, nothing is clipped), and none has dropout.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
-from typing import Literal, TypedDict, Unpack
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from regpt.core.optimizer import OptimizerConfig
 from regpt.core.schedule import factor
 from regpt.core.train import compute_gradients
 from regpt.system.distributed import World
-from regpt.system.runtime import Runtime, find_runtime
+from regpt.system.runtime import Runtime, find_device, find_runtime
 from regpt.training.build import StateHooks, build
 from regpt.training.config import RunConfig
 from regpt.training.distributed import pad_vocabulary
@@ -39,38 +39,29 @@ ENDLESS = 10_000
 WARM_TOKENS = 32
 
 
-class Settings(TypedDict):
-    """What a job and a machine ask of a system; JSON values."""
-
-    shape: Mapping[str, int]
-    """Fields of GPTConfig."""
-    dtype: Literal["fp32", "tf32", "bf16"]
-    batch_size: int
-    block_size: int
-    device: str
-    data: list[str]
-
-
-def configure(settings: Settings) -> RunConfig:
-    """The run that is timed."""
+def configure(
+    *,
+    shape: Mapping[str, int],
+    dtype: Literal["fp32", "tf32", "bf16"],
+    batch_size: int,
+    block_size: int,
+    device: str,
+    data: list[str],
+) -> RunConfig:
+    """The run that is timed: what a job and a machine ask of a system. `shape`: GPTConfig's."""
     return RunConfig(
-        data=tuple(settings["data"]),
+        data=tuple(data),
         steps=ENDLESS,
-        batch_size=settings["batch_size"],
-        block_size=settings["block_size"],
+        batch_size=batch_size,
+        block_size=block_size,
         lr=LEARNING_RATE,
-        device=settings["device"],
-        dtype=settings["dtype"],
+        device=device,
+        dtype=dtype,
         order="sequential",
-        compile=torch.device(settings["device"]).type == "cuda",  # as the large presets do
-        model=GPTConfig(**settings["shape"]),
+        compile=torch.device(device).type == "cuda",  # as the large presets do
+        model=GPTConfig(**shape),
         optimizer=OPTIMIZER,
     ).with_batch_tokens(1)
-
-
-def place_of(config: RunConfig) -> Runtime:
-    """Where the run computes."""
-    return find_runtime(config.device, dtype=config.dtype)
 
 
 def corner(batch: Batch) -> Batch:
@@ -87,10 +78,10 @@ def stepping(step: Callable[[Batch], float], batches: Iterator[Batch], runtime: 
     return lambda: {"loss": step(next(batches))}
 
 
-def ours(**settings: Unpack[Settings]) -> Call:
+def ours(**settings: Any) -> Call:
     """The trainer's step."""
-    config = configure(settings)
-    runtime = place_of(config)
+    config = configure(**settings)
+    runtime = find_runtime(config.device, dtype=config.dtype)
     state = build(config, runtime, World(device=runtime.device))
 
     def step(batch: Batch) -> float:
@@ -117,7 +108,7 @@ def plain_loop(
     fused: bool = False,
 ) -> Call:
     """The lecture's loop around a model."""
-    runtime = place_of(config)
+    runtime = find_runtime(config.device, dtype=config.dtype)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, fused=fused or None)
     loader = read_data(config, World(device=runtime.device)).loader
 
@@ -132,33 +123,26 @@ def plain_loop(
     return stepping(step, loader.batches(0, ENDLESS, device=runtime.device), runtime)
 
 
-def lecture(
-    *, compiled: bool = False, backend: str = "inductor", **settings: Unpack[Settings]
-) -> Call:
+def lecture(*, compiled: bool = False, backend: str = "inductor", **settings: Any) -> Call:
     """The lecture's script at its first training stage, or (`compiled`, by torch's `backend`) at
     its last."""
-    config = configure(settings)
+    config = configure(**settings)
     torch.manual_seed(config.seed)
-    model = GPT(config.model).to(place_of(config).device).train()
+    model = GPT(config.model).to(find_device(config.device)).train()
     if compiled:
         torch.set_float32_matmul_precision("high")
         pad_vocabulary(model)
         model.compile(backend=backend)
-
-    def loss_of(x: Tensor, y: Tensor) -> Tensor:
-        _, loss = model(x, y)
-        return loss
-
-    return plain_loop(config, model, loss_of, fused=compiled)
+    return plain_loop(config, model, lambda x, y: model(x, y)[1], fused=compiled)
 
 
-def transformers(**settings: Unpack[Settings]) -> Call:
+def transformers(**settings: Any) -> Call:
     """transformers' GPT-2; it shifts its labels itself, so a sequence has one target less."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    config = configure(settings)
+    config = configure(**settings)
     shape = hugging_face_config(asdict(config.model), dtype="float32")
     theirs = GPT2Config.from_dict(shape | {"use_cache": False})
     torch.manual_seed(config.seed)
-    model = nn.Module.to(GPT2LMHeadModel(theirs), place_of(config).device).train()
+    model = nn.Module.to(GPT2LMHeadModel(theirs), find_device(config.device)).train()
     return plain_loop(config, model, lambda x, y: model(input_ids=x, labels=x).loss)

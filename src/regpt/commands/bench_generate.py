@@ -1,5 +1,6 @@
 """`regpt bench generate`: how fast this machine writes, with ours and with others' programs."""
 
+from functools import partial
 from pathlib import Path
 
 from regpt.system.errors import UserError
@@ -49,7 +50,7 @@ def bench_generate(
         name="generate",
         seconds=seconds,
         rounds=rounds,
-        columns=generate.columns_for(config),
+        columns=partial(generate.columns, config),
         threads=threads,
         out=None if out is None else Path(out),
         json=json,

@@ -1,16 +1,13 @@
 """Texts to learn from: two that have a name, and any UTF-8 files.
 
-A `Corpus` (corpus.py) is a name and documents in order; it splits itself and turns itself into
-tokens.
-
 - `pydocs`: the topics of Python's own manual and the docstrings of the standard library, read from
   the running interpreter, so that there is English to train on with no network and no file. The
-  standard library is parsed, never imported: importing all of it opens a browser, prints a poem
-  and starts Tk. The text belongs to one build of Python, and so does its fingerprint.
-- `shakespeare`: tiny Shakespeare, downloaded once into the user's cache folder. Its digest is
-  verified on the way in and at every later reading; a damaged copy is downloaded again.
-- files, one document each: UTF-8 whatever the locale says, line ends untouched. A byte order mark
-  at the start says how the file is encoded and is no text: it is dropped.
+  library is parsed, never imported: importing all of it opens a browser and starts Tk. The text
+  belongs to one build of Python, and so does its fingerprint.
+- `shakespeare`: tiny Shakespeare, downloaded once into the user's cache folder, its digest
+  verified at every reading.
+- files, one document each: UTF-8 whatever the locale says, line ends untouched, a byte order mark
+  at the start dropped.
 
     >>> training, validation = load_corpus(["shakespeare"]).split(0.1)
     >>> training.num_characters, validation.num_characters
@@ -129,20 +126,13 @@ def download_once(
     way_out: str,
     say: Say = silent,
 ) -> bytes:
-    """The bytes of a file, downloaded where it is absent or damaged; one process does it.
+    """The bytes of the file kept at `path`, downloaded where it is absent or damaged; one process
+    does it.
 
-    Args:
-        name: what the file is called in an error.
-        url: where it comes from.
-        path: where it is kept.
-        digest: what tells the right bytes from others; asked at every reading.
-        expected: the right ones' digest.
-        limit: bytes to read at most, about.
-        way_out: completes the error: what to do without a network.
-        say: told of a download.
-
-    Raises:
-        UserError: it is not there, and cannot be downloaded or kept.
+    `digest` tells the right bytes, the `expected` ones, at every reading; at most about `limit`
+    bytes are read. `name` is what the file is called in an error, which `way_out` completes: what
+    to do without a network. `say` is told of a download. Raises UserError where the file is not
+    there, and cannot be downloaded or kept.
     """
 
     def verified(data: bytes) -> bytes:

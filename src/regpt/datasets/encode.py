@@ -1,12 +1,11 @@
 """Text to tokens: the one way, for `train --data`, `evaluate --data` and `prepare`.
 
 A file is read in pieces of about a megabyte, and a piece goes to tiktoken in strings of about
-65,536 characters: tiktoken, up to some version, is quadratic in the length of a string without
-whitespace, and panics on a million spaces before a letter. Text is cut only where no token changes:
-before a whitespace character that something else follows. GPT-2's pattern never lets a match run
-across such a place, and divides the whitespace before it in the same way whether or not the text
-goes on. A stretch without such a place (a page of empty lines, a genome) stays whole up to a
-million characters; only a longer one, which nobody wrote, is cut anywhere.
+65,536 characters: tiktoken is quadratic in the length of a string without whitespace, and panics on
+a million spaces before a letter. Text is cut only before a whitespace character that something else
+follows, where no token changes: GPT-2's pattern never lets a match run across such a place, and
+divides the whitespace before it in the same way whether or not the text goes on. A stretch without
+one (a page of empty lines, a genome) stays whole up to a million characters.
 """
 
 import codecs

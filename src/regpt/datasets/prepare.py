@@ -33,7 +33,7 @@ from regpt.datasets.documents import (
     encode_block,
 )
 from regpt.datasets.manifest import Manifest, SourceRecord, Split
-from regpt.datasets.shard_writer import ShardWriter
+from regpt.datasets.shard_writer import ShardWriter, State
 from regpt.datasets.shards import PROGRESS_NAME, open_shard
 from regpt.datasets.sources import InputBlock, find_sources, read_blocks
 from regpt.system.errors import UserError
@@ -70,7 +70,7 @@ def prepare(
     shard_tokens: int = 100_000_000,
     val_every: int = 100,
     text_field: str = "text",
-    progress: Callable[[PrepareProgress], None] | None = None,
+    progress: Callable[[PrepareProgress], None] = lambda report: None,
 ) -> Manifest:
     """Encode files or folders of .txt, .jsonl(.gz, .zst) and .parquet into a directory of shards.
 
@@ -115,11 +115,11 @@ def prepare(
         with closing(ShardWriter(out, settings, shard_tokens=shard_tokens)) as writer:
             done = writer.state.blocks
             left = (block for number, block in enumerate(blocks) if number >= done)
-            report_progress(progress, writer, total_bytes)
+            progress(report(writer.state, total_bytes))
             with closing(encode_all(left, encode, processes=processes)) as results:
                 for block, encoded in results:
                     writer.append(encoded, bytes_read=block.bytes_read)
-                    report_progress(progress, writer, total_bytes)
+                    progress(report(writer.state, total_bytes))
             require_training_text(writer, val_every)
             return writer.finish(manifest)
     except OSError as error:
@@ -142,20 +142,14 @@ def find_complete(out: Path, expected: Manifest) -> Manifest | None:
     return found
 
 
-def report_progress(
-    progress: Callable[[PrepareProgress], None] | None, writer: ShardWriter, total_bytes: int
-) -> None:
-    """Tell how far the writer is."""
-    if progress is not None:
-        splits = writer.state.splits.values()
-        progress(
-            PrepareProgress(
-                source_bytes=writer.state.bytes_read,
-                total_bytes=total_bytes,
-                documents=sum(split.documents for split in splits),
-                tokens=sum(split.tokens for split in splits),
-            )
-        )
+def report(state: State, total_bytes: int) -> PrepareProgress:
+    """How far the writer is."""
+    return PrepareProgress(
+        source_bytes=state.bytes_read,
+        total_bytes=total_bytes,
+        documents=sum(split.documents for split in state.splits.values()),
+        tokens=sum(split.tokens for split in state.splits.values()),
+    )
 
 
 def require_training_text(writer: ShardWriter, val_every: int) -> None:
@@ -192,7 +186,12 @@ def encode_all(
 
     try:
         for task in _gather(blocks):
-            pending.append((task, _submit(pool, encode, task)))
+            try:
+                pending.append((task, pool.submit(_map, encode, task)))
+            except (RuntimeError, OSError) as error:
+                raise UserError(
+                    f"no process that encodes can be started ({error}): repeat with --processes 1"
+                ) from None
             if len(pending) > QUEUED * processes:
                 yield from first()
         while pending:
@@ -205,17 +204,6 @@ def encode_all(
     finally:
         with suppress(RuntimeError):  # a thread that could not start cannot be joined
             pool.shutdown(cancel_futures=True)
-
-
-def _submit(
-    pool: ProcessPoolExecutor, encode: Encode, task: list[InputBlock]
-) -> Future[list[Encoded]]:
-    try:
-        return pool.submit(_map, encode, task)
-    except (RuntimeError, OSError) as error:
-        raise UserError(
-            f"no process that encodes can be started ({error}): repeat with --processes 1"
-        ) from None
 
 
 def _gather(blocks: Iterator[InputBlock]) -> Iterator[list[InputBlock]]:

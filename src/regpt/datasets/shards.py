@@ -7,10 +7,10 @@ A shard is a `.bin` in the layout of llm.c, so that other trainers read ours and
 | 0 .. 1023 | 256 little-endian int32: 20240520, version 1, number of tokens, zeros |
 | 1024 .. | the tokens, little-endian uint16 |
 
-The reader also takes the lecture's shards, 1-D integer arrays in `.npy`. `ShardDataset` maps the
-files into memory and reads slices: no shard is ever loaded whole, and since a slice may cross from
-one file into the next, no shard has a tail that is lost. Size and header of every file are checked
-when it is opened and ids when they are read; digests only on request, as that reads everything.
+The reader also takes the lecture's shards, 1-D integer arrays in `.npy`. Files are mapped and
+slices read, across the borders of files, so that no shard is loaded whole and none has a tail that
+is lost. Size and header are checked when a file is opened and ids when they are read; digests only
+on request, as that reads everything.
 
     >>> data = ShardDataset.open("fineweb-edu", split="train")
     >>> data.read(0, 3)

@@ -3,6 +3,7 @@
 A continuation is a window (windows.py) over all rows end to end, whose ending is scored.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -86,3 +87,9 @@ def score_continuations(
         Score(nll=float(nll[index]), tokens=len(row.ending), greedy=not misses[index])
         for index, row in enumerate(rows)
     ]
+
+
+def accuracy(right: Sequence[bool]) -> tuple[float, float]:
+    """The share of right answers, and its standard error (of the sample)."""
+    n, share = len(right), sum(right) / len(right)
+    return share, math.sqrt(share * (1 - share) / max(n - 1, 1))

@@ -36,14 +36,12 @@ def explain_text(model: GPT, ids: list[int], *, top: int = 5) -> list[Place]:
     Raises:
         UserError: a text longer than the model can read, or an impossible number of alternatives.
     """
-    check_length(model, ids)
+    idx = read(model, ids)
     if not 1 <= top <= model.config.vocab_size:
         raise UserError(f"--top must be from 1 to {model.config.vocab_size}, got {top}")
-    idx = torch.tensor([[END_OF_TEXT_ID, *ids]])
-    check_ids(model, idx)
     places = []
     with evaluating(model):
-        hidden = model.hidden(idx.to(model.device))[0]
+        hidden = model.hidden(idx)[0]
         for row, token in zip(hidden, [*ids, None], strict=True):  # (V,) at a time
             chances = model.unembed(row).float().softmax(dim=-1).cpu()
             best = chances.topk(top)
@@ -81,10 +79,7 @@ def attention_maps(model: GPT, ids: list[int], *, layer: int) -> Tensor:
 
 def residuals(model: GPT, ids: list[int]) -> list[Tensor]:
     """What enters each block, reading end-of-text + text, and what leaves the last: (1, T, C)."""
-    check_length(model, ids)
-    idx = torch.tensor([[END_OF_TEXT_ID, *ids]])
-    check_ids(model, idx)
-    idx = idx.to(model.device)
+    idx = read(model, ids)
     x = model.wte(idx) + model.wpe(torch.arange(idx.shape[1], device=model.device))
     found = [x]
     for block in model.h:
@@ -119,16 +114,17 @@ def logit_lens(model: GPT, ids: list[int]) -> list[list[Guess]]:
             there = torch.tensor(ids, device=chances.device)[:, None]
             actual = [*chances[:-1].gather(1, there).squeeze(1).tolist(), None]
             rows = zip(best.indices.tolist(), best.values.tolist(), actual, strict=True)
-            guesses.append(
-                [Guess(token=token, probability=p, actual=given) for token, p, given in rows]
-            )
+            guesses.append([Guess(token=t, probability=p, actual=given) for t, p, given in rows])
     return guesses
 
 
-def check_length(model: GPT, ids: list[int]) -> None:
-    """Refuse a text that does not fit behind an end-of-text."""
+def read(model: GPT, ids: list[int]) -> Tensor:
+    """End-of-text + text, (1, T) int64 on the model's device. UserError for one too long."""
     if len(ids) + 1 > model.config.block_size:
         raise UserError(
             f"the text has {len(ids)} tokens, the model reads {model.config.block_size - 1} after "
             "an end-of-text: give a shorter one"
         )
+    idx = torch.tensor([[END_OF_TEXT_ID, *ids]])
+    check_ids(model, idx)
+    return idx.to(model.device)

@@ -14,7 +14,6 @@ values). The harness' rules are those of EleutherAI's lm-eval 0.4.
 """
 
 import hashlib
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from regpt.core.tokenizer import Tokenizer, get_tokenizer
 from regpt.datasets.corpora import download_once
 from regpt.evaluation.continuations import (
     Continuation,
+    accuracy,
     encode_apart,
     encode_together,
     score_continuations,
@@ -62,49 +62,18 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a model says to an example."""
+    """What a model says to an example: a line of the per-example results."""
 
     ind: int
     label: int
+    choice: int
+    """The ending of the smallest loss,"""
+    choice_norm: int
+    """and of the smallest loss per unit of length."""
     nll: tuple[float, ...]
     """Summed cross-entropy of each ending, in nats."""
     lengths: tuple[int, ...]
     """What acc_norm divides by."""
-
-    @property
-    def choice(self) -> int:
-        """The ending of the smallest loss."""
-        return min(range(4), key=lambda i: self.nll[i])
-
-    @property
-    def choice_norm(self) -> int:
-        """The ending of the smallest loss per unit of length."""
-        return min(range(4), key=lambda i: self.nll[i] / self.lengths[i])
-
-    def to_json(self) -> dict[str, Any]:
-        """A line of the per-example results."""
-        return {
-            "ind": self.ind,
-            "label": self.label,
-            "choice": self.choice,
-            "choice_norm": self.choice_norm,
-            "nll": self.nll,
-            "lengths": self.lengths,
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Accuracy:
-    """A share of right answers, and its standard error."""
-
-    value: float
-    stderr: float
-
-    @classmethod
-    def of(cls, right: Sequence[bool]) -> "Accuracy":
-        """The mean, and the sample deviation over the root of the number."""
-        n, value = len(right), sum(right) / len(right)
-        return cls(value=value, stderr=math.sqrt(value * (1 - value) / max(n - 1, 1)))
 
 
 def parse_example(value: dict[str, Any], where: str) -> Example:
@@ -138,9 +107,9 @@ def spread(examples: Sequence[Example], count: int) -> list[Example]:
     return [examples[index * len(examples) // count] for index in range(count)]
 
 
-def fetch(cache_dir: Path | None = None) -> Path:
+def fetch() -> Path:
     """The published 10,042 examples: downloaded once, verified at every reading."""
-    path = (cache_folder() if cache_dir is None else cache_dir) / NAME
+    path = cache_folder() / NAME
     download_once(
         "HellaSwag",
         URL,
@@ -194,13 +163,21 @@ def answer_all(
         else:
             lengths = tuple(max(len(clean(end)), 1) for end in example.endings)
         nll = tuple(score.nll for score in four)
-        answers.append(Answer(ind=example.ind, label=example.label, nll=nll, lengths=lengths))
+        norm = [loss / length for loss, length in zip(nll, lengths, strict=True)]
+        answer = Answer(
+            ind=example.ind,
+            label=example.label,
+            choice=nll.index(min(nll)),
+            choice_norm=norm.index(min(norm)),
+            nll=nll,
+            lengths=lengths,
+        )
+        answers.append(answer)
     return answers
 
 
-def accuracies(answers: Sequence[Answer]) -> tuple[Accuracy, Accuracy]:
-    """acc and acc_norm."""
-    return (
-        Accuracy.of([answer.choice == answer.label for answer in answers]),
-        Accuracy.of([answer.choice_norm == answer.label for answer in answers]),
-    )
+def accuracies(answers: Sequence[Answer]) -> dict[str, float]:
+    """acc and acc_norm, and their standard errors."""
+    acc, acc_stderr = accuracy([answer.choice == answer.label for answer in answers])
+    norm, norm_stderr = accuracy([answer.choice_norm == answer.label for answer in answers])
+    return {"acc": acc, "acc_stderr": acc_stderr, "acc_norm": norm, "acc_norm_stderr": norm_stderr}

@@ -7,33 +7,21 @@ model's most likely one, perplexity is exp of the mean loss per last word.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 from regpt.core.model import GPT
 from regpt.core.tokenizer import get_tokenizer
-from regpt.evaluation.continuations import Score, encode_together, score_continuations
-from regpt.evaluation.hellaswag import Accuracy
+from regpt.evaluation.continuations import (
+    Score,
+    accuracy,
+    encode_together,
+    score_continuations,
+)
 from regpt.system.distributed import World
 from regpt.system.errors import UserError
 from regpt.system.jsonl import field, read_objects
 from regpt.system.runtime import Runtime
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lambada:
-    """The figures of a file."""
-
-    accuracy: Accuracy
-    loss: float
-    """Nats per last word."""
-    examples: int
-
-    @property
-    def perplexity(self) -> float:
-        """exp(loss), per last word."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
 
 
 def read_passages(path: Path, *, limit: int | None = None) -> list[tuple[str, str]]:
@@ -63,10 +51,13 @@ def score_passages(
     return score_continuations(model, rows, runtime, batch_tokens=batch_tokens, world=world)
 
 
-def summarize(scores: Sequence[Score]) -> Lambada:
-    """Accuracy and loss."""
-    return Lambada(
-        accuracy=Accuracy.of([score.greedy for score in scores]),
-        loss=sum(score.nll for score in scores) / len(scores),
-        examples=len(scores),
-    )
+def summarize(scores: Sequence[Score]) -> dict[str, float]:
+    """How many passages, accuracy and its standard error, perplexity per last word."""
+    acc, acc_stderr = accuracy([score.greedy for score in scores])
+    loss = sum(score.nll for score in scores) / len(scores)
+    return {
+        "examples": len(scores),
+        "acc": acc,
+        "acc_stderr": acc_stderr,
+        "perplexity": math.exp(loss) if loss < 700 else math.inf,
+    }

@@ -1,11 +1,9 @@
 """How surprised a model is by each token: the one computation every evaluation here is made of.
 
-Only positions that are scored go through the head, a few hundred rows at a time: a text of B x T
-tokens would need B x T x 50257 logits, 0.8 GB in float32 for 4 x 1024, while 256 rows stay in the
-cache of a CPU. A multiple-choice question needs the head for its endings only.
-
-Losses are float32 whatever the compute dtype, and a caller adds them up in float64, so that the
-order of the rows, the batch size and the number of processes change nothing but the last digits.
+Only positions that are scored go through the head, a few hundred rows at a time: the logits of a
+4 x 1024 text would be 0.8 GB in float32, while 256 rows stay in the cache of a CPU. Losses are
+float32 whatever the compute dtype and are added up in float64, so that the order of the rows, the
+batch size and the number of processes change nothing but the last digits.
 """
 
 from collections.abc import Iterator
@@ -23,9 +21,8 @@ from regpt.system.distributed import World
 from regpt.system.errors import UserError
 from regpt.system.runtime import Runtime
 
-HEAD_ROWS = {"cpu": 256}
+CPU_ROWS, GPU_ROWS = 256, 4096
 """Rows of logits at once: 256 x 50257 float32 are 51 MB."""
-HEAD_ROWS_ELSEWHERE = 4096
 
 
 @contextmanager
@@ -59,11 +56,8 @@ def score_targets(model: GPT, idx: Tensor, targets: Tensor, *, hits: bool) -> tu
     """Cross-entropy of each scored target in nats, float32 (n,), row by row in reading order; and
     whether it is the model's most likely token, bool (n,), or (0,) where `hits` is not asked for.
 
-    Args:
-        model: the model, in eval mode; the caller holds autocast and no_grad.
-        idx: (B, T) int64 token ids.
-        targets: (B, T) int64, the token after each position, or -100 where none is scored.
-        hits: look for the most likely token too, which takes a pass over the logits.
+    `model` is in eval mode; the caller holds autocast and no_grad. `idx` and `targets` are (B, T)
+    int64: tokens, and the one after each of them, or -100 where none is scored.
     """
     scored = targets != IGNORE_INDEX
     hidden = model.hidden(idx)
@@ -71,7 +65,7 @@ def score_targets(model: GPT, idx: Tensor, targets: Tensor, *, hits: bool) -> tu
         rows, wanted = hidden.flatten(0, 1), targets.flatten()
     else:
         rows, wanted = hidden[scored], targets[scored]  # (n, C), (n,)
-    count = HEAD_ROWS.get(idx.device.type, HEAD_ROWS_ELSEWHERE)
+    count = CPU_ROWS if idx.device.type == "cpu" else GPU_ROWS
     nll, hit = [rows.new_empty(0, dtype=torch.float32)], [scored.new_empty(0)]
     for start in range(0, len(wanted), count):
         target = wanted[start : start + count]
@@ -95,17 +89,9 @@ def score_windows(
     """For each window the summed cross-entropy of its targets in nats and, if `misses` are asked
     for, how many of them are not the model's most likely token: float64 (2, n), on every process.
 
-    Args:
-        model: the model, whole on every process (a sharded one must be asked without `world`).
-        dataset: the tokens.
-        windows: what is read and scored; shared out over the processes.
-        runtime: where, and in which compute dtype.
-        batch_tokens: tokens read at once; changes the figures by rounding.
-        world: the processes; default: this one alone.
-        misses: count them.
-
-    Raises:
-        UserError: a token outside the vocabulary.
+    The windows are shared out over the processes of `world` (default: this one alone), each of
+    which has the whole model: a sharded one must be asked without. `batch_tokens`, read at once,
+    changes the figures by rounding. Raises UserError for a token outside the vocabulary.
     """
     world = world or World(device=runtime.device)
     scores = np.zeros((2, len(windows)))

@@ -9,6 +9,8 @@ from typing import Any
 from regpt.core.model import GPT
 from regpt.datasets.corpus import Say
 from regpt.evaluation import hellaswag, lambada
+from regpt.evaluation.continuations import Score
+from regpt.evaluation.hellaswag import Answer
 from regpt.evaluation.texts import open_texts
 from regpt.evaluation.validation import validate
 from regpt.system.distributed import World
@@ -32,11 +34,11 @@ class Suite:
     found: dict[str, Any] = field(default_factory=dict)
     """The figures by name, JSON values."""
 
-    def write_details(self, name: str, lines: Sequence[dict[str, Any]]) -> None:
+    def write_details(self, name: str, examples: Sequence[Answer | Score]) -> None:
         """One object per example, written by the first process; an error there stops all."""
         if self.details is None:
             return
-        text = "".join(json.dumps(line) + "\n" for line in lines)
+        text = "".join(json.dumps(asdict(example)) + "\n" for example in examples)
         with self.world.fail_together():
             if self.world.is_first:
                 make_directory(self.details)
@@ -53,13 +55,14 @@ class Suite:
         documents: bool,
     ) -> None:
         """Loss of a text, or of the last part of its characters."""
+        text = open_texts(
+            sources,
+            validation_fraction=fraction,
+            say=lambda line: self.say(f"note       {line}"),
+        )
         result = validate(
             self.model,
-            open_texts(
-                sources,
-                validation_fraction=fraction,
-                say=lambda text: self.say(f"note       {text}"),
-            ),
+            text,
             self.runtime,
             block_size=block_size,
             stride=stride,
@@ -101,19 +104,13 @@ class Suite:
                 batch_tokens=self.batch_tokens,
                 world=self.world,
             )
-            acc, norm = hellaswag.accuracies(answers)
+            found = hellaswag.accuracies(answers)
             self.say(
-                f"  {scoring:<8} acc {acc.value:.4f} ± {acc.stderr:.4f}, "
-                f"acc_norm {norm.value:.4f} ± {norm.stderr:.4f}"
+                f"  {scoring:<8} acc {found['acc']:.4f} ± {found['acc_stderr']:.4f}, "
+                f"acc_norm {found['acc_norm']:.4f} ± {found['acc_norm_stderr']:.4f}"
             )
-            figures[scoring] = {
-                "acc": acc.value,
-                "acc_stderr": acc.stderr,
-                "acc_norm": norm.value,
-                "acc_norm_stderr": norm.stderr,
-            }
-            lines = [answer.to_json() for answer in answers]
-            self.write_details(f"hellaswag-{scoring}.jsonl", lines)
+            figures[scoring] = found
+            self.write_details(f"hellaswag-{scoring}.jsonl", answers)
 
     def score_lambada(self, path: Path, *, limit: int | None) -> None:
         """Accuracy and perplexity of last words."""
@@ -121,16 +118,9 @@ class Suite:
         scores = lambada.score_passages(
             self.model, passages, self.runtime, batch_tokens=self.batch_tokens, world=self.world
         )
-        result = lambada.summarize(scores)
-        acc = result.accuracy
+        found = self.found["lambada"] = lambada.summarize(scores)
         self.say(
-            f"lambada    {result.examples:,} passages of {path.name}: last word "
-            f"{acc.value:.4f} ± {acc.stderr:.4f}, perplexity {result.perplexity:.3f}"
+            f"lambada    {found['examples']:,} passages of {path.name}: last word "
+            f"{found['acc']:.4f} ± {found['acc_stderr']:.4f}, perplexity {found['perplexity']:.3f}"
         )
-        self.write_details("lambada.jsonl", [asdict(score) for score in scores])
-        self.found["lambada"] = {
-            "examples": result.examples,
-            "acc": acc.value,
-            "acc_stderr": acc.stderr,
-            "perplexity": result.perplexity,
-        }
+        self.write_details("lambada.jsonl", scores)

@@ -1,9 +1,8 @@
 """Validation loss that compares: every token of a fixed text is scored exactly once.
 
-The text is cut in windows (windows.py), so the figure depends neither on the batch size nor on the
-number of processes nor on the device, but for rounding. It is printed in two units that survive a
-change of tokenizer: bits per byte and nats per character (bytes and characters of the scored
-tokens; an end-of-text between documents is scored and has none).
+The figure depends on the windows (windows.py) alone, not on batch size, processes or device, but
+for rounding. Its units survive a change of tokenizer: bits per byte and nats per character, of the
+scored tokens; an end-of-text between documents is scored and has none.
 """
 
 import math
@@ -36,8 +35,8 @@ class Validation:
     """UTF-8 bytes of the scored tokens."""
     characters: int
     """Characters of the scored tokens."""
-    stride: int | None = None
-    """Tokens from one window to the next; None where the figure was put together from parts."""
+    stride: int
+    """Tokens from one window to the next."""
 
     @property
     def loss(self) -> float:
@@ -99,18 +98,11 @@ def validate(
 ) -> Validation:
     """Score a whole dataset. Draws no random numbers: a training run is the same without it.
 
-    Args:
-        model: the model, whole on every process (a sharded one must be asked without `world`).
-        dataset: its first token is not scored, having nothing before it.
-        runtime: where, and in which compute dtype.
-        block_size: tokens of context at most.
-        stride: tokens from one window to the next; default: block_size.
-        documents: no context across an end-of-text.
-        batch_tokens: tokens read at once, default `BATCH_TOKENS`; changes the figure by rounding.
-        world: share the windows out; every process gets the whole figure.
-
-    Raises:
-        UserError: fewer than two tokens, an impossible stride, a token outside the vocabulary.
+    The first token is not scored, having nothing before it. `stride` is from one window to the
+    next, by default `block_size`, the most tokens of context; with `documents` there is none across
+    an end-of-text. `batch_tokens` (default `BATCH_TOKENS`) and `world`: as in `score_windows`.
+    Raises UserError for fewer than two tokens, an impossible stride, or a token outside the
+    vocabulary.
     """
     windows = cut_windows(dataset, block_size=block_size, stride=stride, documents=documents)
     nll, _ = score_windows(

@@ -1,10 +1,9 @@
 """Which tokens a forward pass reads and which it scores: every token of a text exactly once.
 
 A window reads `block_size` tokens at most; the next one begins `stride` tokens later and scores
-only what no window scored before. With stride = block_size (the default) windows do not overlap and
-a token sees what happens to stand before it in its window; with a smaller stride every token but
-the first window's has at least block_size - stride + 1 tokens of context, at a cost of
-block_size / stride forward passes. The figure belongs to its stride, so the stride is stated.
+only what no window scored before. At stride = block_size windows do not overlap; a smaller one
+gives every token but the first window's at least block_size - stride + 1 tokens of context, at
+block_size / stride times the cost. The figure belongs to its stride, so the stride is stated.
 
     tokens    0 1 2 3 4 5 6 7 8      block_size 4, stride 2: window 0 scores 1 2 3 4,
     window 0  x x x x y              window 1 scores 5 6, window 2 scores 7 8
@@ -85,8 +84,7 @@ def cut_windows(
 ) -> Windows:
     """The windows that score every token of a dataset but its first.
 
-    Raises:
-        UserError: fewer than two tokens, or a stride that would leave tokens out.
+    Raises UserError for fewer than two tokens, or a stride that would leave tokens out.
     """
     stride = block_size if stride is None else stride
     if len(dataset) < 2:

@@ -20,7 +20,6 @@ from regpt.parity.model_pair import (
     need_transformers,
     random_pair,
 )
-from regpt.parity.published import check_published
 from regpt.parity.report import Check
 from regpt.system.errors import UserError
 from regpt.system.files import writing_to
@@ -40,16 +39,10 @@ class Comparison:
 def open_pairs(
     model: str = "random", *, device: torch.device, small: bool = False
 ) -> Iterator[Comparison]:
-    """Read a model on both sides; or draw some, write them, and read those.
+    """Read a model (a directory or hub name) on both sides; or, for `random`, draw some here, write
+    them, and read those: several small shapes and, unless `small`, the 124M's.
 
-    Args:
-        model: `random` for weights drawn and written here, several small shapes and the 124M's; or
-            a directory or a hub name.
-        device: where both sides run.
-        small: leave the 124M out of the random ones.
-
-    Raises:
-        UserError: transformers is not installed, or the model cannot be found or read.
+    Raises UserError where transformers is not installed, or the model cannot be found or read.
     """
     need_transformers()
     with tempfile.TemporaryDirectory() as folder:
@@ -67,12 +60,8 @@ def open_pairs(
 
 
 def run(comparison: Comparison, *, seeds: int = 5) -> Iterator[Check]:
-    """Every check, one by one, as soon as it is made.
-
-    Args:
-        comparison: the models.
-        seeds: random streams per model and text; the most of the time goes there.
-    """
+    """Every check, as soon as it is made. `seeds` is of random streams per model and text; the most
+    of the time goes there."""
     if seeds < 1:
         raise UserError(f"seeds must be at least 1, got {seeds}")
     pairs = comparison.pairs
@@ -86,4 +75,4 @@ def run(comparison: Comparison, *, seeds: int = 5) -> Iterator[Check]:
     yield text.check_greedy(pairs)
     yield from text.check_sampled(pairs, comparison.tokenizer, seeds=seeds)
     yield text.check_lecture(pairs, seeds=seeds)
-    yield check_published(comparison.model, pairs[0])
+    yield text.check_published(comparison.model, pairs[0])

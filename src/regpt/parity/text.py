@@ -5,8 +5,10 @@ transformers goes on drawing for a row that has ended and throws the draw away, 
 live on get their own numbers only if we do the same.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from regpt.core.generate import complete
 from regpt.core.sampling import SamplingParams
@@ -153,3 +155,46 @@ def check_lecture(pairs: Sequence[Pair], *, seeds: int) -> Check:
     texts = tally(calls)["texts"]
     detail = f"{texts:,} texts under {seeds} seeds, against the lecture's loop"
     return report("stream `lecture`", calls, detail)
+
+
+# ---- what is published about the released 124M weights ----
+
+NAMES = ("gpt2", "openai-community/gpt2")
+FILE_BYTES = 548_105_171
+FILE_DIGEST = "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707"
+"""sha256 of the model.safetensors that the hub serves under these names."""
+
+DOG = (464, 3290, 373, 1043, 287, 257, 2214, 1474, 262, 16246,
+       286, 2688, 290, 2688, 27262, 13, 198, 198, 464, 3290)  # fmt: skip
+"""transformers, tests/models/gpt2: greedy, 20 tokens, of which "The dog" are the first two."""
+
+
+def are_released(model: str, directory: Path) -> bool:
+    """Whether these are the weights OpenAI released as 124M, by name or by the file's digest."""
+    if model in NAMES and not Path(model).is_dir():
+        return True
+    file = directory / "model.safetensors"
+    if not file.is_file() or file.stat().st_size != FILE_BYTES:
+        return False
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest() == FILE_DIGEST
+
+
+def check_published(model: str, pair: Pair) -> Check:
+    """The greedy continuation that transformers' test expects of the released weights; about random
+    ones, or a fine-tuned model, nothing is published: then the line says "not checked"."""
+    name = "published greedy text"
+    if not are_released(model, pair.directory):
+        detail = "only for the released weights: give the model gpt2, or its directory"
+        return Check(name=name, status="not checked", detail=detail)
+    params = SamplingParams(temperature=0.0, num_samples=1, max_length=len(DOG))
+    (row,) = complete(pair.ours, DOG[:2], params)
+    equal = sum(ours == theirs for ours, theirs in zip(row, DOG, strict=False))
+    return Check(
+        name=name,
+        status=judge(tuple(row) == DOG),
+        figure=f"{equal} of {len(DOG)}",
+        bound="every token",
+        detail=f"{get_tokenizer().decode(row)!r}, as in transformers' own test",
+        values={"equal": equal},
+    )

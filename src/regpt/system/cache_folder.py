@@ -21,11 +21,7 @@ LOCK_SECONDS = 600.0
 
 
 def usual_folder() -> Path:
-    """Our folder in the user's caches; the one place that reads XDG_CACHE_HOME, LOCALAPPDATA.
-
-    Raises:
-        RuntimeError: the user has no home, and no variable names a folder.
-    """
+    """Our folder in the user's caches; RuntimeError for a user without a home."""
     if sys.platform == "win32":
         local = os.environ.get("LOCALAPPDATA")
         return (Path(local) if local else Path.home() / "AppData" / "Local") / "regpt/cache"

@@ -77,8 +77,7 @@ def replace_files(directory: Path, contents: Mapping[str, Content]) -> None:
                 os.replace(path, directory / name)
         except BaseException:
             for path in beside.values():
-                with contextlib.suppress(OSError):
-                    path.unlink()
+                _remove(path)
             raise
         _sync_directory(directory)
 
@@ -89,25 +88,12 @@ def new_directory(directory: Path) -> Iterator[Path]:
 
     `directory` must not exist; its parents are made. Raises `UserError` if the system refuses.
     """
-    hidden = _hidden(directory)
-    made = [parent for parent in directory.parents if not parent.exists()]
-    with contextlib.ExitStack() as writers:
+    with _renamed(directory) as hidden:
         with writing_to(directory):
-            directory.parent.mkdir(parents=True, exist_ok=True)
-            writers.enter_context(_one_of_the_writers(directory.parent, {directory.name}))
             hidden.mkdir()
-        try:
-            yield hidden
-            with writing_to(directory):
-                _sync_directory(hidden)
-                os.rename(hidden, directory)
-                _sync_directory(directory.parent)
-        except BaseException:
-            shutil.rmtree(hidden, ignore_errors=True)
-            for parent in made:
-                with contextlib.suppress(OSError):
-                    parent.rmdir()
-            raise
+        yield hidden
+        with writing_to(directory):
+            _sync_directory(hidden)
 
 
 @contextlib.contextmanager
@@ -117,19 +103,41 @@ def new_file(path: Path) -> Iterator[Path]:
     A file that is there is replaced; parents are made. Raises `UserError` if the system refuses.
     """
     refuse_special(path)
-    hidden = _hidden(path)
-    with writing_to(path), contextlib.ExitStack() as writers:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        writers.enter_context(_one_of_the_writers(path.parent, {path.name}))
+    with _renamed(path) as hidden, writing_to(path):
+        yield hidden
+        with hidden.open("rb+") as file:
+            os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _renamed(place: Path) -> Iterator[Path]:
+    """A hidden name, renamed to `place` on success; on failure nothing is left."""
+    hidden = _hidden(place)
+    made = [parent for parent in place.parents if not parent.exists()]
+    with contextlib.ExitStack() as writers:
+        with writing_to(place):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            writers.enter_context(_one_of_the_writers(place.parent, {place.name}))
         try:
             yield hidden
-            with hidden.open("rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(hidden, path)
-            _sync_directory(path.parent)
+            with writing_to(place):
+                os.replace(hidden, place)
+                _sync_directory(place.parent)
         except BaseException:
-            hidden.unlink(missing_ok=True)
+            _remove(hidden)
+            for parent in made:
+                with contextlib.suppress(OSError):
+                    parent.rmdir()
             raise
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or directory as far as the system lets us."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def refuse_device(path: Path) -> None:
@@ -191,11 +199,7 @@ def _remove_leftovers(directory: Path, names: Collection[str], *, older: float =
             continue
         if older and time.time() - path.lstat().st_mtime < older:
             continue
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            with contextlib.suppress(OSError):
-                path.unlink()
+        _remove(path)
 
 
 def _write(path: Path, content: Content) -> None:

@@ -1,14 +1,11 @@
 """Keep freed memory: the C allocator's settings for a process that works on the CPU.
 
 By default glibc gives every large block back to the kernel when it is freed, and takes fresh pages,
-each zeroed on first touch, when the next one is asked for. A training step frees and asks for the
-same hundreds of megabytes each time, and a quarter of its time goes into page faults. Told to keep
-its pages, the process runs the same arithmetic on memory it already has. In pages of 2 MB instead
-of 4 kB the processor finds their addresses sooner.
-
-The command line applies it to every command, before torch is loaded; a program that imports regpt
-keeps its own settings. Other C libraries have no `mallopt`, and there nothing happens.
-`REGPT_KEEP_PAGES=0` switches it off.
+each zeroed on first touch, for the next one: a quarter of a training step goes into page faults.
+Told to keep its pages, the process runs the same arithmetic on memory it already has; in pages of
+2 MB the processor finds their addresses sooner. The command line applies it to every command,
+before torch is loaded; a program that imports regpt keeps its own settings. Other C libraries have
+no `mallopt`, and there nothing happens. `REGPT_KEEP_PAGES=0` switches it off.
 """
 
 import ctypes

@@ -133,12 +133,12 @@ class PeriodicEvaluation:
                 batch_tokens=self.batch_tokens,
                 world=self.world,
             )
-        acc, acc_norm = hellaswag.accuracies(answers)
+        found = hellaswag.accuracies(answers)
         return {
             "step": state.step,
-            "hellaswag_acc": acc.value,
-            "hellaswag_acc_norm": acc_norm.value,
-            "hellaswag_acc_norm_stderr": acc_norm.stderr,
+            "hellaswag_acc": found["acc"],
+            "hellaswag_acc_norm": found["acc_norm"],
+            "hellaswag_acc_norm_stderr": found["acc_norm_stderr"],
             "hellaswag_examples": len(self.examples),
             "hellaswag_scoring": "lecture",
         }

@@ -7,15 +7,10 @@ them. This one form serves the hub's models, our own runs and our exports. The w
     settings = read_config(directory)                # keyword arguments of GPTConfig
     tensors = read_tensors(directory, shapes)        # the model's own names and orientation
 
-and the way out, `write_model(directory, tensors, settings)`. The rules of the house:
-
-- nothing is guessed: a setting that would change the numbers is refused by name, and every tensor
-  is accounted for, missing, unexpected and misshapen ones in one error;
-- nothing is executed: pickles are read as tensors only;
-- nothing is half-written: a directory or a file is there whole or not at all;
-- one copy of the model in memory: tensors go through one by one (read.py, write.py).
-
-Nothing here knows the model's code: names.py is the whole agreement between the two.
+and the way out, `write_model(directory, tensors, settings)`. A setting that would change the
+numbers is refused by name and every tensor is accounted for; pickles are read as tensors only; a
+directory or a file is there whole or not at all; one copy of the model is in memory. Nothing here
+knows the model's code: names.py is the whole agreement between the two.
 """
 
 from regpt.weights.config import read_config

@@ -5,9 +5,10 @@ value that we implement (the two tables below). Any other setting is passed over
 does. A setting that is null is not set.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 from regpt.core.tokenizer import END_OF_TEXT_ID, VOCAB_SIZE
 from regpt.system.errors import UserError
@@ -65,19 +66,18 @@ def read_config(directory: Path) -> dict[str, int | float]:
         missing.insert(0, "model_type")
     if missing:
         raise UserError(f"{path}: lacks {', '.join(missing)}; every GPT-2's config.json has them")
-    problems = _contradictions(settings) + _unimplemented(settings) + _not_numbers(settings)
-    if problems:
-        raise UserError(f"{path}: {'; '.join(problems)}")
-    config: dict[str, int | float] = {
-        field: cast(int, next(settings[name] for name in names if name in settings))
+    if problems := "; ".join(_problems(settings)):
+        raise UserError(f"{path}: {problems}")
+    sizes = {
+        field: next(settings[name] for name in names if name in settings)
         for field, names in SIZES.items()
     }
-    config["dropout"] = cast(float, settings.get(DROPOUTS[0], DEFAULT_DROPOUT))
-    config["layer_norm_epsilon"] = cast(float, settings.get("layer_norm_epsilon", DEFAULT_EPSILON))
-    return config
+    dropout = settings.get(DROPOUTS[0], DEFAULT_DROPOUT)
+    epsilon = settings.get("layer_norm_epsilon", DEFAULT_EPSILON)
+    return sizes | {"dropout": dropout, "layer_norm_epsilon": epsilon}
 
 
-def _read_json(path: Path) -> dict[str, object]:
+def _read_json(path: Path) -> dict[str, Any]:
     """The settings that are set."""
     try:
         settings = read_json(path)
@@ -95,50 +95,35 @@ def _read_json(path: Path) -> dict[str, object]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def _contradictions(settings: Mapping[str, object]) -> list[str]:
-    """Two names of one size that disagree; three dropouts that are not one."""
-    aliases = [tuple(n for n in names if n in settings) for names in SIZES.values()]
-    problems = [
-        " and ".join(f"{name} {settings[name]!r}" for name in names) + " disagree"
-        for names in aliases
-        if any(settings[name] != settings[names[0]] for name in names)
-    ]
-    dropouts = {name: settings.get(name, DEFAULT_DROPOUT) for name in DROPOUTS}
-    if any(value != dropouts[DROPOUTS[0]] for value in dropouts.values()):
-        listed = ", ".join(f"{name} {value!r}" for name, value in dropouts.items())
-        problems.append(f"{listed} differ, and regpt has one dropout")
-    return problems
-
-
-def _unimplemented(settings: Mapping[str, object]) -> list[str]:
-    """Every setting that asks for something regpt does not do, by name."""
-    problems = [
-        f"{name} {settings[name]!r} is not implemented (only {' or '.join(map(repr, values))})"
-        for name, values in IMPLEMENTED.items()
-        if name in settings and settings[name] not in values
-    ]
-    width = settings.get("n_embd", settings.get("hidden_size"))
-    inner = settings.get("n_inner")
+def _problems(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Names of one size that disagree, settings that ask for what regpt does not do, values that
+    are no sizes or fractions: each by name."""
+    for aliases in SIZES.values():
+        names = [name for name in aliases if name in settings]
+        if any(settings[name] != settings[names[0]] for name in names):
+            yield " and ".join(f"{name} {settings[name]!r}" for name in names) + " disagree"
+    dropouts = [settings.get(name, DEFAULT_DROPOUT) for name in DROPOUTS]
+    if any(value != dropouts[0] for value in dropouts):
+        pairs = zip(DROPOUTS, dropouts, strict=True)
+        listed = ", ".join(f"{name} {value!r}" for name, value in pairs)
+        yield f"{listed} differ, and regpt has one dropout"
+    for name, values in IMPLEMENTED.items():
+        if name in settings and settings[name] not in values:
+            only = " or ".join(map(repr, values))
+            yield f"{name} {settings[name]!r} is not implemented (only {only})"
+    width, inner = settings.get("n_embd", settings.get("hidden_size")), settings.get("n_inner")
     if inner is not None and isinstance(width, int) and inner != 4 * width:
-        problems.append(f"n_inner {inner!r} is not implemented (only 4 n_embd = {4 * width})")
-    return problems
-
-
-def _not_numbers(settings: Mapping[str, object]) -> list[str]:
-    """Sizes that are not positive whole numbers, fractions that are not numbers."""
-    problems = []
+        yield f"n_inner {inner!r} is not implemented (only 4 n_embd = {4 * width})"
     for name, value in settings.items():
+        is_number = type(value) in (int, float)
         if any(name in names for names in SIZES.values()):
             if type(value) is not int or value < 1:
-                problems.append(f"{name} must be a positive whole number, got {value!r}")
+                yield f"{name} must be a positive whole number, got {value!r}"
         elif name in DROPOUTS:
-            if type(value) not in (int, float) or not 0 <= cast(float, value) < 1:
-                problems.append(f"{name} must be a number from 0 to below 1, got {value!r}")
-        elif name == "layer_norm_epsilon" and (
-            type(value) not in (int, float) or not 0 < cast(float, value) < float("inf")
-        ):
-            problems.append(f"{name} must be a positive number, got {value!r}")
-    return problems
+            if not (is_number and 0 <= value < 1):
+                yield f"{name} must be a number from 0 to below 1, got {value!r}"
+        elif name == "layer_norm_epsilon" and not (is_number and 0 < value < math.inf):
+            yield f"{name} must be a positive number, got {value!r}"
 
 
 def hugging_face_config(config: Mapping[str, int | float], *, dtype: str) -> dict[str, object]:

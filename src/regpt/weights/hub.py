@@ -130,15 +130,13 @@ def _refusal(name: str, revision: str | None, error: Exception) -> str | None:
         RevisionNotFoundError,
     )
 
-    if isinstance(error, HFValidationError):
-        return f"{name!r} is neither a directory nor a possible name of a hub model"
-    if isinstance(error, RevisionNotFoundError):
-        return f"hub model {name!r} has no revision {revision!r}: give a branch, tag or commit"
-    if isinstance(error, GatedRepoError):
-        return f"hub model {name!r} is gated: accept its terms on the hub and log in there first"
-    if isinstance(error, RepositoryNotFoundError):
-        return (
-            f"{name!r} is neither a directory nor a model on the hub (or it is private: log in "
-            "there first)"
-        )
-    return None
+    refusals = {
+        HFValidationError: f"{name!r} is neither a directory nor a possible name of a hub model",
+        RevisionNotFoundError: f"hub model {name!r} has no revision {revision!r}: give a branch, "
+        "tag or commit",
+        GatedRepoError: f"hub model {name!r} is gated: accept its terms on the hub and log in "
+        "there first",
+        RepositoryNotFoundError: f"{name!r} is neither a directory nor a model on the hub (or it "
+        "is private: log in there first)",
+    }
+    return next((told for kind, told in refusals.items() if isinstance(error, kind)), None)

@@ -30,28 +30,23 @@ def tensor_shapes(config: Mapping[str, int | float]) -> dict[str, tuple[int, ...
 
     `config` holds the fields of GPTConfig; only the sizes are read.
     """
-    width = int(config["n_embd"])
+    C = int(config["n_embd"])
     block = {
-        "ln_1.weight": (width,),
-        "ln_1.bias": (width,),
-        "attn.c_attn.weight": (3 * width, width),
-        "attn.c_attn.bias": (3 * width,),
-        "attn.c_proj.weight": (width, width),
-        "attn.c_proj.bias": (width,),
-        "ln_2.weight": (width,),
-        "ln_2.bias": (width,),
-        "mlp.c_fc.weight": (4 * width, width),
-        "mlp.c_fc.bias": (4 * width,),
-        "mlp.c_proj.weight": (width, 4 * width),
-        "mlp.c_proj.bias": (width,),
+        "ln_1": (C,),
+        "attn.c_attn": (3 * C, C),
+        "attn.c_proj": (C, C),
+        "ln_2": (C,),
+        "mlp.c_fc": (4 * C, C),
+        "mlp.c_proj": (C, 4 * C),
     }
     shapes: dict[str, tuple[int, ...]] = {
-        EMBEDDING: (int(config["vocab_size"]), width),
-        "wpe.weight": (int(config["block_size"]), width),
+        EMBEDDING: (int(config["vocab_size"]), C),
+        "wpe.weight": (int(config["block_size"]), C),
     }
     for layer in range(int(config["n_layer"])):
-        shapes |= {f"h.{layer}.{name}": shape for name, shape in block.items()}
-    return shapes | {"ln_f.weight": (width,), "ln_f.bias": (width,)}
+        for name, shape in block.items():
+            shapes |= {f"h.{layer}.{name}.weight": shape, f"h.{layer}.{name}.bias": shape[:1]}
+    return shapes | {"ln_f.weight": (C,), "ln_f.bias": (C,)}
 
 
 def is_transposed(name: str) -> bool:

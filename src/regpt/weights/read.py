@@ -1,16 +1,13 @@
 """Tensors in: from any form a GPT-2 checkpoint has in the wild to our names and orientation.
 
-First a catalogue: what lies in the files, by our names, without reading a byte of data. It is
-compared with what the model needs, and every difference goes into one error. Only then are the
-tensors read, one by one, each cast and turned into memory of its own.
+First a catalogue: what lies in the files, by our names, without reading a byte of data; every
+difference to what the model needs goes into one error. Then the tensors are read one by one, each
+cast and turned into memory of its own, so that the peak is one copy of the model plus its largest
+tensor. Safetensors files are mapped anew for each tensor: with one mapping for all, whose pages
+count as ours, reading a model would look like twice its size.
 
-That keeps the peak at one copy of the model plus its largest tensor. Safetensors files are
-memory-mapped anew for each tensor: pages of a mapping count as ours for as long as it lives, and
-with one mapping for all, reading a model would look like twice its size. Mapping is cheap.
-
-Pickles (pytorch_model.bin) are read by torch with its weights-only reader, which builds tensors
-and calls nothing; a file that asks for more is refused. torch maps such a file as a whole: while
-it is read, its pages, which the system can take back at any time, stand beside the copy.
+Pickles (pytorch_model.bin) are read by torch's weights-only reader, which builds tensors and calls
+nothing; a file that asks for more is refused. torch maps such a file as a whole.
 """
 
 import math

@@ -76,7 +76,9 @@ def _contents(
     end_of_text = end_of_text_id(config)
     generation = {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
     contents: dict[str, Content] = {
-        "model.safetensors": partial(_write_weights, tensors=tensors, config=config)
+        "model.safetensors": partial(
+            write_safetensors, tensors=dict(_stored(tensors, config)), metadata={"format": "pt"}
+        )
     }
     if config["vocab_size"] == VOCAB_SIZE:
         contents |= tokenizer_files(block_size=int(config["block_size"]))
@@ -98,12 +100,6 @@ def _stored(
         if name == EMBEDDING:
             tensor = tensor[: int(config["vocab_size"])]
         yield PREFIX + name, tensor.t() if is_transposed(name) else tensor
-
-
-def _write_weights(
-    file: BinaryIO, *, tensors: Mapping[str, torch.Tensor], config: Mapping[str, int | float]
-) -> None:
-    write_safetensors(file, dict(_stored(tensors, config)), metadata={"format": "pt"})
 
 
 def write_safetensors(
