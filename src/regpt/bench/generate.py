@@ -29,7 +29,6 @@ SYSTEMS = "regpt.bench.generation_systems"
 
 
 def job(name: str) -> Job:
-    """A job by its name."""
     rows, new = SHAPES[name]
     arguments = {"prompt": list(PROMPT), "rows": rows, "new": new}
     return Job(name=name, tokens=rows * new, arguments=arguments)
@@ -137,7 +136,6 @@ def read_rate(config: GPTConfig, row: Row) -> float | None:
 
 
 def columns(config: GPTConfig, machine: Machine, rows: Sequence[Row]) -> list[Column]:
-    """The ratios against baselines, and the share of the read bandwidth."""
     rates = {row.key: read_rate(config, row) for row in rows}
     known = [found for found in rates.values() if found]
 

@@ -91,15 +91,10 @@ def transformers(model: str, dtype: str) -> Call:
         torch.manual_seed(SEED)
         idx = torch.tensor([prompt], device=device)
         out = gpt.generate(
-            idx,
-            attention_mask=torch.ones_like(idx),
-            do_sample=True,
-            top_k=TOP_K,
-            max_new_tokens=new,
-            num_return_sequences=rows,
-            pad_token_id=0,
-            **({"cache_implementation": "static"} if device == "cuda" else {}),
-        )
+            idx, attention_mask=torch.ones_like(idx), do_sample=True, top_k=TOP_K,
+            max_new_tokens=new, num_return_sequences=rows, pad_token_id=0,
+            cache_implementation="static" if device == "cuda" else None,
+        )  # fmt: skip
         assert out.shape == (rows, len(prompt) + new)
 
     return call
@@ -145,12 +140,9 @@ def ctranslate2(model: str, compute_type: str) -> Call:
     def call(prompt: list[int], rows: int, new: int) -> None:
         texts = [[names[token] for token in prompt]] * rows
         out = generator.generate_batch(
-            texts,
-            min_length=new,
-            max_length=new,
-            sampling_topk=TOP_K,
+            texts, min_length=new, max_length=new, sampling_topk=TOP_K,
             include_prompt_in_result=False,
-        )
+        )  # fmt: skip
         assert [len(result.sequences_ids[0]) for result in out] == [new] * rows
 
     return call

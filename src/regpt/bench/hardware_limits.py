@@ -43,7 +43,6 @@ class Machine:
     fp32_flops_per_second: float | None = None
 
     def describe(self) -> str:
-        """One line: what it is."""
         parts = [self.gpu] if self.gpu and self.device == "cuda" else []
         parts.append(f"{self.cpu}, {self.cores} cores, {self.threads} threads")
         if self.memory_bytes:
@@ -51,8 +50,6 @@ class Machine:
         return ", ".join([*parts, f"torch {self.torch}"])
 
     def describe_limits(self) -> str:
-        """One line: what it can do."""
-
         def tell(value: float | None, scale: float, unit: str) -> str:
             return "not measured" if value is None else f"{value / scale:,.0f} {unit}"
 
@@ -71,7 +68,6 @@ def share(value: float, limit: float | None, values: Sequence[float]) -> str:
 
 
 def cpu_name() -> str:
-    """The processor's name as the system gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model na"))
@@ -142,5 +138,4 @@ def load(device: str) -> Callable[[], Mapping[str, object]]:
 
 
 def limits_system(device: str) -> System:
-    """What measures the limits, as a worker's system."""
     return System(name="limits", load=f"{__name__}:load", settings={"device": device})

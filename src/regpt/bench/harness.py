@@ -3,11 +3,10 @@
     with Benchmark("train", seconds=60, rounds=8, out=out).running() as bench:
         bench.measure(systems, job)
 
-Every system lives in a process of its own. In the first round each warms up; then round after round
-each does the job, one at a time while the others rest, so that load drift affects all alike. What
-does not fit into the seconds is left out and named. Progress goes to stderr. The results file is
-written with every new figure, so an interrupted benchmark (Ctrl-C, SIGTERM) loses none and still
-ends with its table.
+In the first round each system warms up; then round after round each does the job, one at a time
+while the others rest, so that load drift affects all alike. What does not fit into the seconds is
+left out and named. Progress goes to stderr. The results file is written with every new figure, so
+an interrupted benchmark (Ctrl-C, SIGTERM) loses none and still ends with its table.
 """
 
 import contextlib
@@ -120,7 +119,6 @@ class Benchmark:
 
     @property
     def rows(self) -> list[Row]:
-        """What was found so far."""
         return list(self._rows.values())
 
     def tell(self, text: str) -> None:
@@ -203,29 +201,26 @@ class Benchmark:
             yield workers
 
     def run(self, workers: Sequence[Worker], job: Job, *, seconds: float | None = None) -> None:
-        """Do the job on every worker in turn, as long as there is time.
-
-        seconds: for all calls together; default: the benchmark's.
-        """
+        """Do the job on every worker in turn, as long as there is time: so many seconds for all
+        calls together, by default the benchmark's. A worker that fails takes no further part."""
         budget = self.seconds if seconds is None else seconds
         end = time.monotonic() + budget
         answers: dict[Worker, list[Answer]] = {worker: [] for worker in workers}
         for number in range(1 + self.rounds):
             for worker in workers:
-                if worker.ended or (number and not answers[worker]):
+                before, title = answers[worker], worker.system.title
+                if worker.ended or (number and not before):
                     continue
                 left = end - time.monotonic()
                 expected = worker.seconds_per_token * (job.tokens or 0)
-                if number:
-                    expected = 2 * max(answers[worker][-1].seconds[-1], REPEAT_SECONDS)
+                if before:
+                    expected = 2 * max(before[-1].seconds[-1], REPEAT_SECONDS)
                 if expected < left:
-                    self._call(worker, job, answers[worker], patience=min(left, PATIENCE_SECONDS))
-                elif not number:
+                    self._call(worker, job, before, patience=min(left, PATIENCE_SECONDS))
+                elif not before:
                     takes = f"a call takes {expected:.0f} s or more, " if expected else ""
-                    self.note(
-                        f"{job.name}: {worker.system.title} is left out: {takes}"
-                        f"{max(left, 0):.0f} s are left of {budget:g}"
-                    )
+                    budgeted = f"{max(left, 0):.0f} s are left of {budget:g}"
+                    self.note(f"{job.name}: {title} is left out: {takes}{budgeted}")
 
     def _call(self, worker: Worker, job: Job, answers: list[Answer], *, patience: float) -> None:
         """One call; a worker that fails takes no further part."""
@@ -255,7 +250,6 @@ class Benchmark:
         return notes + ([f"figures of a first call only: {', '.join(cold)}"] if cold else [])
 
     def table(self) -> str:
-        """The rows, Markdown."""
         return markdown(self.rows, self.columns(self.machine, self.rows))
 
     def save(self) -> None:

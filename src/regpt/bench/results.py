@@ -38,12 +38,10 @@ class Row:
 
     @property
     def key(self) -> tuple[str, str, str, str]:
-        """Job and system."""
         return self.job, self.system, self.engine, self.dtype
 
     @property
     def title(self) -> str:
-        """The system for people."""
         return " ".join(part for part in self.key[1:] if part)
 
     def to_json(self) -> dict[str, object]:
@@ -56,8 +54,6 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """A column of the table."""
-
     heading: str
     cell: Callable[[Row], str]
     right: bool = True
@@ -69,7 +65,6 @@ def duration(seconds: float) -> str:
 
 
 def gigabytes(size: int | None) -> str:
-    """GB with two decimals, or that it is not known."""
     return "not measured" if size is None else f"{size / 1e9:.2f} GB"
 
 
@@ -96,7 +91,6 @@ def against(rows: Sequence[Row], system: str, dtype: str) -> Column:
 
 
 def find_row(rows: Sequence[Row], job: str, system: str, dtype: str) -> Row | None:
-    """The row of a system in a job."""
     wanted = job, system, dtype
     return next((row for row in rows if (row.job, row.system, row.dtype) == wanted), None)
 

@@ -9,7 +9,6 @@ from regpt.system.errors import UserError
 
 
 def script_options(about: str | None, *, seconds: float, rounds: int) -> argparse.ArgumentParser:
-    """Flags of a benchmark."""
     parser = argparse.ArgumentParser(description=(about or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=seconds, help=f"default {seconds:g}")
     parser.add_argument("--rounds", type=int, default=rounds, help=f"at most; default {rounds}")

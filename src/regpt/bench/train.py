@@ -53,8 +53,6 @@ _JOB = re.compile(r"step-(?P<size>\w+)-B(?P<batch>[1-9]\d*)-T(?P<block>[1-9]\d*)
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """A job, taken apart."""
-
     name: str
     shape: GPTConfig
     batch_size: int
@@ -62,7 +60,6 @@ class Step:
 
     @property
     def tokens(self) -> int:
-        """Of one step."""
         return self.batch_size * self.block_size
 
 
@@ -166,7 +163,6 @@ def flops(row: Row) -> float:
 
 
 def columns(machine: Machine, rows: Sequence[Row]) -> list[Column]:
-    """Shares of the limits, and the ratios against baselines."""
     name = "bf16" if machine.bf16_flops_per_second else "fp32"
     limit = machine.bf16_flops_per_second or machine.fp32_flops_per_second
     rates = {row.key: flops(row) for row in rows}

@@ -79,7 +79,6 @@ def stepping(step: Callable[[Batch], float], batches: Iterator[Batch], runtime: 
 
 
 def ours(**settings: Any) -> Call:
-    """The trainer's step."""
     config = configure(**settings)
     runtime = find_runtime(config.device, dtype=config.dtype)
     state = build(config, runtime, World(device=runtime.device))
@@ -107,7 +106,6 @@ def plain_loop(
     *,
     fused: bool = False,
 ) -> Call:
-    """The lecture's loop around a model."""
     runtime = find_runtime(config.device, dtype=config.dtype)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, fused=fused or None)
     loader = read_data(config, World(device=runtime.device)).loader

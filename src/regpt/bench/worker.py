@@ -62,8 +62,6 @@ class System:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a call came to."""
-
     seconds: list[float]
     """One entry for each time that the job was done."""
     peak_memory_bytes: int | None
@@ -132,7 +130,6 @@ class Worker:
         return f"its process ended with code {code}{': ' + lines[-1].strip() if lines else ''}"
 
     def kill(self) -> None:
-        """End the process at once, whatever it is doing."""
         self.ended = True
         self._process.kill()
 
@@ -180,7 +177,6 @@ def load(place: str, settings: Facts) -> Call:
 
 
 def synchronize() -> None:
-    """Wait for the GPU, if this process has used one."""
     if uses_cuda():
         sys.modules["torch"].cuda.synchronize()
 

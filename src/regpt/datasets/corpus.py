@@ -150,7 +150,6 @@ def to_bytes(text: str) -> bytes:
 
 
 def count_bytes(document: Document) -> int:
-    """Bytes of a document in UTF-8."""
     if isinstance(document, TextFile):
         return document.stop - document.start
     return len(to_bytes(document))
@@ -177,7 +176,6 @@ class Corpus:
 
     @property
     def num_characters(self) -> int:
-        """Unicode characters of all documents."""
         return sum(map(len, self.parts))
 
     @cached_property

@@ -27,7 +27,6 @@ END_OF_TEXT_RULE = "<|endoftext|> (50256) stands before each document"
 
 
 def describe_split_rule(val_every: int) -> str:
-    """The split rule in words, for the manifest."""
     if val_every == 0:
         return "every document is for training"
     return (
@@ -38,7 +37,6 @@ def describe_split_rule(val_every: int) -> str:
 
 
 def choose_split(text_bytes: bytes, val_every: int) -> Split:
-    """The split of a document, by its UTF-8."""
     if val_every == 0:
         return "train"
     number = int.from_bytes(hashlib.sha256(text_bytes).digest()[:8], "big")

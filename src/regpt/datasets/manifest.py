@@ -63,16 +63,12 @@ class SourceRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerRecord:
-    """Whose tokens the shards hold."""
-
     digest: str = DIGEST
     vocab_size: int = VOCAB_SIZE
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The contents of manifest.json."""
-
     format: str = FORMAT
     version: int = VERSION
     tokenizer: TokenizerRecord = TokenizerRecord()
@@ -92,7 +88,6 @@ class Manifest:
         return hashlib.sha256("".join(digests).encode()).hexdigest()
 
     def write(self, directory: Path) -> None:
-        """Write manifest.json, whole or not at all."""
         replace_files(directory, {NAME: dump_json(asdict(self))})
 
     @classmethod

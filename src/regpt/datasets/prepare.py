@@ -143,7 +143,6 @@ def find_complete(out: Path, expected: Manifest) -> Manifest | None:
 
 
 def report(state: State, total_bytes: int) -> PrepareProgress:
-    """How far the writer is."""
     return PrepareProgress(
         source_bytes=state.bytes_read,
         total_bytes=total_bytes,

@@ -194,7 +194,6 @@ class ShardWriter:
 
 
 def shard_name(split: Split, number: int) -> str:
-    """The file name of a shard."""
     return f"{split}_{number:06d}.bin"
 
 

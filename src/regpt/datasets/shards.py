@@ -54,7 +54,6 @@ def make_header(num_tokens: int) -> bytes:
 
 
 def digest_file(path: Path) -> str:
-    """sha256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -114,8 +113,6 @@ def _open_npy(path: Path) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Shard:
-    """One open file of tokens."""
-
     path: Path
     tokens: np.ndarray
 

@@ -42,8 +42,6 @@ BYTE_ORDER_MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"
 
 @dataclass(frozen=True)
 class Source:
-    """One input file."""
-
     path: Path
     name: str
     """Its path from the input argument on, so that manifests are the same wherever texts lie."""

@@ -18,8 +18,6 @@ from regpt.system.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """One position of a text."""
-
     token: int | None
     """The token that stands there; None after the end."""
     probability: float | None

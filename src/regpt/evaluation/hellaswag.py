@@ -49,8 +49,6 @@ SCORINGS: tuple[Scoring, ...] = ("lecture", "harness")
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A line of the file."""
-
     ind: int
     activity_label: str
     ctx: str
@@ -77,7 +75,6 @@ class Answer:
 
 
 def parse_example(value: dict[str, Any], where: str) -> Example:
-    """An example from a line's object."""
     endings = field(value, "endings", list, where=where)
     if len(endings) != 4 or not all(isinstance(text, str) and text.strip() for text in endings):
         raise UserError(f"{where}: 'endings' is not four texts: mend or drop the line")
@@ -94,7 +91,6 @@ def parse_example(value: dict[str, Any], where: str) -> Example:
 
 
 def read_examples(path: Path, *, limit: int | None = None) -> list[Example]:
-    """The examples of a file, the first `limit` of them."""
     return [
         parse_example(value, f"{path} line {number}")
         for number, value in islice(read_objects(path), limit)
@@ -123,7 +119,6 @@ def fetch() -> Path:
 
 
 def blob_name(data: bytes) -> str:
-    """The name git gives these bytes."""
     name = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
     return f"git blob {name}"
 
@@ -135,7 +130,6 @@ def clean(text: str) -> str:
 
 
 def encode(example: Example, scoring: Scoring, tokenizer: Tokenizer) -> list[Continuation]:
-    """The four rows of an example."""
     if scoring == "lecture":
         return [encode_apart(tokenizer, example.ctx, " " + end) for end in example.endings]
     context = clean(f"{example.activity_label}: {example.ctx_a} {example.ctx_b.capitalize()}")

@@ -25,8 +25,6 @@ BATCH_TOKENS = 2048
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """The score of a text."""
-
     nll: float
     """Summed cross-entropy, in nats."""
     tokens: int

@@ -41,12 +41,10 @@ class Windows:
         return len(self.starts)
 
     def take(self, rows: np.ndarray | slice) -> "Windows":
-        """Some of them."""
         return Windows(self.starts[rows], self.scored[rows], self.stops[rows])
 
     @property
     def targets(self) -> int:
-        """Tokens scored."""
         return int((self.stops - self.scored + 1).sum())
 
     def spread(self, count: int) -> "Windows":

@@ -29,8 +29,6 @@ ROUNDING = 1e-3
 
 
 class Cause(NamedTuple):
-    """What made the first token differ."""
-
     name: str
     where: str
     """Step, row, token."""

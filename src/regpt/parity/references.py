@@ -58,7 +58,6 @@ def until_ends(rows: Sequence[Sequence[int]], prompt: list[int], params: Samplin
 
 
 def generated(pair: Pair, prompt: list[int], params: SamplingParams) -> Rows:
-    """The texts that transformers' `generate` writes."""
     device = pair.theirs.device
     idx = torch.tensor([prompt], device=device)
     with quiet(), global_seed(params.seed, device):
@@ -82,7 +81,6 @@ def piped(
 
 
 def piped_texts(pair: Pair, tokenizer: Tokenizer, text: str, params: SamplingParams) -> list[str]:
-    """The texts that the pipeline writes."""
     return [record["generated_text"] for record in piped(pair, tokenizer, text, params)]
 
 

@@ -9,8 +9,6 @@ Status = Literal["agrees", "differs", "not checked"]
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One line of the report."""
-
     name: str
     """What was compared."""
     status: Status
@@ -25,5 +23,4 @@ class Check:
 
 
 def judge(agrees: bool) -> Status:
-    """The status of a check that was made."""
     return "agrees" if agrees else "differs"

@@ -18,8 +18,6 @@ from regpt.system.runtime import Runtime
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """The processes of a run."""
-
     rank: int = 0
     size: int = 1
     device: torch.device
@@ -57,7 +55,6 @@ class World:
             raise UserError("another process stopped with an error: see the first one's message")
 
     def barrier(self) -> None:
-        """Wait for all."""
         self.any(False)
 
 

@@ -132,7 +132,6 @@ def _renamed(place: Path) -> Iterator[Path]:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file or directory as far as the system lets us."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -158,7 +157,6 @@ def is_leftover(path: Path) -> bool:
 
 
 def _hidden(path: Path) -> Path:
-    """The name under which a file or directory is filled."""
     return path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
 
 

@@ -47,7 +47,6 @@ def finite(value: Any) -> Any:
 
 
 def json_bytes(value: Any) -> bytes:
-    """The text of a JSON file, indented."""
     return (json.dumps(value, indent=2) + "\n").encode()
 
 
@@ -96,7 +95,7 @@ def typed(value: Any, hint: Any, name: str) -> Any:
         if type(value) is dict:
             keys = get_args(parts[0]) or value  # names that a Literal lists must all be there
             return {key: typed(value[key], parts[1], name) for key in keys}
-    elif is_dataclass(hint) and type(value) is dict:
+    elif isinstance(hint, type) and is_dataclass(hint) and type(value) is dict:
         return hint(**check_types(hint, value))
     elif hint in (int, float):
         if type(value) in (int, hint) and (type(value) is float or abs(value) < LARGEST):

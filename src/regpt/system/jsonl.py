@@ -47,7 +47,6 @@ def read_lines(data: bytes) -> Iterator[tuple[int, dict[str, Any] | None]]:
 
 
 def parse_object(line: bytes, path: Path, number: int) -> dict[str, Any]:
-    """The object in a line."""
     try:
         value = parse_json(line)
     except ValueError as error:
@@ -60,7 +59,6 @@ def parse_object(line: bytes, path: Path, number: int) -> dict[str, Any]:
 
 
 def field(value: dict[str, Any], name: str, kind: type[T], *, where: str) -> T:
-    """A field of an object, of the type asked for."""
     if name not in value:
         names = ", ".join(list(value)[:8]) or "none"
         raise UserError(f"{where} has no field {name!r} (its fields: {names}): mend or drop it")

@@ -15,13 +15,11 @@ UNLIMITED = 1 << 62
 
 
 def usable_cores() -> int:
-    """Processors this process may run on."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def uses_cuda() -> bool:
-    """Whether this process has used a CUDA device."""
     torch = sys.modules.get("torch")
     return torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized()
 
@@ -49,7 +47,6 @@ def available_memory(device: "torch.device") -> int:
 
 
 def total_memory() -> int:
-    """Bytes the machine has."""
     if not hasattr(os, "sysconf"):
         return UNLIMITED
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

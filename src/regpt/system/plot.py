@@ -46,8 +46,6 @@ STYLE = {
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """A line of a chart."""
-
     name: str
     points: Points
     color: str
@@ -62,8 +60,6 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """A horizontal dashed line with a label."""
-
     name: str
     value: float
 
@@ -215,7 +211,6 @@ def heatmaps_png(maps: "Tensor", labels: Sequence[str], *, title: str) -> bytes:
 
 
 def png(figure: "Figure") -> bytes:
-    """A figure's file."""
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()

@@ -62,7 +62,6 @@ class Runtime:
         return "tf32" if self.tf32 else name
 
     def describe(self) -> str:
-        """One line for people: device, dtype and threads."""
         where = str(self.device)
         if self.device.type == "cuda":
             where += f" ({torch.cuda.get_device_name(self.device)})"

@@ -60,13 +60,11 @@ def is_mask(name: str) -> bool:
 
 
 def strip_prefixes(key: str) -> str:
-    """Our name for a name in a file."""
     while key.startswith(PREFIXES):
         key = key.split(".", 1)[1]
     return key
 
 
 def summarize(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
     first, more = names[:NAMED], len(names) - NAMED
     return ", ".join(first) + (f" and {more} more" if more > 0 else "")

@@ -42,8 +42,6 @@ DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 class StoredTensor(NamedTuple):
-    """One tensor as it lies in a file."""
-
     key: str
     """Its name there."""
     shape: tuple[int, ...]
@@ -114,10 +112,9 @@ def _load(source: Path, stored: StoredTensor) -> torch.Tensor:
 
 def _equal_bits(one: StoredTensor, other: StoredTensor) -> bool:
     """Whether two stored tensors are the same numbers, bit for bit."""
-    if (one.shape, one.dtype) != (other.shape, other.dtype):
-        return False
     bits = torch.int32 if one.dtype == "float32" else torch.int16
-    return torch.equal(*(stored.load().view(bits) for stored in (one, other)))
+    same_form = (one.shape, one.dtype) == (other.shape, other.dtype)
+    return same_form and torch.equal(*(stored.load().view(bits) for stored in (one, other)))
 
 
 def _account(

@@ -1,13 +1,12 @@
 """GPT-2's tokenizer as the files other programs read, and the check that a model's files are it.
 
-regpt itself needs one table: bytes in rank order (tokenizer.py). The ecosystem wants four files:
-vocab.json and merges.txt (OpenAI's own two, byte for byte: the tests hold their digests),
-tokenizer.json (both in one, for Hugging Face's tokenizers) and tokenizer_config.json.
+regpt itself needs one table: bytes in rank order (tokenizer.py). The ecosystem wants vocab.json and
+merges.txt (OpenAI's own two, byte for byte), tokenizer.json (both in one, for Hugging Face's
+tokenizers) and tokenizer_config.json.
 
-The merges are not stored anywhere in the table and need not be: the merge that made a token is the
-last one byte-pair encoding makes when it is given the token's bytes and only the older tokens.
-Most tokens can be cut in one way only into two older tokens, so that the merging has to be
-replayed for the few where several cuts are possible.
+The merges are nowhere in the table and need not be: the merge that made a token is the last one
+that byte-pair encoding makes of its bytes with only the older tokens. Most tokens can be cut in one
+way only into two older ones; for the few others the merging is replayed.
 """
 
 import hashlib
@@ -98,12 +97,10 @@ def _spell(token: bytes) -> str:
 
 
 def _as_vocab_json(vocabulary: Mapping[str, int]) -> bytes:
-    """The vocabulary as OpenAI wrote it."""
     return json.dumps(vocabulary).encode()
 
 
 def _as_merges_txt(merges: Iterable[str]) -> bytes:
-    """The merges as OpenAI wrote them."""
     return "\n".join(["#version: 0.2", *merges, ""]).encode()
 
 
@@ -174,14 +171,12 @@ def check_tokenizer(directory: Path) -> None:
     Compares vocab.json, merges.txt, tokenizer.json and the settings that change tokens, whichever
     are there. Raises `UserError` naming the file and what differs.
     """
-    checks: dict[str, Callable[[str], str | None]] = {
-        "vocab.json": lambda text: _differs_in_vocabulary(parse_json(text)),
-        "merges.txt": lambda text: _differs_in_merges(
-            [line for line in text.splitlines() if line and not line.startswith("#version")]
-        ),
-        "tokenizer.json": lambda text: _differs_as_a_whole(parse_json(text)),
-        "tokenizer_config.json": lambda text: _differs_in_settings(parse_json(text)),
-        "added_tokens.json": lambda text: _differs_in_added_tokens(parse_json(text)),
+    checks: dict[str, Callable[[Any], str | None]] = {
+        "vocab.json": _differs_in_vocabulary,
+        "merges.txt": _differs_in_merges,
+        "tokenizer.json": _differs_as_a_whole,
+        "tokenizer_config.json": _differs_in_settings,
+        "added_tokens.json": _differs_in_added_tokens,
     }
     found = [name for name in checks if (directory / name).is_file()]
     for name in found:
@@ -190,7 +185,9 @@ def check_tokenizer(directory: Path) -> None:
             content = path.read_bytes()
             if hashlib.sha256(content).hexdigest() == KNOWN_FILES.get(name):
                 continue
-            difference = checks[name](content.decode())
+            text = content.decode()
+            lines = [line for line in text.splitlines() if line and not line.startswith("#version")]
+            difference = checks[name](lines if name == "merges.txt" else parse_json(text))
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
