@@ -16,8 +16,7 @@ import pytest
 from regpt import UserError
 from regpt.datasets.corpora import load_corpus
 from regpt.system.files import is_leftover, new_directory, new_file, replace_files
-from regpt.system.json_text import read_json
-from regpt.system.jsonl import read_objects
+from regpt.system.json_text import read_json, read_objects
 
 
 @contextlib.contextmanager

@@ -32,8 +32,7 @@ from regpt.fast.decoding.topk_sampling import sample
 from regpt.system.console import Console
 from regpt.system.errors import UserError
 from regpt.system.files import refuse_device, refuse_special, replace_files
-from regpt.system.json_text import json_bytes
-from regpt.system.jsonl import read_lines
+from regpt.system.json_text import json_bytes, read_lines
 
 BATCH_ROWS = 8
 

@@ -21,7 +21,7 @@ from regpt.datasets.encode import encode_pieces
 from regpt.datasets.manifest import SPLITS, Split
 from regpt.datasets.shards import TOKEN
 from regpt.datasets.sources import BOOK_BYTES, InputBlock
-from regpt.system.jsonl import field, parse_object
+from regpt.system.json_text import field, parse_object
 
 END_OF_TEXT_RULE = "<|endoftext|> (50256) stands before each document"
 

@@ -22,7 +22,7 @@ from typing import Literal
 from regpt.core.tokenizer import DIGEST, VOCAB_SIZE
 from regpt.system.errors import UserError
 from regpt.system.files import replace_files
-from regpt.system.json_text import check_types, read_json
+from regpt.system.json_text import from_object, read_json
 
 NAME = "manifest.json"
 FORMAT = "regpt-shards"
@@ -63,15 +63,15 @@ class SourceRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerRecord:
-    digest: str = DIGEST
-    vocab_size: int = VOCAB_SIZE
+    digest: str
+    vocab_size: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     format: str = FORMAT
     version: int = VERSION
-    tokenizer: TokenizerRecord = TokenizerRecord()
+    tokenizer: TokenizerRecord = TokenizerRecord(digest=DIGEST, vocab_size=VOCAB_SIZE)
     end_of_text: str
     split_rule: str
     text_field: str
@@ -108,7 +108,7 @@ class Manifest:
                 f"use the regpt that wrote it, or prepare the data again"
             )
         try:
-            manifest = cls(**check_types(cls, content))
+            manifest = from_object(cls, content)
             if any(Path(shard.file).name != shard.file for shard in manifest.shards):
                 raise TypeError("a shard that does not lie beside it")
         except (KeyError, TypeError) as error:

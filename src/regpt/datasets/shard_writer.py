@@ -34,7 +34,7 @@ from regpt.datasets.shards import (
 )
 from regpt.system.errors import UserError
 from regpt.system.files import replace_files
-from regpt.system.json_text import check_types, read_json
+from regpt.system.json_text import from_object, read_json
 
 PART = ".part"
 
@@ -201,7 +201,7 @@ def read_state(out: Path, settings: dict[str, object]) -> State | None:
     """The state of a preparation that was interrupted; None if a new one may begin in `out`."""
     path = out / PROGRESS_NAME
     try:
-        state = State(**check_types(State, read_json(path)))
+        state = from_object(State, read_json(path))
         for digest in (one for each in state.digests.values() for one in each):
             if not re.fullmatch("[0-9a-f]{64}", digest):
                 raise TypeError(f"digest {digest!r:.40}")

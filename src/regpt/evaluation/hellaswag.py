@@ -34,7 +34,7 @@ from regpt.evaluation.continuations import (
 from regpt.system.cache_folder import cache_folder
 from regpt.system.distributed import World
 from regpt.system.errors import UserError
-from regpt.system.jsonl import field, read_objects
+from regpt.system.json_text import field, read_objects
 from regpt.system.runtime import Runtime
 
 URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"

@@ -19,7 +19,7 @@ from regpt.datasets.corpus import Corpus, Say, silent
 from regpt.datasets.manifest import NAME as MANIFEST
 from regpt.datasets.shards import SUFFIXES, ShardDataset
 from regpt.system.errors import UserError
-from regpt.system.jsonl import field, read_objects
+from regpt.system.json_text import field, read_objects
 
 
 def open_texts(

@@ -24,8 +24,7 @@ from filelock import FileLock, Timeout
 
 from regpt.system.errors import UserError
 from regpt.system.files import replace_files, writing_to
-from regpt.system.json_text import check_types, json_bytes, json_line, read_json
-from regpt.system.jsonl import read_lines
+from regpt.system.json_text import check_types, json_bytes, json_line, read_json, read_lines
 from regpt.training.config import RunConfig
 
 NAMED_LINES = 5
