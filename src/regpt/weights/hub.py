@@ -10,20 +10,11 @@ import os
 from pathlib import Path
 
 from regpt.system.errors import UserError
+from regpt.weights.tokenizer_files import CHECKS, FOREIGN_FILES
 
 DESCRIPTION = ("config.json", "generation_config.json")
-TOKENIZER = (
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "added_tokens.json",
-    # not ours to read: their presence says that the tokenizer is not GPT-2's
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "vocab.txt",
-)
+TOKENIZER = (*CHECKS, *FOREIGN_FILES)
+"""The second are not ours to read: their presence says that the tokenizer is not GPT-2's."""
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
 

@@ -171,14 +171,7 @@ def check_tokenizer(directory: Path) -> None:
     Compares vocab.json, merges.txt, tokenizer.json and the settings that change tokens, whichever
     are there. Raises `UserError` naming the file and what differs.
     """
-    checks: dict[str, Callable[[Any], str | None]] = {
-        "vocab.json": _differs_in_vocabulary,
-        "merges.txt": _differs_in_merges,
-        "tokenizer.json": _differs_as_a_whole,
-        "tokenizer_config.json": _differs_in_settings,
-        "added_tokens.json": _differs_in_added_tokens,
-    }
-    found = [name for name in checks if (directory / name).is_file()]
+    found = [name for name in CHECKS if (directory / name).is_file()]
     for name in found:
         path = directory / name
         try:
@@ -187,7 +180,7 @@ def check_tokenizer(directory: Path) -> None:
                 continue
             text = content.decode()
             lines = [line for line in text.splitlines() if line and not line.startswith("#version")]
-            difference = checks[name](lines if name == "merges.txt" else parse_json(text))
+            difference = CHECKS[name](lines if name == "merges.txt" else parse_json(text))
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -259,3 +252,13 @@ def _differs_in_settings(settings: dict[str, Any]) -> str | None:
 def _differs_in_added_tokens(added: dict[str, int]) -> str | None:
     extra = [token for token, i in added.items() if (token, i) != (END_OF_TEXT, END_OF_TEXT_ID)]
     return f"added tokens {', '.join(map(repr, extra))}" if extra else None
+
+
+CHECKS: dict[str, Callable[[Any], str | None]] = {
+    "vocab.json": _differs_in_vocabulary,
+    "merges.txt": _differs_in_merges,
+    "tokenizer.json": _differs_as_a_whole,
+    "tokenizer_config.json": _differs_in_settings,
+    "added_tokens.json": _differs_in_added_tokens,
+}
+"""What in the files of a GPT-2 tokenizer is another one's."""
