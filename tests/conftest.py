@@ -1,6 +1,9 @@
 """What all tests share: tiny models, tiny texts, and no network."""
 
 import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -27,6 +30,25 @@ settings.load_profile("ci")
 
 REPOSITORY = Path(__file__).parent.parent
 SHAKESPEARE = REPOSITORY.parent / "shared" / "data" / "tinyshakespeare.txt"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One warm Python for all workers, beginning when it is first used."""
+    if "WARM_PYTHON" in os.environ:  # a worker, or a test's own pytest
+        return
+    folder = tempfile.TemporaryDirectory(prefix="warm-")
+    script = Path(__file__).with_name("warm_python.py")
+    command, pipe = [sys.executable, str(script), folder.name], subprocess.PIPE
+    server = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+    assert server.stdout is not None
+    os.environ["WARM_PYTHON"] = server.stdout.readline().strip()
+
+    def end() -> None:
+        del os.environ["WARM_PYTHON"]
+        server.communicate()
+        folder.cleanup()
+
+    config.add_cleanup(end)
 
 
 LONGEST = (

@@ -13,16 +13,18 @@ from types import ModuleType
 import pytest
 import torch
 
+from forks import warm_python
 from packings import small_gpt, texts
 from regpt import SamplingParams, complete
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "benchmarks" / "gpu.py"
 LANES = (
-    ("environment", "pytest", "text", "lecture", "larger", "nccl"),
-    ("parity", "compiled", "ours", "decoding", "killed", "doctor"),
+    (sys.executable, "pytest"),  # which wants its plugins not imported yet
+    (warm_python(), "environment", "text", "lecture", "larger", "nccl"),
+    (warm_python(), "parity", "compiled", "ours", "decoding", "killed", "doctor"),
 )
-"""Its parts, in two lots that run beside each other."""
+"""Its parts, in lots that run beside each other, each by its Python."""
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +39,8 @@ def gpu() -> Iterator[ModuleType]:
         sys.path.remove(str(SCRIPT.parent))
 
 
-def command(out: Path, *words: str) -> list[str]:
-    return [sys.executable, str(SCRIPT), "--small", "--out", str(out), "--only", *words]
+def command(out: Path, *words: str, python: str = sys.executable) -> list[str]:
+    return [python, str(SCRIPT), "--small", "--out", str(out), "--only", *words]
 
 
 def results(out: Path) -> tuple[dict, str]:
@@ -52,8 +54,8 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     """Every part as it went with --small, by its name."""
     folders = [tmp_path_factory.mktemp("gpu") for _ in LANES]
     lanes = [
-        subprocess.Popen(command(out, *words), stderr=subprocess.PIPE, text=True)
-        for out, words in zip(folders, LANES, strict=True)
+        subprocess.Popen(command(out, *words, python=python), stderr=subprocess.PIPE, text=True)
+        for out, (python, *words) in zip(folders, LANES, strict=True)
     ]
     said = [lane.communicate()[1] for lane in lanes]
     found = {}

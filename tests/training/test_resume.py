@@ -183,10 +183,10 @@ def test_killed_at_random_moments_it_still_comes_to_the_same_end(
     for _ in range(3):
         fork = Fork(*arguments)
         until = losses_so_far(run) + moments.randint(2, 6)
-        while fork.process.is_alive() and losses_so_far(run) < until:
+        while fork.poll() is None and losses_so_far(run) < until:
             time.sleep(0.002)
         time.sleep(moments.uniform(0.0, 0.03))  # the next step, its save or what lies between
-        fork.process.kill()
+        fork.kill()
         kills += fork.finish().returncode == -signal.SIGKILL
         arguments = ["train", "--resume", str(run)]
     done = Fork(*arguments).finish()
@@ -203,7 +203,7 @@ def test_sigterm_saves_and_says_how_to_go_on(text_file: Path, tmp_path: Path) ->
     fork = Fork(*arguments, "--out", str(run))
     while not losses_so_far(run):
         time.sleep(0.02)
-    fork.process.terminate()
+    fork.terminate()
     done = fork.finish()
     assert done.returncode == 0
     assert f"regpt train --resume {run}" in done.stdout
