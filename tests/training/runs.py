@@ -22,7 +22,7 @@ def tiny(text: Path, out: Path, **changes: object) -> RunConfig:
             lr=1e-2,
             device="cpu",
             dtype="fp32",
-            validation_fraction=0.1,
+            validation_fraction=0.02,
             model=TINY,
         ),
         **changes,

@@ -94,7 +94,7 @@ def test_a_quick_validation_scores_windows_from_all_over(
 ) -> None:
     monkeypatch.setattr("regpt.training.periodic_evaluation.QUICK_TOKENS", 5 * 16)
     out = tmp_path / "run"
-    state = train(tiny(text_file, out, quick_eval_every=2, steps=4))
+    state = train(tiny(text_file, out, quick_eval_every=2, steps=4, validation_fraction=0.1))
     runtime = find_runtime("cpu", dtype="fp32")
     held_out = state.data.validation
     assert held_out is not None
@@ -116,7 +116,7 @@ def test_a_text_shorter_than_a_quick_validation_is_scored_whole(
     text_file: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    train(tiny(text_file, out, quick_eval_every=6, validation_tokens=100))
+    train(tiny(text_file, out, quick_eval_every=6, validation_tokens=100, validation_fraction=0.1))
     (quick,), (whole,) = lines(out, "quick_val_loss"), lines(out, "val_loss")
     assert quick["quick_val_tokens"] == whole["val_tokens"] == 99
     assert quick["quick_val_loss"] == pytest.approx(whole["val_loss"])
