@@ -1,9 +1,11 @@
 """The house holds: floors, budgets, light imports, public names, the README's map."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,7 @@ def imports(path: Path) -> set[str]:
     return found - {room(path)}
 
 
+@cache
 def arrows() -> dict[str, set[str]]:
     """Which rooms each room imports."""
     graph: dict[str, set[str]] = {}
@@ -64,7 +67,7 @@ def test_nobody_imports_commands() -> None:
 
 
 def test_no_circles() -> None:
-    left = arrows()
+    left = dict(arrows())
     while left:
         free = [name for name, used in left.items() if not used & left.keys()]
         assert free, f"circle among {sorted(left)}"
@@ -72,13 +75,47 @@ def test_no_circles() -> None:
             del left[name]
 
 
-def test_the_loop_loads_only_core_and_system() -> None:
-    code = (
-        "import sys, regpt.core.train; print(*(m for m in sys.modules if m.startswith('regpt.')))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    rooms = {name.split(".")[1] for name in done.stdout.split() if name.startswith("regpt.")}
-    assert rooms == {"core", "system"}
+LOADED = """
+import importlib, json, os, sys, torch
+for names in json.loads(sys.argv[1]):
+    if os.fork() == 0:
+        for name in names:
+            importlib.import_module(name)
+        print(json.dumps(list(sys.modules)), flush=True)
+        os._exit(0)
+    assert os.wait()[1] == 0
+"""
+WALKS = ("## A prompt to text", "## A text to a loss")
+
+
+def walk(heading: str) -> list[str]:
+    """The files that a walk in docs/architecture.md names, in its order."""
+    text = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
+    return re.findall(r"`([a-z_/]+)\.py`", text[text.index(heading) :].split("\n\n")[1])
+
+
+def walked(heading: str) -> list[str]:
+    """What a walk's first file imports, some of it when it runs, and itself."""
+    first = walk(heading)[0]
+    tree = ast.parse((SOURCE / f"{first}.py").read_text(encoding="utf-8"))
+    used = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    used = [module for module in used if module and module.startswith("regpt.")]
+    return [f"regpt.{first.replace('/', '.')}", *used, "regpt.weights"]
+
+
+@pytest.fixture(scope="module")
+def loaded() -> dict[str, set[str]]:
+    """All modules after some imports, by the first of them, each in a process that had torch."""
+    imported = [["regpt.core.train"], ["regpt.training.loop"], *map(walked, WALKS)]
+    command = [sys.executable, "-c", LOADED, json.dumps(imported)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = map(json.loads, done.stdout.splitlines())
+    return {names[0]: set(modules) for names, modules in zip(imported, found, strict=True)}
+
+
+def test_the_loop_loads_only_core_and_system(loaded: dict[str, set[str]]) -> None:
+    names = loaded["regpt.core.train"]
+    assert {name.split(".")[1] for name in names if name.startswith("regpt.")} == {"core", "system"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
@@ -112,11 +149,9 @@ def test_importing_regpt_starts_nothing() -> None:
     assert done.stdout.strip() == ""
 
 
-def test_training_does_not_import_what_it_does_not_need() -> None:
-    heavy = "{'transformers', 'matplotlib', 'huggingface_hub', 'pyarrow', 'tyro'}"
-    code = f"import sys, regpt.training.loop; print(*(set(sys.modules) & {heavy}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == ""
+def test_training_does_not_import_what_it_does_not_need(loaded: dict[str, set[str]]) -> None:
+    heavy = {"transformers", "matplotlib", "huggingface_hub", "pyarrow", "tyro"}
+    assert not loaded["regpt.training.loop"] & heavy
 
 
 def test_public_names() -> None:
@@ -145,20 +180,11 @@ def test_the_walks_name_files_that_are_there() -> None:
         assert (SOURCE / name).is_file(), f"docs/architecture.md walks through {name}"
 
 
-@pytest.mark.parametrize("heading", ["## A prompt to text", "## A text to a loss"])
-def test_each_step_of_a_walk_leads_to_the_next(heading: str) -> None:
+@pytest.mark.parametrize("heading", WALKS)
+def test_each_step_of_a_walk_leads_to_the_next(heading: str, loaded: dict[str, set[str]]) -> None:
     """What a walk's first file loads, some of it when it runs, is all the files the walk names."""
-    text = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
-    walk = text[text.index(heading) :].split("\n\n")[1]
-    names = re.findall(r"`([a-z_/]+)\.py`", walk)
-    tree = ast.parse((SOURCE / f"{names[0]}.py").read_text(encoding="utf-8"))
-    used = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    used = [module for module in used if module and module.startswith("regpt.")]
-    code = f"import sys, regpt.{names[0].replace('/', '.')}, {', '.join(used)}, regpt.weights; "
-    code += "print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for name in names:
-        assert f"regpt.{name.replace('/', '.')}" in done.stdout.split(), name
+    for name in walk(heading):
+        assert f"regpt.{name.replace('/', '.')}" in loaded[walked(heading)[0]], name
 
 
 def test_documents_name_files_that_are_there() -> None:

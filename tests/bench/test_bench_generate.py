@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from forks import warm_python
 from regpt import GPT, GPTConfig
 from regpt.bench import generate, harness
 from regpt.bench.hardware_limits import Machine
@@ -47,6 +48,7 @@ def test_rows_of_one_job_beside_peers(
     monkeypatch.setattr(harness, "limits_system", lambda device: limits)
     out = tmp_path / "results" / "generate.md"
     flags = ["--jobs", "lecture-5x30", "--peers", "--json", "--rounds", "1", "--threads", "1"]
+    monkeypatch.setattr(sys, "executable", warm_python())
     main(["bench", "generate", str(model), *flags, "--out", str(out)])
     printed = capfd.readouterr()
     results = json.loads(printed.out)
@@ -70,7 +72,7 @@ def test_what_was_measured_is_left_when_it_is_stopped(model: Path, tmp_path: Pat
     out = tmp_path / "generate.md"
     flags = ["--jobs", "lecture-5x30", "--rounds", "1000000", "--seconds", "100000"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "regpt", "bench", "generate", str(model), *flags, "--out", str(out)],
+        [warm_python(), "-m", "regpt", "bench", "generate", str(model), *flags, "--out", str(out)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     while not out.exists():

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from forks import warm_python
 from regpt import GPTConfig
 from regpt.bench import hardware_limits, harness, train, train_systems
 from regpt.bench.hardware_limits import Machine, load
@@ -211,6 +212,7 @@ def test_the_whole_command(
     monkeypatch.setattr(harness, "limits_system", lambda device: limits)
     monkeypatch.setattr(train, "choose_systems", lambda *given, **named: systems)
     monkeypatch.setattr(sys, "argv", ["regpt", "bench", "train", "--out", str(tmp_path)])
+    monkeypatch.setattr(sys, "executable", warm_python())
     out = tmp_path / "results.md"
     command.bench_train(
         jobs=("step-tiny-B2-T16",),

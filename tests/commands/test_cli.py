@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from forks import warm_python
 from regpt.cli import COMMANDS, first_paragraph, main
 
 SHAPE = [
@@ -209,7 +210,7 @@ def test_the_installed_command_runs() -> None:
 
 def test_an_unknown_set_of_instructions_is_one_line() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "regpt", "--version"],
+        [warm_python(), "-m", "regpt", "--version"],
         capture_output=True, text=True, env={**os.environ, "REGPT_CPU": "mmx"}, check=True,
     )  # fmt: skip
     assert "\nC kernels: none: REGPT_CPU=mmx is not one of amx, " in done.stdout

@@ -11,7 +11,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from forks import warm_python
 from regpt import GPTConfig
 
 WIDE = GPTConfig(block_size=16, vocab_size=50257, n_layer=1, n_head=2, n_embd=8)
@@ -68,7 +68,7 @@ class Server:
             "https_proxy": "http://127.0.0.1:9",  # whoever asks a server is refused at once
         }
         self.process = subprocess.Popen(
-            [sys.executable, str(SERVER)],
+            [warm_python(), str(SERVER)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

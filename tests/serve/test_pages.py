@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 from serving import Running, load, serving
 
+from forks import warm_python
 from regpt.cli import main
 from regpt.core.tokenizer import get_tokenizer
 from regpt.evaluation.explain import attention_maps, explain_text
@@ -301,7 +301,7 @@ def test_watch_says_what_is_wrong_in_one_line(
 
 def test_watch_shows_a_run_and_ends_on_ctrl_c(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
-    command = [sys.executable, "-m", "regpt", "watch", str(run), "--port", "0"]
+    command = [warm_python(), "-m", "regpt", "watch", str(run), "--port", "0"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
     ) as process:

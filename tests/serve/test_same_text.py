@@ -3,7 +3,6 @@
 import json
 import random
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import httpx2 as httpx
 import pytest
 from serving import CONFIG, Running, load, load_alone, serving, tiny
 
+from forks import warm_python
 from regpt.core.generate import complete
 from regpt.core.model import GPTConfig
 from regpt.core.sampling import SamplingParams
@@ -152,7 +152,7 @@ def test_the_text_is_the_librarys(served: Running, fields: dict[str, Any]) -> No
 
 
 def test_the_text_is_regpt_samples(served: Running, model_directory: Path) -> None:
-    command = [sys.executable, "-m", "regpt", "sample", "the old", "--model", str(model_directory)]
+    command = [warm_python(), "-m", "regpt", "sample", "the old", "--model", str(model_directory)]
     command += ["--rng", "portable", "--seed", "9", "--max-length", "30", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     rows = [json.loads(line) for line in done.stdout.splitlines()]

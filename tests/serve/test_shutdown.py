@@ -13,6 +13,7 @@ import openai
 import pytest
 from serving import load, serving, tiny
 
+from forks import warm_python
 from regpt.serve import engine as engine_module
 from regpt.training.checkpoint import Snapshot, write_checkpoint
 
@@ -96,7 +97,7 @@ def test_a_failing_step_ends_its_requests_only(monkeypatch: pytest.MonkeyPatch) 
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "regpt", "serve", *arguments, "--port", "0", "--rows", "2"]
+    command = [warm_python(), "-m", "regpt", "serve", *arguments, "--port", "0", "--rows", "2"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
