@@ -10,10 +10,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
 
+from regpt.system.malloc import keep_pages
+
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach the hub
 # The models are tiny: one thread is as fast, and on a loaded machine two wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+keep_pages()  # as every command does
 
 # `ci` is the default: the same examples every time. `--hypothesis-profile thorough` is for an hour
 # of tests/robustness: other examples each time, 60 times as many (with `-n 0`, which counts them).
