@@ -427,7 +427,7 @@ def test_json_is_one_object_and_a_difference_is_exit_code_1(
     pair: Pair, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mistake("order", monkeypatch)
-    ends_with(1, str(pair.directory), "--quick", "--seeds", "1", "--json")
+    ends_with(1, str(pair.directory), "--quick", "--json")
     out, error = capsys.readouterr()
     report = json.loads(out)
     assert report["ok"] is False
