@@ -5,6 +5,7 @@ import torch
 
 from regpt.core.philox import exponential
 from regpt.core.sampling import SamplingParams, sample
+from regpt.fast.kernels import build
 from regpt.fast.kernels.build import unavailable_reason
 from regpt.serve import portable
 
@@ -62,3 +63,17 @@ def test_nothing_is_said_of_logits_that_are_none() -> None:
     for number in (-torch.inf, torch.nan):
         [(_, ids, _)] = portable.candidates(draws(torch.full((1, 1003), number), 1))
         assert not len(ids)
+
+
+@kernel
+def test_a_kernel_that_names_others_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = portable.candidates
+
+    def wrong(draws: list[portable.Draw]) -> list[tuple[torch.Tensor, ...]]:
+        return [(logits, ids * 0, uniform) for logits, ids, uniform in right(draws)]
+
+    monkeypatch.setattr(build, "TRIED", {})
+    monkeypatch.setattr(portable, "candidates", wrong)
+    some = draws(torch.randn(9, 1003), seed=4)
+    assert portable.draw_tokens(some) == [*map(portable.draw_plainly, some)]
+    assert build.refused() == "the compiled kernels' numbers are wrong: portable draw"

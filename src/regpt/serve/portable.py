@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from regpt.core.sampling import SamplingParams, filtered, sample
-from regpt.fast.kernels.build import load_library, unavailable_reason
+from regpt.fast.kernels.build import fields, load_library, numbers, unavailable_reason
 
 MOST = 64
 """Candidates of one draw; with more, as of logits that are all -inf, the plain draw decides."""
@@ -41,21 +41,32 @@ class Portable(ctypes.Structure):
     """`Portable` of philox.c."""
 
     _fields_ = (
-        ("seed", ctypes.c_uint64),
-        *((name, ctypes.c_int64) for name in ("row", "position")),
-        *((name, ctypes.c_void_p) for name in ("logits", "scores", "bests", "ids", "uniform")),
-        ("found", ctypes.c_int64),
+        *fields(ctypes.c_uint64, "seed"),
+        *fields(ctypes.c_int64, "row position"),
+        *fields(ctypes.c_void_p, "logits scores bests ids uniform"),
+        *fields(ctypes.c_int64, "found"),
     )
 
 
 def draw_tokens(draws: Sequence[Draw]) -> list[int]:
     """The tokens that `sample` draws."""
-    native = unavailable_reason() is None
+    native = unavailable_reason("portable draw", draws_are_right) is None
     found = iter(candidates([draw for draw in draws if native and draw.takes_all]))
     return [
         winner(draw, *next(found)) if native and draw.takes_all else draw_plainly(draw)
         for draw in draws
     ]
+
+
+def draws_are_right() -> bool:
+    """Each the plain draw's."""
+    params = SamplingParams(top_k=None, seed=5, rng="portable")
+    draws = [
+        Draw(logits=numbers(5000, seed=row), params=params, number=row, position=3)
+        for row in range(8)
+    ]
+    found = zip(draws, candidates(draws), strict=True)
+    return [winner(draw, *each) for draw, each in found] == [*map(draw_plainly, draws)]
 
 
 def winner(draw: Draw, masked: Tensor, ids: Tensor, uniform: Tensor) -> int:
