@@ -30,6 +30,8 @@ from regpt.system.runtime import find_runtime
 
 PIECE = 64
 MOST_ROWS = 16
+SCORED_AT_ONCE = 16
+"""Places of a prompt whose log-probabilities are in memory at once, 0.2 MB each."""
 MEMORY_SHARE = 0.25
 """Of the free memory, what the rows may take if nobody says how many."""
 
@@ -265,11 +267,15 @@ def as_drawn(logits: Tensor, choice: Choice) -> Draw:
 
 def entries(logits: Tensor, tokens: Sequence[int], top: int) -> list[Entry]:
     """Tokens with their log-probabilities under logits (n, V) at their places, and the top ones."""
-    logprobs = logits.log_softmax(dim=-1)
-    chosen = logprobs.gather(1, torch.tensor(tokens)[:, None]).squeeze(1).tolist()
-    best = logprobs.topk(top, dim=-1)
-    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    return [
-        Entry(token=token, logprob=logprob, top=list(zip(ids, values, strict=True)))
-        for token, logprob, (ids, values) in zip(tokens, chosen, pairs, strict=True)
-    ]
+    found: list[Entry] = []
+    for rows in logits.split(SCORED_AT_ONCE):
+        logprobs = rows.log_softmax(dim=-1)
+        ids = tokens[len(found) : len(found) + len(rows)]
+        chosen = logprobs.gather(1, torch.tensor(ids)[:, None]).squeeze(1).tolist()
+        best = logprobs.topk(top, dim=-1)
+        pairs = map(zip, best.indices.tolist(), best.values.tolist())
+        found += [
+            Entry(token=token, logprob=logprob, top=list(likely))
+            for token, logprob, likely in zip(ids, chosen, pairs, strict=True)
+        ]
+    return found
