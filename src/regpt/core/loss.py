@@ -22,15 +22,13 @@ from torch import Tensor
 
 from regpt.core.data import IGNORE_INDEX
 from regpt.core.model import GPT
+from regpt.system.products import product
 from regpt.system.runtime import compute_dtype
 
 CHUNK_LOGITS = 1024 * 50304
 """Logits in memory at once: 0.1 GB in bfloat16, 1,024 rows of GPT-2's vocabulary."""
 TILE = 64
 """Rows of a low-precision copy of the embedding are a multiple of this; matrix units like it."""
-PRODUCT_ROWS = 512
-"""Rows whose gradient is multiplied by the embedding at once on a CPU: oneDNN takes more rows than
-channels, at 768 of these, at little more than half the speed."""
 CACHED_ROWS = 32
 """Rows whose float32 softmax is worked on at once on a CPU: 32 x 50257 are 6.4 MB."""
 
@@ -132,7 +130,6 @@ class ChunkedLoss(torch.autograd.Function):
         w, dtype = tiles, tiles.dtype
         h = hidden.to(dtype)
         chunk = min(chunk_rows(len(w)), N)
-        at_once = PRODUCT_ROWS if h.device.type == "cpu" else chunk
         buffer = h.new_empty(chunk, len(w))
         grad_hidden = torch.empty_like(h) if with_gradients else None
         grad_weight: Tensor | None = None
@@ -140,20 +137,18 @@ class ChunkedLoss(torch.autograd.Function):
         for start in range(0, N, chunk):
             part, target = h[start : start + chunk], targets[start : start + chunk]
             logits = buffer[: len(part)]
-            torch.mm(part, w.t(), out=logits)
+            product(part, w.t(), out=logits)
             nll += to_gradient(logits, target, vocab_size, multiplicity)
             if grad_hidden is None:
                 continue
-            gradients = grad_hidden[start : start + chunk]
-            for rows, out in zip(logits.split(at_once), gradients.split(at_once), strict=True):
-                torch.mm(rows, w, out=out)
+            product(logits, w, out=grad_hidden[start : start + chunk])
             scaled = (hidden[start : start + chunk] * (1 / divisor)).to(dtype)
-            product = torch.mm(logits.t(), scaled)[: len(weight)]
+            share = torch.mm(logits.t(), scaled)[: len(weight)]
             if grad_weight is None:
                 # in one chunk the product is the gradient, and may stay as it was rounded
-                grad_weight = product if chunk == N else product.float()
+                grad_weight = share if chunk == N else share.float()
             else:
-                grad_weight += product
+                grad_weight += share
         if grad_hidden is not None and grad_weight is not None:
             grad_hidden = (grad_hidden * (1 / divisor)).to(hidden.dtype)
             grad_weight[vocab_size - 1] /= multiplicity

@@ -27,6 +27,7 @@ from regpt.fast.kernels import training as native
 from regpt.fast.kernels.build import unavailable_reason
 from regpt.fast.training.bf16_weights import shadow_of
 from regpt.fast.training.blocked_attention import attention_backward, attention_forward
+from regpt.system.products import product
 
 WORTH_COMPILING = 1 << 16
 """Channels times tokens of a block's input from which on the C kernels are asked for."""
@@ -72,9 +73,9 @@ def matrix(weight: Tensor) -> Tensor:
     return copy.fresh()
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x W' + b, bfloat16."""
-    return torch.addmm(bias.bfloat16(), x, weight.t())
+    return product(x, weight.t(), bias=bias.bfloat16())
 
 
 class FusedBlock(torch.autograd.Function):
@@ -89,15 +90,15 @@ class FusedBlock(torch.autograd.Function):
         attn, proj, fc, out = matrices
         with torch.autocast("cpu", enabled=False):
             first, h, stats_1 = native.norm(x.reshape(-1, C).contiguous(), w1, b1, block.ln_1.eps)
-            qkv = product(h, attn, attn_bias)
+            qkv = linear(h, attn, attn_bias)
             del h
             y, kept = attention_forward(qkv.view(B, T, 3 * C), block.attn.n_head)
             del qkv
             y = y.view(-1, C)
-            delta = product(y, proj, proj_bias)
+            delta = linear(y, proj, proj_bias)
             second, h, stats_2 = native.norm(first, w2, b2, block.ln_2.eps, delta=delta)
-            u = product(h, fc, fc_bias)
-            delta = product(native.gelu(u), out, out_bias)
+            u = linear(h, fc, fc_bias)
+            delta = linear(native.gelu(u), out, out_bias)
             result = native.add(second, delta)
         ctx.save_for_backward(
             first, stats_1, y, second, stats_2, u, w1, b1, w2, b2, *matrices, *kept
@@ -113,19 +114,19 @@ class FusedBlock(torch.autograd.Function):
         B, T, C = dx.shape
         past = dx.reshape(-1, C).contiguous()
         low, d_out_bias = native.rounded_and_summed(past)
-        du = torch.mm(low, out)
+        du = product(low, out)
         value, d_fc_bias = native.gelu_backward(u, du)
         d_out = torch.mm(low.t(), value)
         del value
         d_fc = torch.mm(du.t(), native.norm_again(second, stats_2, w2, b2))
-        dh = torch.mm(du, fc)
+        dh = product(du, fc)
         del du
         into = torch.empty_like(past)  # the gradient handed in may be someone else's too
         low, sums_2 = native.norm_backward(dh, second, stats_2, w2, past, into=into)
         d_proj = torch.mm(low.t(), y)
-        dqkv = attention_backward(torch.mm(low, proj).view(B, T, C), kept).view(-1, 3 * C)
+        dqkv = attention_backward(product(low, proj).view(B, T, C), kept).view(-1, 3 * C)
         d_attn = torch.mm(dqkv.t(), native.norm_again(first, stats_1, w1, b1))
-        dh = torch.mm(dqkv, attn)
+        dh = product(dqkv, attn)
         _, sums_1 = native.norm_backward(dh, first, stats_1, w1, into, into=into)
         gradients = (
             *(sums_1[0], sums_1[1]),
