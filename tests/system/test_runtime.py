@@ -26,6 +26,15 @@ def test_auto_takes_bf16_where_the_hardware_has_it(
     assert find_runtime("cpu", dtype="bf16").dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize(("variant", "has_bf16"), [("", True), ("amx", True), ("avx2", False)])
+def test_a_processor_asked_to_be_less_has_less(
+    monkeypatch: pytest.MonkeyPatch, variant: str, has_bf16: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setenv("REGPT_CPU", variant)
+    assert module.gains_from_bf16(torch.device("cpu")) == has_bf16
+
+
 def test_tf32_is_float32_with_products_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "find_device", lambda request: torch.device("cuda", 0))
     monkeypatch.setattr(module, "gains_from_bf16", lambda device: True)

@@ -27,6 +27,8 @@ from regpt.system.errors import UserError
 MOST_THREADS = 4096
 """More than any machine has; torch takes a number of 32 bits."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+WITH_BF16 = ("amx", "avx512")
+"""What `REGPT_CPU` may name for a processor that multiplies bfloat16."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +107,8 @@ def gains_from_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
+        if (os.environ.get("REGPT_CPU") or "amx") not in WITH_BF16:
+            return False  # asked to be a processor that has less
         probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
     return False
