@@ -1,7 +1,7 @@
 """Matrix products on a CPU, cut where oneDNN takes the pieces faster than the whole.
 
-torch hands bfloat16 products to oneDNN, whose plan for some shapes leaves half of the speed: those
-with once to twice as many rows as columns, and those whose rows and columns are both many.
+torch hands bfloat16 products to oneDNN (3.12), whose plan for some shapes leaves half of the speed:
+those in `is_slow`, and many rows by very many columns. Found on two threads with AMX;
 `benchmarks/products.py` times a machine's.
 """
 
@@ -28,7 +28,7 @@ def product(
     rows, columns = out.shape
     if a.device.type != "cpu" or a.dtype != torch.bfloat16:
         multiply(a, b, bias, out)
-    elif columns <= rows < 2 * columns:
+    elif is_slow(rows, a.shape[1], columns):
         half = -(-rows // 2)
         multiply(a[:half], b, bias, out[:half])
         multiply(a[half:], b, bias, out[half:])
@@ -38,6 +38,11 @@ def product(
     else:
         multiply(a, b, bias, out)
     return out
+
+
+def is_slow(rows: int, inner: int, columns: int) -> bool:
+    """Whether two halves of the rows are faster."""
+    return 512 <= columns <= 1024 and columns <= rows <= 1280 and inner >= columns
 
 
 def multiply(a: Tensor, b: Tensor, bias: Tensor | None, out: Tensor) -> None:
