@@ -10,7 +10,7 @@ from regpt.system.products import product
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(
-    ("rows", "columns"), [(600, 520), (1281, 520), (600, 500), (16, 70), (8, 70), (1, 1), (64, 300)]
+    ("rows", "columns"), [(601, 520), (1281, 520), (600, 500), (16, 70), (8, 70), (1, 1), (64, 300)]
 )
 def test_product_is_torchs(
     rows: int, columns: int, dtype: torch.dtype, with_bias: bool, monkeypatch: pytest.MonkeyPatch
